@@ -1,0 +1,28 @@
+package import BlockIO
+
+/// Where a backup job's bytes go: a new or existing image that becomes whole only at `complete`.
+///
+/// The job calls these from its own executor and hands over no descriptor, path or closure, only ranges and a
+/// buffer, so that an implementation may work in this process or in another one with the buffers in shared memory.
+/// Several writes may be in flight at once, never two of overlapping ranges.
+package protocol BackupTarget: AnyObject, Sendable {
+    /// The target's own name, without `.partial`, for messages.
+    var name: String { get }
+    /// The unit of allocation in bytes, a power of two: an image's cluster, 64 KiB for raw.
+    var clusterSize: UInt64 { get }
+
+    /// Writes `buffer` at `range`. When it returns, the data and the mapping that finds it outlive this process,
+    /// though not the host.
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError)
+
+    /// Makes `range` read as zeroes, without using space where the format can; it masks a backing file.
+    func writeZeroes(_ range: ByteRange) async throws(BlockError)
+
+    /// Makes everything durable, closes the image, gives the file its final name, flushes the directory and
+    /// releases all locks. After an error the target is not complete and `abandon` follows.
+    func complete() async throws(BlockError)
+
+    /// Gives the target up: whatever is in flight ends or is left behind, and a file that this target created is
+    /// removed unless `keep`. A file that existed before is left as it is.
+    func abandon(keep: Bool) async
+}

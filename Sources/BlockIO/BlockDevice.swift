@@ -1,0 +1,82 @@
+/// Anything with bytes, extents and alignment that can be read or written: a host file, an image, a chain.
+///
+/// A device belongs to one `IOEngine`; its methods are called on that engine's executor only (see
+/// `IOEngine.run`) and complete there. Many requests may be in flight at once; overlapping ones are in no
+/// order. A request lies within `size` (else `BlockError.invalid`) and needs no alignment unless `limits` says so.
+package protocol BlockDevice: AnyObject, Sendable {
+    /// A name for messages, usually the path.
+    var name: String { get }
+    /// The engine whose executor this device's methods run on.
+    var engine: any IOEngine { get }
+    /// The number of bytes that can be read. Fixed while the device is open.
+    var size: UInt64 { get }
+    var isReadOnly: Bool { get }
+    var limits: BlockLimits { get }
+
+    /// Fills `buffer` (exactly `range.length` bytes long) with the bytes of `range`.
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError)
+
+    /// Writes `buffer` (exactly `range.length` bytes long). It is durable after the next `flush`.
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError)
+
+    /// Makes `range` read as zeroes; with `mayUnmap` its space may be given back.
+    func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError)
+
+    /// Says that the contents of `range` are of no interest any more; what is read afterwards is either the old
+    /// content or zeroes.
+    func discard(_ range: ByteRange) async throws(BlockError)
+
+    /// Makes all writes that completed before this call durable: data and the metadata that finds it.
+    func flush() async throws(BlockError)
+
+    /// Describes the start of `range` (not empty): at least one extent, the first begins at `range.offset`, each
+    /// next where the previous ended, none is empty, and none reaches beyond `range`. Fewer bytes than asked for may be
+    /// described: ask again from where the answer ends. An error in finding out is an error; "unknown" is data.
+    func extents(in range: ByteRange) async throws(BlockError) -> [Extent]
+
+    /// Flushes nothing; releases files and locks. No request is in flight and none follows.
+    func close() async throws(BlockError)
+}
+
+/// What is known of a run of bytes without reading it.
+package struct Extent: Sendable, Hashable {
+    package var range: ByteRange
+    /// All bytes are known to read as zero.
+    package var isZero: Bool
+    /// The top layer of a chain itself says what these bytes are (data or zeroes); false where a backing file or
+    /// nothing does. Always true for a device without backing file that cannot tell.
+    package var isAllocated: Bool
+
+    package init(_ range: ByteRange, isZero: Bool, isAllocated: Bool) {
+        self.range = range
+        self.isZero = isZero
+        self.isAllocated = isAllocated
+    }
+}
+
+/// Sizes in bytes that requests to a device should respect.
+package struct BlockLimits: Sendable, Hashable {
+    /// Offsets and lengths must be multiples of this (the end of the device excepted); 1 for most devices.
+    package var requestAlignment: UInt64
+    /// Requests of multiples of this need no read-modify-write and allocate no more than they fill: an image's
+    /// cluster, a file system's block.
+    package var optimalGranularity: UInt64
+
+    package init(requestAlignment: UInt64 = 1, optimalGranularity: UInt64 = 4096) {
+        self.requestAlignment = requestAlignment
+        self.optimalGranularity = optimalGranularity
+    }
+}
+
+extension BlockDevice {
+    /// The whole device.
+    package var range: ByteRange { ByteRange(offset: 0, length: size) }
+
+    /// Throws `BlockError.invalid` unless `range` lies within the device.
+    package func check(_ range: ByteRange, to verb: String) throws(BlockError) {
+        guard range.end <= size else {
+            throw BlockError(
+                .invalid, "Couldn't \(verb) \(range) of \(name): it has only \(size) bytes", range: range)
+        }
+    }
+}

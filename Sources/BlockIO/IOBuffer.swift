@@ -1,0 +1,58 @@
+internal import Glibc
+
+/// Memory for one request's bytes, aligned for direct I/O, owned by whoever holds the reference.
+///
+/// It is lent, not shared: between `read` and the completion of the `write` that follows only one task uses it.
+package final class IOBuffer: Sendable {
+    /// Alignment of every buffer in bytes; enough for O_DIRECT on all common devices.
+    package static let alignment = 4096
+
+    // SAFETY: the address and length never change; the bytes are used by one request at a time, handed from task
+    // to task along `await`s, as the contract above demands.
+    nonisolated(unsafe) package let bytes: UnsafeMutableRawBufferPointer
+
+    package init(count: Int) {
+        var address: UnsafeMutableRawPointer?
+        let result = posix_memalign(&address, Self.alignment, max(count, 1))
+        guard result == 0, let address else { preconditionFailure("out of memory for \(count) bytes") }
+        bytes = UnsafeMutableRawBufferPointer(start: address, count: count)
+    }
+
+    deinit { free(bytes.baseAddress) }
+
+    package var count: Int { bytes.count }
+
+    /// The whole buffer.
+    package var slice: IOSlice { IOSlice(self, 0..<count) }
+
+    /// A part of the buffer, by positions in it.
+    package subscript(_ positions: Range<Int>) -> IOSlice { IOSlice(self, positions) }
+}
+
+/// A part of an `IOBuffer`, which it keeps alive.
+package struct IOSlice: Sendable {
+    package let buffer: IOBuffer
+    /// Where in the buffer the part lies.
+    package let positions: Range<Int>
+
+    package init(_ buffer: IOBuffer, _ positions: Range<Int>) {
+        precondition(
+            positions.lowerBound >= 0 && positions.upperBound <= buffer.count, "a slice lies in its buffer")
+        self.buffer = buffer
+        self.positions = positions
+    }
+
+    package var count: Int { positions.count }
+
+    /// The bytes themselves. They must not be used after the slice is gone.
+    package var bytes: UnsafeMutableRawBufferPointer {
+        UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[positions])
+    }
+
+    /// A part of this part, by positions relative to it.
+    package subscript(_ relative: Range<Int>) -> IOSlice {
+        IOSlice(
+            buffer,
+            positions.lowerBound + relative.lowerBound..<positions.lowerBound + relative.upperBound)
+    }
+}

@@ -1,0 +1,47 @@
+/// Does a drive's or a target's file I/O, and is the executor of the code that serves it.
+///
+/// All code that touches a device runs on its engine: plain `async` functions that never change thread, so that the
+/// steps between two `await`s are atomic among themselves and need no lock. Two kinds stand behind this protocol:
+/// `RingEngine` (one thread with an io_uring) and `ThreadsEngine` (one thread, and workers that make blocking calls).
+/// The operations are called on the engine's executor. Each returns what the system call would: a count of bytes or
+/// zero, or a negated errno; none retries, resumes short transfers or allocates buffers — `HostFile` does.
+package protocol IOEngine: TaskExecutor, SerialExecutor {
+    /// "ring" or "threads", with a name for logs.
+    var name: String { get }
+
+    /// True on this engine's own thread.
+    var isCurrent: Bool { get }
+
+    func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int
+    func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
+    /// fsync, or fdatasync where `dataOnly`.
+    func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int
+    func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int
+    /// sync_file_range with SYNC_FILE_RANGE flags.
+    func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int
+
+    /// Runs a call that may block (open, lseek, rename, ioctl, locks) on a thread of this engine that may, and
+    /// resumes on the engine's executor. Such calls of one engine may run at the same time.
+    func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
+
+    /// Ends the engine's threads once nothing is in flight. Nothing may be enqueued afterwards.
+    func shutDown() async
+}
+
+extension IOEngine {
+    /// Runs `body` on this engine's executor and returns to the caller's.
+    package func run<Result: Sendable, Failure: Error>(
+        _ body: @Sendable () async throws(Failure) -> Result
+    ) async throws(Failure) -> Result {
+        // withTaskExecutorPreference rethrows untyped; the result carries the type over.
+        let result = await withTaskExecutorPreference(self) { () async -> Swift.Result<Result, Failure> in
+            do throws(Failure) { return .success(try await body()) } catch { return .failure(error) }
+        }
+        return try result.get()
+    }
+
+    /// Traps when called elsewhere than on this engine's thread.
+    package func preconditionCurrent() {
+        precondition(isCurrent, "the state of a device is touched on its engine \(name) only")
+    }
+}

@@ -48,13 +48,16 @@ var targets: [Target] = [
     swift("DriveBackupRPC", ["DriveBackupWire", nioCore, nioPosix, logging]),
     swift("DriveBackupClient", ["DriveBackupRPC", "DriveBackupWire"]),
 
+    // What the command does; an executable cannot be imported by tests, this can.
+    swift("DriveBackupCLI", ["DriveBackupClient", "DriveBackupRPC", "DriveBackupWire", argumentParser]),
+
     // The only place that sees both sides.
     swift(
         "BackupAgent",
         ["BlockIO", "DiskImages", "BackupJobs", "DriveBackupRPC", "DriveBackupWire", grdb, lifecycle, logging]),
 
     executable("drive-backup-agent", ["BackupAgent", argumentParser, logging]),
-    executable("drive-backup", ["DriveBackupClient", argumentParser]),
+    executable("drive-backup", ["DriveBackupCLI"]),
     executable("wiregen", ["CWire", "CProtobufC"]),
 
     // Tests.
@@ -64,6 +67,7 @@ var targets: [Target] = [
     tests("BackupJobsTests", ["BackupJobs", "TestKit"]),
     tests("DriveBackupWireTests", ["DriveBackupWire", "CWire"]),
     tests("DriveBackupRPCTests", ["DriveBackupRPC", nioCore, nioEmbedded, nioPosix]),
+    tests("DriveBackupClientTests", ["DriveBackupCLI", "DriveBackupClient", "DriveBackupRPC", "DriveBackupWire"]),
     tests("BackupAgentTests", ["BackupAgent", "DriveBackupClient", "TestKit"]),
     tests("ArchitectureTests", []),
 ]

@@ -1,1 +1,182 @@
+#define _GNU_SOURCE
 #include "CBlockIO.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/loop.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static int result(int value) { return value < 0 ? -errno : value; }
+
+int cblockio_open(const char *path, int flags, unsigned mode) {
+    int descriptor;
+    do {
+        descriptor = open(path, flags | O_CLOEXEC, (mode_t)mode);
+    } while (descriptor < 0 && errno == EINTR);
+    return result(descriptor);
+}
+
+int cblockio_close(int descriptor) {
+    // Linux releases the descriptor even when a signal interrupts close: never close twice.
+    int value = close(descriptor);
+    return value < 0 && errno == EINTR ? 0 : result(value);
+}
+
+int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
+
+int cblockio_flags(int descriptor) { return result(fcntl(descriptor, F_GETFL)); }
+
+int cblockio_set_flags(int descriptor, int flags) {
+    if (fcntl(descriptor, F_SETFL, flags) < 0) return -errno;
+    return result(fcntl(descriptor, F_SETFD, FD_CLOEXEC));
+}
+
+int cblockio_truncate(int descriptor, uint64_t size) {
+    int value;
+    do {
+        value = ftruncate(descriptor, (off_t)size);
+    } while (value < 0 && errno == EINTR);
+    return result(value);
+}
+
+int cblockio_block_device_size(int descriptor, uint64_t *size) {
+    return result(ioctl(descriptor, BLKGETSIZE64, size));
+}
+
+int cblockio_loop_backing(int descriptor, uint64_t *device, uint64_t *inode) {
+    struct loop_info64 info;
+    memset(&info, 0, sizeof info);
+    if (ioctl(descriptor, LOOP_GET_STATUS64, &info) < 0) return -errno;
+    *device = info.lo_device;
+    *inode = info.lo_inode;
+    return 0;
+}
+
+int64_t cblockio_seek_data(int descriptor, uint64_t offset) {
+    off_t value = lseek(descriptor, (off_t)offset, SEEK_DATA);
+    return value < 0 ? -errno : value;
+}
+
+int64_t cblockio_seek_hole(int descriptor, uint64_t offset) {
+    off_t value = lseek(descriptor, (off_t)offset, SEEK_HOLE);
+    return value < 0 ? -errno : value;
+}
+
+int64_t cblockio_pread(int descriptor, void *bytes, size_t count, uint64_t offset) {
+    ssize_t value;
+    do {
+        value = pread(descriptor, bytes, count, (off_t)offset);
+    } while (value < 0 && errno == EINTR);
+    return value < 0 ? -errno : value;
+}
+
+int64_t cblockio_pwrite(int descriptor, const void *bytes, size_t count, uint64_t offset) {
+    ssize_t value;
+    do {
+        value = pwrite(descriptor, bytes, count, (off_t)offset);
+    } while (value < 0 && errno == EINTR);
+    return value < 0 ? -errno : value;
+}
+
+int cblockio_sync(int descriptor, bool data_only) {
+    // Not repeated after EINTR: an error report must not be lost between two attempts; Linux does not interrupt it.
+    return result(data_only ? fdatasync(descriptor) : fsync(descriptor));
+}
+
+int cblockio_fallocate(int descriptor, int mode, uint64_t offset, uint64_t length) {
+    int value;
+    do {
+        value = fallocate(descriptor, mode, (off_t)offset, (off_t)length);
+    } while (value < 0 && errno == EINTR);
+    return result(value);
+}
+
+int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, unsigned flags) {
+    return result(sync_file_range(descriptor, (off_t)offset, (off_t)length, flags));
+}
+
+const int cblockio_zero_range = FALLOC_FL_ZERO_RANGE;
+const int cblockio_punch_hole = FALLOC_FL_PUNCH_HOLE;
+const int cblockio_keep_size = FALLOC_FL_KEEP_SIZE;
+const unsigned cblockio_range_start_write = SYNC_FILE_RANGE_WRITE;
+const unsigned cblockio_range_write_and_wait =
+    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+
+static struct flock one_byte(short type, uint64_t byte) {
+    // l_pid stays 0, as open file description locks demand.
+    struct flock lock;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = type;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = (off_t)byte;
+    lock.l_len = 1;
+    return lock;
+}
+
+int cblockio_lock_shared(int descriptor, uint64_t byte) {
+    struct flock lock = one_byte(F_RDLCK, byte);
+    return result(fcntl(descriptor, F_OFD_SETLK, &lock));
+}
+
+int cblockio_unlock(int descriptor, uint64_t byte) {
+    struct flock lock = one_byte(F_UNLCK, byte);
+    return result(fcntl(descriptor, F_OFD_SETLK, &lock));
+}
+
+int cblockio_is_locked(int descriptor, uint64_t byte) {
+    struct flock lock = one_byte(F_WRLCK, byte);
+    if (fcntl(descriptor, F_OFD_GETLK, &lock) < 0) return -errno;
+    return lock.l_type != F_UNLCK;
+}
+
+static _Thread_local const void *current_owner;
+
+void cblockio_set_current_owner(const void *owner) { current_owner = owner; }
+
+const void *cblockio_current_owner(void) { return current_owner; }
+
+void cblockio_name_thread(const char *name) {
+    char text[16];
+    strncpy(text, name, sizeof text - 1);
+    text[sizeof text - 1] = 0;
+    pthread_setname_np(pthread_self(), text);
+}
+
+// Vectorised also where the rest of the program is built for debugging.
+bool cblockio_is_zero(const void *bytes, size_t count) {
+    typedef uint64_t vector __attribute__((vector_size(32), aligned(1), may_alias));
+    enum { step = 4096 };
+    const unsigned char *at = bytes;
+    while (count >= step) {
+        const vector *v = (const vector *)at;
+        vector a = v[0], b = v[1], c = v[2], d = v[3];
+        for (size_t i = 4; i < step / sizeof(vector); i += 4) {
+            a |= v[i];
+            b |= v[i + 1];
+            c |= v[i + 2];
+            d |= v[i + 3];
+        }
+        a |= b | c | d;
+        if (a[0] | a[1] | a[2] | a[3]) return false;
+        at += step;
+        count -= step;
+    }
+    while (count >= 8) {
+        uint64_t word;
+        memcpy(&word, at, 8);
+        if (word) return false;
+        at += 8;
+        count -= 8;
+    }
+    while (count > 0) {
+        if (*at) return false;
+        at += 1;
+        count -= 1;
+    }
+    return true;
+}

@@ -1,1 +1,67 @@
 #pragma once
+
+// What Swift cannot import of the C library and the kernel: variadic calls, macros, inline functions.
+// Every function returns what the system call would, or a negated errno; none touches errno's value for Swift.
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+// Files.
+
+/// open(2) with O_CLOEXEC added; a descriptor or a negated errno. `mode` counts with O_CREAT only.
+int cblockio_open(const char *path, int flags, unsigned mode);
+/// close(2): 0 or a negated errno. The descriptor is gone in any case.
+int cblockio_close(int descriptor);
+/// fstat(2).
+int cblockio_stat(int descriptor, struct stat *result);
+/// The descriptor's O_ flags (F_GETFL), or a negated errno.
+int cblockio_flags(int descriptor);
+/// Sets the descriptor's O_ flags (F_SETFL) and makes it close on exec.
+int cblockio_set_flags(int descriptor, int flags);
+/// ftruncate(2), repeated when a signal interrupts it.
+int cblockio_truncate(int descriptor, uint64_t size);
+/// The size of a block device in bytes.
+int cblockio_block_device_size(int descriptor, uint64_t *size);
+/// The device and inode of the file behind a loop device; -ENXIO or -ENOTTY when it has none.
+int cblockio_loop_backing(int descriptor, uint64_t *device, uint64_t *inode);
+/// lseek(2) with SEEK_DATA or SEEK_HOLE: an offset or a negated errno.
+int64_t cblockio_seek_data(int descriptor, uint64_t offset);
+int64_t cblockio_seek_hole(int descriptor, uint64_t offset);
+
+// Blocking I/O, repeated when a signal interrupts it.
+
+int64_t cblockio_pread(int descriptor, void *bytes, size_t count, uint64_t offset);
+int64_t cblockio_pwrite(int descriptor, const void *bytes, size_t count, uint64_t offset);
+int cblockio_sync(int descriptor, bool data_only);
+int cblockio_fallocate(int descriptor, int mode, uint64_t offset, uint64_t length);
+int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, unsigned flags);
+
+extern const int cblockio_zero_range;
+extern const int cblockio_punch_hole;
+extern const int cblockio_keep_size;
+extern const unsigned cblockio_range_start_write;
+extern const unsigned cblockio_range_write_and_wait;
+
+// Locks that belong to an open file description (fcntl(2), "Open file description locks").
+
+/// Takes a shared lock on one byte, at once or not at all.
+int cblockio_lock_shared(int descriptor, uint64_t byte);
+int cblockio_unlock(int descriptor, uint64_t byte);
+/// 1 when another open file description holds any lock on the byte, 0 when none does, or a negated errno.
+int cblockio_is_locked(int descriptor, uint64_t byte);
+
+// Threads.
+
+/// Says which object the calling thread works for, and asks for it.
+void cblockio_set_current_owner(const void *owner);
+const void *cblockio_current_owner(void);
+/// Names the calling thread (at most 15 bytes).
+void cblockio_name_thread(const char *name);
+
+// Memory.
+
+/// True when all bytes are zero; stops within 4 KiB of the first that is not.
+bool cblockio_is_zero(const void *bytes, size_t count);

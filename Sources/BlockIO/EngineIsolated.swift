@@ -1,0 +1,46 @@
+/// State that is touched on one engine's thread only, which takes the place of a lock.
+///
+/// The steps of code on an engine between two `await`s are atomic among themselves, so such state needs no mutex; each
+/// access checks that it is made on the engine's thread and traps otherwise. Never hold on to it across an `await`:
+/// others change it there.
+package struct EngineIsolated<State: ~Copyable>: Sendable {
+    // SAFETY: `state` is reached through `withState` and `value` alone, which trap unless the calling thread is the
+    // engine's own; one thread cannot race with itself. The last release may happen on another thread, when by
+    // definition nobody uses the state any more.
+    private final class Storage: @unchecked Sendable {
+        var state: State
+        init(_ state: consuming State) { self.state = state }
+    }
+
+    private let storage: Storage
+    /// The engine on whose thread the state lives.
+    package let engine: any IOEngine
+
+    /// Keeps `state` for `engine`; may be called on any thread, with state that nobody else refers to.
+    package init(_ state: consuming State, engine: any IOEngine) {
+        storage = Storage(state)
+        self.engine = engine
+    }
+
+    /// Reads and changes the state; traps when called elsewhere than on the engine's thread.
+    package func withState<Result: ~Copyable, Failure: Error>(
+        _ body: (inout State) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        engine.preconditionCurrent()
+        return try body(&storage.state)
+    }
+}
+
+extension EngineIsolated {
+    /// The state itself, to be read or changed in place; traps elsewhere than on the engine's thread.
+    package var value: State {
+        _read {
+            engine.preconditionCurrent()
+            yield storage.state
+        }
+        nonmutating _modify {
+            engine.preconditionCurrent()
+            yield &storage.state
+        }
+    }
+}

@@ -1,0 +1,167 @@
+internal import CBlockIO
+internal import Glibc
+internal import Synchronization
+
+extension HostFile {
+    /// Zeroes to write where a file system has no better way; never written to.
+    private static let zeroes: IOBuffer = {
+        let buffer = IOBuffer(count: 256 << 10)
+        buffer.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        return buffer
+    }()
+
+    package func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
+        try check(range, to: "read")
+        // Copies of `buffer` keep the memory alive over the awaits.
+        let bytes = buffer.bytes
+        var done = 0
+        while done < bytes.count {
+            let count = await engine.read(
+                descriptor, UnsafeMutableRawBufferPointer(rebasing: bytes[done...]),
+                at: range.offset + UInt64(done))
+            switch count {
+            case 1...: done += count
+            case 0:
+                throw BlockError(
+                    .inputOutput,
+                    "Couldn't read \(range) of \(name): it has become shorter than the \(size) bytes it had",
+                    range: range)
+            case Int(-EINTR), Int(-EAGAIN): continue
+            default: throw failure("read", range, count)
+            }
+        }
+        withExtendedLifetime(buffer) {}
+    }
+
+    package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
+        try checkWritable(range, to: "write")
+        try await transfer(range, from: buffer, verb: "write")
+        noteEnd(range.end)
+    }
+
+    package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
+        try checkWritable(range, to: "write zeroes to")
+        guard !range.isEmpty else { return }
+        if isBlockDevice {
+            // Devices take whole blocks only; 4 KiB suits all of them.
+            let start = min(range.offset.roundedUp(toMultipleOf: 4096), range.end)
+            let end = max(start, range.end.roundedDown(toMultipleOf: 4096))
+            try await fillWithZeroes(ByteRange(range.offset..<start))
+            try await zeroWhole(ByteRange(start..<end), mayUnmap: mayUnmap)
+            try await fillWithZeroes(ByteRange(end..<range.end))
+        } else {
+            try await zeroWhole(range, mayUnmap: mayUnmap)
+        }
+        noteEnd(range.end)
+    }
+
+    package func discard(_ range: ByteRange) async throws(BlockError) {
+        guard !isReadOnly else { throw readOnlyError("discard", range) }
+        try check(range, to: "discard")
+        var whole = range
+        if isBlockDevice {
+            let start = min(range.offset.roundedUp(toMultipleOf: 4096), range.end)
+            whole = ByteRange(start..<max(start, range.end.roundedDown(toMultipleOf: 4096)))
+        }
+        guard !whole.isEmpty, state.value.canPunchHoles else { return }
+        let result = await allocate(cblockio_punch_hole | cblockio_keep_size, whole)
+        switch result {
+        case 0: return
+        // To give space back is a favour: what cannot be done is not an error.
+        case Int(-EOPNOTSUPP), Int(-ENOSYS), Int(-EINVAL): state.value.canPunchHoles = false
+        default: throw failure("discard", range, result)
+        }
+    }
+
+    // MARK: Parts
+
+    private func transfer(_ range: ByteRange, from buffer: IOSlice, verb: String) async throws(BlockError) {
+        let bytes = UnsafeRawBufferPointer(buffer.bytes)
+        var done = 0
+        while done < bytes.count {
+            let count = await engine.write(
+                descriptor, UnsafeRawBufferPointer(rebasing: bytes[done...]),
+                at: range.offset + UInt64(done))
+            switch count {
+            case 1...: done += count
+            case Int(-EINTR), Int(-EAGAIN): continue
+            // No system does this for a file; to go on would be to loop for ever.
+            case 0: throw failure(verb, range, Int(-EIO))
+            default: throw failure(verb, range, count)
+            }
+        }
+        withExtendedLifetime(buffer) {}
+    }
+
+    /// The best of what the file system can: a hole, unwritten blocks, or zeroes.
+    private func zeroWhole(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
+        guard !range.isEmpty else { return }
+        if mayUnmap && state.value.canPunchHoles {
+            if range.end > size {
+                // A hole does not make a file longer; a last byte does, whatever else is written meanwhile.
+                try await fillWithZeroes(ByteRange(range.end - 1..<range.end))
+            }
+            let result = await allocate(cblockio_punch_hole | cblockio_keep_size, range)
+            if result == 0 { return }
+            guard isUnsupported(result) else { throw failure("write zeroes to", range, result) }
+            state.value.canPunchHoles = false
+        }
+        if state.value.canZeroRange {
+            let keepSize = isBlockDevice ? cblockio_keep_size : 0
+            let result = await allocate(cblockio_zero_range | keepSize, range)
+            if result == 0 { return }
+            guard isUnsupported(result) else { throw failure("write zeroes to", range, result) }
+            state.value.canZeroRange = false
+        }
+        try await fillWithZeroes(range)
+    }
+
+    private func allocate(_ mode: Int32, _ range: ByteRange) async -> Int {
+        while true {
+            let result = await engine.allocate(descriptor, mode: mode, range)
+            if result != Int(-EINTR) && result != Int(-EAGAIN) { return result }
+        }
+    }
+
+    private func isUnsupported(_ result: Int) -> Bool {
+        result == Int(-EOPNOTSUPP) || result == Int(-ENOSYS) || result == Int(-EINVAL)
+            || result == Int(-ENODEV)
+    }
+
+    private func fillWithZeroes(_ range: ByteRange) async throws(BlockError) {
+        var rest = range
+        while !rest.isEmpty {
+            let piece = rest.prefix(UInt64(Self.zeroes.count))
+            try await transfer(
+                piece, from: Self.zeroes[0..<Int(piece.length)], verb: "write zeroes to")
+            rest = rest.dropFirst(piece.length)
+        }
+    }
+
+    private func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
+        guard !isReadOnly else { throw readOnlyError(verb, range) }
+        if !isGrowable {
+            try check(range, to: verb)
+        } else if range.end > UInt64(Int64.max) {
+            throw BlockError(.invalid, "Couldn't \(verb) \(range) of \(name): no file is that long", range: range)
+        }
+    }
+
+    /// Notes that the file reaches to `end` now.
+    private func noteEnd(_ end: UInt64) {
+        guard isGrowable, end > size else { return }
+        state.value.needsFullFlush = true
+        currentSize.max(end, ordering: .acquiringAndReleasing)
+    }
+
+    private func readOnlyError(_ verb: String, _ range: ByteRange) -> BlockError {
+        BlockError(
+            .invalid, "Couldn't \(verb) \(range) of \(name): it is open for reading only", range: range)
+    }
+
+    func failure(_ verb: String, _ range: ByteRange, _ result: Int) -> BlockError {
+        BlockError("Couldn't \(verb) \(range) of \(name)", errno: Int32(truncatingIfNeeded: -result), range: range)
+    }
+}

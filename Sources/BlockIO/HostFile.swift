@@ -1,0 +1,138 @@
+internal import CBlockIO
+internal import Glibc
+internal import Synchronization
+
+/// A regular file or a block device of this host, as a device of plain bytes.
+///
+/// The one place that knows about short transfers, about what file systems support and about what an error of a flush
+/// means: once a flush or a write-back failed, data is lost that no later flush will mention, so every later flush
+/// of this file fails too.
+package final class HostFile: BlockDevice {
+    /// What is locked at opening.
+    package typealias Lock = (holding: ImageLock.Permissions, unsharing: ImageLock.Permissions)
+
+    package let name: String
+    package let engine: any IOEngine
+    package let isReadOnly: Bool
+    package let limits: BlockLimits
+    /// What the file is, whatever its name.
+    package let identity: FileIdentity
+    /// Other files through which the same bytes are reached: what a loop device lies on.
+    package let aliases: [FileIdentity]
+    package let isBlockDevice: Bool
+    /// Writes beyond the end make the file longer instead of being refused.
+    package let isGrowable: Bool
+    /// For what has no method here (locks). It is open until `close`.
+    package let descriptor: Int32
+
+    /// The number of bytes that can be read: the size at opening, or after the last `setSize` or growing write.
+    package var size: UInt64 { currentSize.load(ordering: .acquiring) }
+
+    let currentSize: Atomic<UInt64>
+    let state: EngineIsolated<State>
+    private let isClosed = Atomic(false)
+
+    struct State: Sendable {
+        /// The length changed since the last flush: the next one has to write the inode, too.
+        var needsFullFlush = false
+        /// Why data may be lost.
+        var lostData: BlockError?
+        var canZeroRange = true
+        var canPunchHoles = true
+        var canSynchronizeRange = true
+        var lock: ImageLock?
+    }
+
+    /// Opens an existing file, and takes `lock` on it; nothing is created or changed.
+    ///
+    /// Throws `.unsupported` for anything but a regular file or a block device, `.locked` when others use it in a way
+    /// that does not go with `lock`.
+    package static func open(
+        _ path: String, readOnly: Bool, growable: Bool = false, lock: Lock? = nil, on engine: any IOEngine
+    ) async throws(BlockError) -> HostFile {
+        let opened: Result<Opened, BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in try Opened(path: path, readOnly: readOnly, lock: lock) }
+        }
+        return HostFile(try opened.get(), name: path, isReadOnly: readOnly, isGrowable: growable, engine)
+    }
+
+    /// Takes over an open descriptor, which is closed with this file (and at once after an error).
+    ///
+    /// It loses O_APPEND and O_NONBLOCK and becomes close-on-exec. Throws `.invalid` when it is not open for reading,
+    /// or not for writing without `readOnly`.
+    package convenience init(
+        adopting descriptor: Int32, name: String, readOnly: Bool, growable: Bool = false, lock: Lock? = nil,
+        engine: any IOEngine
+    ) async throws(BlockError) {
+        let opened: Result<Opened, BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in
+                try Opened(adopting: descriptor, name: name, readOnly: readOnly, lock: lock)
+            }
+        }
+        self.init(try opened.get(), name: name, isReadOnly: readOnly, isGrowable: growable, engine)
+    }
+
+    private init(
+        _ opened: Opened, name: String, isReadOnly: Bool, isGrowable: Bool, _ engine: any IOEngine
+    ) {
+        self.name = name
+        self.engine = engine
+        self.isReadOnly = isReadOnly
+        self.isGrowable = isGrowable && !opened.isBlockDevice
+        isBlockDevice = opened.isBlockDevice
+        descriptor = opened.descriptor
+        identity = opened.identity
+        aliases = opened.aliases
+        limits = BlockLimits(optimalGranularity: opened.granularity)
+        currentSize = Atomic(opened.size)
+        state = EngineIsolated(State(lock: opened.lock), engine: engine)
+    }
+
+    deinit {
+        // For error paths on which nobody could await `close`; an error of it has nobody to go to here.
+        if !isClosed.load(ordering: .acquiring) { _ = cblockio_close(descriptor) }
+    }
+
+    /// Closes the descriptor, which ends its locks. Flushes nothing.
+    package func close() async throws(BlockError) {
+        guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        let descriptor = descriptor
+        let result = await engine.blocking { cblockio_close(descriptor) }
+        guard result == 0 else { throw BlockError("Couldn't close \(name)", errno: -result) }
+    }
+
+    /// Changes what is locked to exactly `holding` and `unsharing`; after an error it is as before.
+    package func changeLock(
+        holding: ImageLock.Permissions, unsharing: ImageLock.Permissions
+    ) async throws(BlockError) {
+        let (old, descriptor, name) = (state.value.lock, descriptor, name)
+        let changed: Result<ImageLock, BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in
+                guard var lock = old else {
+                    return try ImageLock.acquire(
+                        descriptor, holding: holding, unsharing: unsharing, path: name)
+                }
+                try lock.change(holding: holding, unsharing: unsharing)
+                return lock
+            }
+        }
+        state.value.lock = try changed.get()
+    }
+
+    /// Makes the file `bytes` long; what is new reads as zeroes. No write beyond that is in flight.
+    package func setSize(_ bytes: UInt64) async throws(BlockError) {
+        guard !isReadOnly, !isBlockDevice, bytes <= UInt64(Int64.max) else {
+            let why =
+                isReadOnly ? "it is open for reading only"
+                : isBlockDevice ? "it is a block device" : "no file can be that long"
+            throw BlockError(.invalid, "Couldn't set the size of \(name) to \(bytes) bytes: \(why)")
+        }
+        let descriptor = descriptor
+        state.value.needsFullFlush = true
+        let result = await engine.blocking { cblockio_truncate(descriptor, bytes) }
+        guard result == 0 else {
+            throw BlockError("Couldn't set the size of \(name) to \(bytes) bytes", errno: -result)
+        }
+        currentSize.store(bytes, ordering: .releasing)
+    }
+}

@@ -1,0 +1,92 @@
+# What the tools share; sourced by them, not run.
+#
+# need build|generate|test|demo ...   installs what those need and this machine lacks
+# need_swift                          stops with a sentence when Swift is missing or too old
+# say TEXT, fail TEXT                 one line for people; fail also ends the script
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+scratch=${DRIVE_BACKUP_BUILD_DIR:-$root/.build}
+PATH=$PATH:/usr/sbin:/sbin
+
+if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
+
+say() { printf '%s==>%s %s\n' "$bold" "$plain" "$*"; }
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# A line: what needs it, the Debian package, and how to see that it is there: a command, a file below
+# the include directories, or "python:MODULE".
+requirements='
+build     pkg-config          pkg-config
+build     liburing-dev        liburing.h
+build     libprotobuf-c-dev   protobuf-c/protobuf-c.h
+build     zlib1g-dev          zlib.h
+build     libzstd-dev         zstd.h
+build     libsqlite3-dev      sqlite3.h
+generate  protobuf-compiler   protoc
+generate  protobuf-c-compiler protoc-gen-c
+generate  libprotobuf-dev     google/protobuf/descriptor.proto
+test      qemu-utils          qemu-img
+test      qemu-utils          qemu-io
+test      e2fsprogs           mke2fs
+test      python3             python3
+test      python3-venv        python:ensurepip
+demo      qemu-utils          qemu-img
+demo      e2fsprogs           mke2fs
+demo      e2fsprogs           debugfs
+'
+
+is_there() {
+    case $1 in
+        python:*) python3 -c "import ${1#python:}" 2>/dev/null ;;
+        *.h | *.proto) [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ] \
+            || [ -e "/usr/include/$(uname -m)-linux-gnu/$1" ] ;;
+        *) command -v "$1" >/dev/null 2>&1 ;;
+    esac
+}
+
+missing_packages() {
+    local purpose package evidence
+    while read -r purpose package evidence; do
+        [ -n "$purpose" ] || continue
+        case " $* " in *" $purpose "*) ;; *) continue ;; esac
+        is_there "$evidence" || echo "$package"
+    done <<<"$requirements" | sort -u
+}
+
+need() {
+    local packages administrator=()
+    packages=$(missing_packages "$@" | tr '\n' ' ')
+    packages=${packages% }
+    [ -n "$packages" ] || return 0
+
+    command -v apt-get >/dev/null 2>&1 || fail "this machine lacks $packages (the names are Debian's) and has no" \
+        "apt-get: install them with your package manager, then run this again"
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null 2>&1 && { [ -t 0 ] || sudo -n true 2>/dev/null; } \
+            || fail "this machine lacks $packages: run 'apt-get install $packages' as root, then run this again"
+        administrator=(sudo)
+    fi
+    say "Installing $packages"
+    local apt=("${administrator[@]}" env DEBIAN_FRONTEND=noninteractive
+        apt-get -q -y -o DPkg::Lock::Timeout=120 -o APT::Install-Recommends=false)
+    # Word splitting makes one argument of each package's name.
+    # shellcheck disable=SC2086
+    { "${apt[@]}" update && "${apt[@]}" install $packages; } >"${TMPDIR:-/tmp}/drive-backup-install.$$" 2>&1 </dev/null \
+        || { tail -n 20 "${TMPDIR:-/tmp}/drive-backup-install.$$" >&2; fail "couldn't install $packages; the last lines" \
+            "above say why"; }
+    rm -f "${TMPDIR:-/tmp}/drive-backup-install.$$"
+    packages=$(missing_packages "$@" | tr '\n' ' ')
+    [ -z "$packages" ] || fail "$packages: installed, but still not found"
+}
+
+need_swift() {
+    command -v swift >/dev/null 2>&1 \
+        || fail "Swift 6.2 or later is needed, and there is no 'swift' in PATH: see https://www.swift.org/install/linux"
+    local version
+    version=$(swift --version 2>/dev/null | sed -n 's/.*Swift version \([0-9]*\.[0-9]*\).*/\1/p' | head -n 1)
+    case $version in
+        6.[01] | [0-5].*) fail "Swift 6.2 or later is needed; 'swift --version' says $version:" \
+            "see https://www.swift.org/install/linux" ;;
+        '') fail "Swift 6.2 or later is needed, and 'swift --version' doesn't say a version" ;;
+    esac
+}

@@ -1,7 +1,11 @@
 #pragma once
 
+#include "CBlockIORing.h"
+
 // What Swift cannot import of the C library and the kernel: variadic calls, macros, inline functions.
 // Every function returns what the system call would, or a negated errno; none touches errno's value for Swift.
+
+#include "CBlockIODirectory.h"
 
 #include <stdbool.h>
 #include <stddef.h>

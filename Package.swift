@@ -36,6 +36,7 @@ var targets: [Target] = [
     .systemLibrary(name: "CZlib", pkgConfig: "zlib"),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd"),
     .target(name: "CWire", dependencies: ["CProtobufC"]),
+    .target(name: "CDescriptor", dependencies: ["CProtobufC"]),
     .target(name: "CBlockIO", dependencies: ["CLiburing"]),
 
     // The disk side.
@@ -58,14 +59,15 @@ var targets: [Target] = [
 
     executable("drive-backup-agent", ["BackupAgent", argumentParser, logging]),
     executable("drive-backup", ["DriveBackupCLI"]),
-    executable("wiregen", ["CWire", "CProtobufC"]),
+    executable("wiregen", ["CDescriptor", "CProtobufC"]),
 
     // Tests.
     .target(name: "TestKit", dependencies: ["BlockIO"], path: "Tests/TestKit", swiftSettings: settings),
     tests("BlockIOTests", ["BlockIO", "TestKit"]),
     tests("DiskImagesTests", ["DiskImages", "TestKit"]),
     tests("BackupJobsTests", ["BackupJobs", "TestKit"]),
-    tests("DriveBackupWireTests", ["DriveBackupWire", "CWire"]),
+    .target(name: "CWireTesting", dependencies: ["CProtobufC"], path: "Tests/CWireTesting"),
+    tests("DriveBackupWireTests", ["DriveBackupWire", "CProtobufC", "CWire", "CWireTesting"]),
     tests("DriveBackupRPCTests", ["DriveBackupRPC", nioCore, nioEmbedded, nioPosix]),
     tests("DriveBackupClientTests", ["DriveBackupCLI", "DriveBackupClient", "DriveBackupRPC", "DriveBackupWire"]),
     tests("BackupAgentTests", ["BackupAgent", "DriveBackupClient", "TestKit"]),

@@ -1,0 +1,170 @@
+// swift-format-ignore-file
+// Generated from proto/drivebackup/v1/backups.proto by tools/generate. Never edited by hand.
+
+internal import CWire
+
+/// `drivebackup.v1.TargetMode`.
+public struct TargetMode: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As absolute-paths.
+    public static let unspecified = Self(rawValue: 0)
+    /// A new image is made.
+    public static let absolutePaths = Self(rawValue: 1)
+    /// An image that exists is written; its size must be the drive's.
+    public static let existing = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .absolutePaths,
+        .existing,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "absolute_paths"
+        case 2: "existing"
+        default: nil
+        }
+    }
+}
+
+/// `drivebackup.v1.ErrorPolicy`.
+public struct ErrorPolicy: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As report.
+    public static let unspecified = Self(rawValue: 0)
+    /// The job fails.
+    public static let report = Self(rawValue: 1)
+    /// The range is left out and recorded as missing.
+    public static let ignore = Self(rawValue: 2)
+    /// The job is paused when there is no space, and fails otherwise.
+    public static let enospc = Self(rawValue: 3)
+    /// The job is paused.
+    public static let stop = Self(rawValue: 4)
+    /// As enospc.
+    public static let auto = Self(rawValue: 5)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .report,
+        .ignore,
+        .enospc,
+        .stop,
+        .auto,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "report"
+        case 2: "ignore"
+        case 3: "enospc"
+        case 4: "stop"
+        case 5: "auto"
+        default: nil
+        }
+    }
+}
+
+/// What to copy, where to, and how.
+public struct BackupRequest: WireMessage {
+    /// The drive's name.
+    public var drive: String = ""
+    /// The target's absolute path on the agent's host.
+    public var target: String = ""
+    /// What to copy; it has no default.
+    public var sync: SyncMode = .unspecified
+    /// "raw" or "qcow2". Empty: found out for `existing`, else the drive's own.
+    public var format: String = ""
+    public var mode: TargetMode = .unspecified
+    /// Replace a file of the target's name once the new one is whole and durable.
+    public var overwrite: Bool = false
+    /// The limit of background copying in bytes a second; 0 is unlimited.
+    public var speed: Int64 = 0
+    /// The job's name; empty for the drive's. A letter, then letters, digits, '-', '.', '_'; at most 255
+    /// bytes.
+    public var jobID: String = ""
+    /// Makes a retry harmless: within a day the same key with the same request returns the same job.
+    public var requestKey: String = ""
+    /// End the stream after `started`.
+    public var detach: Bool = false
+    /// Wait in `pending` for Finalize when the work is done.
+    public var manualFinalize: Bool = false
+    /// Stay in `concluded` until Dismiss when the job has ended.
+    public var manualDismiss: Bool = false
+    /// What to do when the drive cannot be read. Only `report` is implemented.
+    public var onSourceError: ErrorPolicy = .unspecified
+    /// What to do when the target cannot be written. Only `report` is implemented.
+    public var onTargetError: ErrorPolicy = .unspecified
+
+    public init() {}
+
+    public init(
+        drive: String = "",
+        target: String = "",
+        sync: SyncMode = .unspecified,
+        format: String = "",
+        mode: TargetMode = .unspecified,
+        overwrite: Bool = false,
+        speed: Int64 = 0,
+        jobID: String = "",
+        requestKey: String = "",
+        detach: Bool = false,
+        manualFinalize: Bool = false,
+        manualDismiss: Bool = false,
+        onSourceError: ErrorPolicy = .unspecified,
+        onTargetError: ErrorPolicy = .unspecified
+    ) {
+        self.drive = drive
+        self.target = target
+        self.sync = sync
+        self.format = format
+        self.mode = mode
+        self.overwrite = overwrite
+        self.speed = speed
+        self.jobID = jobID
+        self.requestKey = requestKey
+        self.detach = detach
+        self.manualFinalize = manualFinalize
+        self.manualDismiss = manualDismiss
+        self.onSourceError = onSourceError
+        self.onTargetError = onTargetError
+    }
+
+    public static let messageName = "drivebackup.v1.BackupRequest"
+
+    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_backup_request()) }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.string(1, "drive", &drive)
+        coder.string(2, "target", &target)
+        coder.enumeration(3, "sync", &sync)
+        coder.string(4, "format", &format)
+        coder.enumeration(5, "mode", &mode)
+        coder.bool(6, "overwrite", &overwrite)
+        coder.int64(7, "speed", &speed)
+        coder.string(8, "job_id", &jobID)
+        coder.string(9, "request_key", &requestKey)
+        coder.bool(10, "detach", &detach)
+        coder.bool(11, "manual_finalize", &manualFinalize)
+        coder.bool(12, "manual_dismiss", &manualDismiss)
+        coder.enumeration(13, "on_source_error", &onSourceError)
+        coder.enumeration(14, "on_target_error", &onTargetError)
+    }
+}
+
+/// The methods of `drivebackup.v1.Backups`.
+public enum BackupsMethods {
+    /// Starts a backup and reports it until it ends. The first event is `started`, sent when the point in
+    /// time is fixed; with `detach` the stream ends there. A deadline or a lost connection ends the stream,
+    /// never the job.
+    public static let start = RPCMethod<BackupRequest, JobEvent>(
+        "drivebackup.v1.Backups/Start", isServerStreaming: true)
+}

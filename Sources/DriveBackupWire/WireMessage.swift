@@ -1,0 +1,93 @@
+/// A message of the schema as a Swift value.
+///
+/// The generated types conform to it. Each lists its fields once, in `fields`; decoding, encoding, JSON and the tests
+/// walk that list.
+public protocol WireMessage: Sendable, Hashable {
+    /// The message with all fields unset: zero, empty, absent.
+    init()
+
+    /// The full name in the schema: `drivebackup.v1.Job`.
+    static var messageName: String { get }
+
+    /// What libprotobuf-c knows of the message.
+    static var descriptor: MessageDescriptor { get }
+
+    /// Shows each field to `coder`, in the order of the schema.
+    mutating func fields<Coder: FieldCoder>(_ coder: inout Coder)
+}
+
+extension WireMessage {
+    /// The message that `bytes` encode.
+    ///
+    /// Everything that libprotobuf-c would let pass is checked first (see `WireCheck`), so what is returned is well
+    /// formed; whether the values make sense is for the caller to say. Fields that the schema does not know are
+    /// skipped and forgotten. `bytes` are not referred to after the call.
+    public static func decode(
+        _ bytes: UnsafeRawBufferPointer, limits: WireLimits = .request
+    ) throws(WireError) -> Self {
+        var message = Self()
+        let descriptor = Self.descriptor
+        do throws(WireError) {
+            let fields = try WireCheck.check(bytes, as: descriptor, limits: limits)
+            let arena = WireArena(capacity: bytes.count * 8 + fields * 512 + 65536)
+            var decoder = try WireDecoder(unpacking: bytes, as: descriptor, in: arena)
+            message.fields(&decoder)
+        } catch {
+            throw error.in(Self.messageName)
+        }
+        return message
+    }
+
+    /// The message that `bytes` encode.
+    public static func decode(_ bytes: [UInt8], limits: WireLimits = .request) throws(WireError) -> Self {
+        // The closure of withUnsafeBytes cannot throw a typed error that is inferred from here.
+        let result = bytes.withUnsafeBytes { buffer in
+            Result { () throws(WireError) -> Self in try decode(buffer, limits: limits) }
+        }
+        return try result.get()
+    }
+
+    /// The message made ready to be written somewhere. Fails if a string contains NUL.
+    public func encoding() throws(WireError) -> WireEncoding {
+        var copy = self
+        return try WireEncoding(&copy)
+    }
+
+    /// The message's bytes. Fails if a string contains NUL.
+    public func encode() throws(WireError) -> [UInt8] {
+        let encoding = try encoding()
+        return [UInt8](unsafeUninitializedCapacity: encoding.size) { buffer, count in
+            encoding.write(into: UnsafeMutableRawBufferPointer(buffer))
+            count = encoding.size
+        }
+    }
+}
+
+/// A message's descriptor of libprotobuf-c.
+public struct MessageDescriptor: @unchecked Sendable {
+    // SAFETY: (of Sendable) it points at a constant of the program, which nobody writes.
+    let pointer: UnsafeRawPointer
+
+    package init(_ pointer: UnsafeRawPointer) { self.pointer = pointer }
+}
+
+/// What a decoder accepts.
+public struct WireLimits: Sendable {
+    /// How many fields may be in the message and in all messages within it; elements of repeated fields count.
+    public var maximumFields: Int
+    /// How deep messages may be nested.
+    public var maximumDepth: Int
+    /// Whether an enum's value that the schema does not know is an error.
+    public var refusesUnknownEnumValues: Bool
+
+    public init(maximumFields: Int = 65536, maximumDepth: Int = 32, refusesUnknownEnumValues: Bool = true) {
+        self.maximumFields = maximumFields
+        self.maximumDepth = maximumDepth
+        self.refusesUnknownEnumValues = refusesUnknownEnumValues
+    }
+
+    /// For what a client sends: what is not understood must not be acted on.
+    public static let request = WireLimits()
+    /// For what an agent answers: a newer one may know more values than this client, which shows their numbers.
+    public static let response = WireLimits(refusesUnknownEnumValues: false)
+}

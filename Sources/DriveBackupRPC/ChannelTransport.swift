@@ -1,0 +1,130 @@
+internal import NIOCore
+internal import NIOPosix
+
+/// Carries a connection over a NIO channel: the last handler of its pipeline.
+///
+/// What is to be sent gathers in the connection while the channel's loop reads, and leaves in one write.
+final class ChannelTransport: ChannelInboundHandler {
+    typealias InboundIn = ByteBuffer
+    typealias OutboundOut = ByteBuffer
+
+    /// So much is written at a time, so that a slow peer's progress is seen.
+    private static let chunk = 64 << 10
+
+    private let connection: any Connection
+    private var context: ChannelHandlerContext?
+    private var isReading = false
+    private var wantsRead = true
+    private var timer: Scheduled<Void>?
+    private var timerInstant = Int64.max
+
+    init(_ connection: any Connection) { self.connection = connection }
+
+    func handlerAdded(context: ChannelHandlerContext) {
+        self.context = context
+        let this = NIOLoopBound(self, eventLoop: context.eventLoop)
+        let eventLoop = context.eventLoop
+        connection.attach {
+            eventLoop.execute { this.value.service() }
+        }
+        if context.channel.isActive { service() }
+    }
+
+    func handlerRemoved(context: ChannelHandlerContext) {
+        self.context = nil
+    }
+
+    func channelActive(context: ChannelHandlerContext) {
+        service()
+        context.fireChannelActive()
+    }
+
+    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        isReading = true
+        let buffer = unwrapInboundIn(data)
+        let connection = connection
+        buffer.withUnsafeReadableBytes { connection.received($0, now: RPCClock.now) }
+    }
+
+    func channelReadComplete(context: ChannelHandlerContext) {
+        isReading = false
+        service()
+        context.fireChannelReadComplete()
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        disconnected(RPCStatus(.unavailable, "The connection was lost: \(error.sentence)."))
+        context.close(promise: nil)
+    }
+
+    func channelInactive(context: ChannelHandlerContext) {
+        disconnected(RPCStatus(.unavailable, "The other side closed the connection."))
+        context.fireChannelInactive()
+    }
+
+    private func disconnected(_ status: RPCStatus) {
+        guard context != nil else { return }
+        context = nil
+        timer?.cancel()
+        timer = nil
+        connection.disconnected(status)
+    }
+
+    private func service() {
+        guard let context, context.channel.isActive, !isReading else { return }
+        let work = connection.work(now: RPCClock.now)
+        if !work.bytes.isEmpty { write(work.bytes, context) }
+        schedule(work.timer, context)
+        switch work.ending {
+        case .none: break
+        case .halfClose: context.close(mode: .output, promise: nil)
+        case .close:
+            context.close(promise: nil)
+            return
+        }
+        if work.wantsRead != wantsRead {
+            wantsRead = work.wantsRead
+            // Setting an option of a channel on its own loop is done at once.
+            context.channel.setOption(.autoRead, value: wantsRead).whenFailure { _ in }
+        }
+    }
+
+    private func write(_ bytes: [UInt8], _ context: ChannelHandlerContext) {
+        var buffer = context.channel.allocator.buffer(bytes: bytes)
+        let this = NIOLoopBound(self, eventLoop: context.eventLoop)
+        while let chunk = buffer.readSlice(length: min(Self.chunk, buffer.readableBytes)),
+            chunk.readableBytes > 0
+        {
+            let count = chunk.readableBytes
+            let promise = context.eventLoop.makePromise(of: Void.self)
+            promise.futureResult.whenSuccess {
+                this.value.wrote(count)
+            }
+            context.write(wrapOutboundOut(chunk), promise: promise)
+        }
+        context.flush()
+    }
+
+    private func wrote(_ count: Int) {
+        connection.wrote(count, now: RPCClock.now)
+        // Within `service` of a write that was done at once: there may be more.
+        guard let context else { return }
+        let this = NIOLoopBound(self, eventLoop: context.eventLoop)
+        context.eventLoop.execute { this.value.service() }
+    }
+
+    private func schedule(_ instant: Int64?, _ context: ChannelHandlerContext) {
+        let instant = instant ?? .max
+        guard instant != timerInstant else { return }
+        timer?.cancel()
+        timer = nil
+        timerInstant = instant
+        guard instant != .max else { return }
+        let delay = max(0, instant - RPCClock.now)
+        let this = NIOLoopBound(self, eventLoop: context.eventLoop)
+        timer = context.eventLoop.scheduleTask(in: .nanoseconds(delay)) {
+            this.value.timerInstant = .max
+            this.value.service()
+        }
+    }
+}

@@ -1,0 +1,84 @@
+/// Cuts what arrives into frames.
+///
+/// It holds at most the one payload that is arriving, in memory that grows with what has arrived and not with
+/// what a header promises. A payload over the limit is reported at once and then skipped without being held.
+struct FrameDecoder {
+    enum Event: Equatable {
+        case frame(FrameHeader, payload: [UInt8])
+        /// The payload is larger than `limit` and will be skipped.
+        case oversize(FrameHeader)
+    }
+
+    private enum State {
+        /// So many bytes of the header have arrived.
+        case header
+        case payload(FrameHeader)
+        /// So many bytes are still to be skipped.
+        case skipping(Int)
+    }
+
+    /// The largest payload that is taken, in bytes.
+    var limit: Int
+
+    private var state = State.header
+    private var header: [UInt8] = []
+    private var payload: [UInt8] = []
+
+    init(limit: Int) {
+        self.limit = limit
+        header.reserveCapacity(FrameHeader.size)
+    }
+
+    /// How many bytes of an unfinished frame are held.
+    var heldBytes: Int { payload.count + header.count }
+
+    /// Takes bytes off the front of `input` until there is something to report; nil if all were taken before.
+    ///
+    /// `admits` is asked before a payload within the limit is held; if it says no, the frame is oversize.
+    mutating func next(
+        _ input: inout UnsafeRawBufferPointer, admits: (FrameHeader) -> Bool = { _ in true }
+    ) throws(FramingError) -> Event? {
+        while true {
+            switch state {
+            case .header:
+                let taken = input.take(FrameHeader.size - header.count)
+                header.append(contentsOf: taken)
+                guard header.count == FrameHeader.size else { return nil }
+                let parsed = try Self.parse(header)
+                header.removeAll(keepingCapacity: true)
+                guard parsed.length <= limit, admits(parsed) else {
+                    state = .skipping(Int(parsed.length))
+                    return .oversize(parsed)
+                }
+                state = .payload(parsed)
+            case .payload(let header):
+                payload.append(contentsOf: input.take(Int(header.length) - payload.count))
+                guard payload.count == header.length else { return nil }
+                state = .header
+                defer { payload = [] }
+                return .frame(header, payload: payload)
+            case .skipping(let count):
+                let skipped = input.take(count).count
+                state = skipped == count ? .header : .skipping(count - skipped)
+                guard skipped == count else { return nil }
+            }
+        }
+    }
+
+    private static func parse(_ bytes: [UInt8]) throws(FramingError) -> FrameHeader {
+        // withUnsafeBytes cannot throw a typed error.
+        let result = bytes.withUnsafeBytes { buffer in
+            Result { () throws(FramingError) -> FrameHeader in try FrameHeader(parsing: buffer) }
+        }
+        return try result.get()
+    }
+}
+
+extension UnsafeRawBufferPointer {
+    /// Takes up to `count` bytes off the front.
+    fileprivate mutating func take(_ count: Int) -> UnsafeRawBufferPointer {
+        let taken = UnsafeRawBufferPointer(rebasing: prefix(count))
+        self = UnsafeRawBufferPointer(rebasing: dropFirst(taken.count))
+        return taken
+    }
+}

@@ -1,0 +1,113 @@
+public import DriveBackupWire
+internal import NIOCore
+internal import NIOPosix
+
+/// What a call says beside its request.
+public struct CallOptions: Sendable {
+    /// How long the caller waits for the end of the call; nil for without end.
+    public var timeout: Duration?
+    public var metadata: [RPCMetadata]
+
+    public init(timeout: Duration? = nil, metadata: [RPCMetadata] = []) {
+        self.timeout = timeout
+        self.metadata = metadata
+    }
+}
+
+/// A client's connection to an agent. Any number of calls can run on it at once.
+///
+/// When the connection is lost its calls end with `unavailable`, and so does each new one: connect again.
+public final class RPCConnection: Sendable {
+    private let connection: ClientConnection
+
+    init(_ connection: ClientConnection) { self.connection = connection }
+
+    deinit { connection.close(RPCStatus(.unavailable, "The connection was closed.")) }
+
+    /// Connects to an agent and waits for its HELLO.
+    ///
+    /// Throws `unavailable` if nobody is there or nobody answers within `timeout`, and `permissionDenied` if the
+    /// system does not let us.
+    public static func connect(
+        to address: RPCAddress, timeout: Duration = .seconds(10), limits: RPCLimits = RPCLimits()
+    ) async throws(RPCStatus) -> RPCConnection {
+        var limits = limits
+        limits.handshakeTimeout = min(limits.handshakeTimeout, timeout)
+        let connection = ClientConnection(limits: limits)
+        try await ChannelTransport.connect(connection, to: address, timeout: timeout)
+        let result = RPCConnection(connection)
+        do throws(RPCStatus) {
+            try await connection.ready()
+        } catch {
+            if error.code == .cancelled { throw error }
+            throw RPCStatus(
+                .unavailable, "Couldn't talk to the agent at \(address): \(error.message)",
+                details: error.details)
+        }
+        return result
+    }
+
+    /// Calls a method that has one response.
+    public func call<Request, Response>(
+        _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
+    ) async throws(RPCStatus) -> Response {
+        let call = try await start(method, request, options)
+        guard let bytes = try await call.next() else {
+            throw RPCStatus(.internal, "\(method.name) ended with OK and without its answer.")
+        }
+        guard try await call.next() == nil else {
+            throw RPCStatus(.internal, "\(method.name) has one answer, a second one came.")
+        }
+        return try ClientCall.response(bytes)
+    }
+
+    /// Calls a method that has any number of responses. Returns when the call has been sent.
+    public func stream<Request, Response>(
+        _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
+    ) async throws(RPCStatus) -> RPCResponses<Response> {
+        try await RPCResponses(start(method, request, options))
+    }
+
+    /// How long the agent takes to answer nothing.
+    public func ping() async throws(RPCStatus) -> Duration {
+        let start = ContinuousClock.now
+        try await connection.ping()
+        return start.duration(to: .now)
+    }
+
+    /// The agent's name and version of its software, as its HELLO says.
+    public var software: String { connection.software }
+
+    /// Why no call can be made on this connection any more; nil while calls can be made.
+    public var closed: RPCStatus? { connection.closed }
+
+    /// Calls that have not ended.
+    public var openCalls: Int { connection.openCalls }
+
+    /// Ends the connection, and its calls with `unavailable`. Returns when the socket is closed.
+    public func close() async {
+        connection.close(RPCStatus(.unavailable, "The connection was closed."))
+        await connection.disconnection()
+    }
+
+    private func start<Request, Response>(
+        _ method: RPCMethod<Request, Response>, _ request: Request, _ options: CallOptions
+    ) async throws(RPCStatus) -> ClientCall {
+        var frame = Frames.Call()
+        frame.method = method.name
+        frame.metadata = options.metadata.map(\.frame)
+        frame.message = try request.bytesToSend(limit: FrameHeader.maxPayload, what: "request")
+        var deadline: Int64?
+        if let timeout = options.timeout {
+            let nanoseconds = Int64(0).adding(timeout)
+            guard nanoseconds > 0 else {
+                throw RPCStatus(.deadlineExceeded, "\(method.name) was given no time.")
+            }
+            frame.timeoutNs = UInt64(nanoseconds)
+            deadline = RPCClock.now.adding(timeout)
+        }
+        let payload = try frame.bytesToSend(limit: connection.maxRequest, what: "request")
+        let stream = try await connection.open(payload, deadline: deadline)
+        return ClientCall(connection, stream: stream, owner: self)
+    }
+}

@@ -1,0 +1,90 @@
+public import DriveBackupWire
+
+/// The methods that a server answers, each with its handler.
+///
+/// A handler runs in a task of its own, which is cancelled when the caller cancels, when its deadline passes and
+/// when the connection ends. What it throws is the call's status.
+public struct RPCRouter: Sendable {
+    /// Decodes a request, or says why it cannot be; what it returns runs the handler to its end.
+    typealias Entry = @Sendable (_ request: [UInt8]) throws(RPCStatus) -> Handler
+    typealias Handler = @Sendable (RPCContext, ServerCall) async throws(RPCStatus) -> Void
+
+    private var entries: [String: Entry] = [:]
+
+    public init() {}
+
+    /// The names of all methods.
+    public var methods: [String] { entries.keys.sorted() }
+
+    /// Answers `method`, which has one response, with `handler`.
+    public mutating func unary<Request, Response>(
+        _ method: RPCMethod<Request, Response>,
+        _ handler: @escaping @Sendable (Request, RPCContext) async throws(RPCStatus) -> Response
+    ) {
+        precondition(!method.isServerStreaming, "\(method.name) streams its responses")
+        add(method.name) { (bytes) throws(RPCStatus) -> Handler in
+            let request: Request = try Self.request(bytes)
+            return { (context, call) async throws(RPCStatus) in
+                try await RPCWriter<Response>(call).write(handler(request, context))
+            }
+        }
+    }
+
+    /// Answers `method`, which has any number of responses, with `handler`.
+    public mutating func stream<Request, Response>(
+        _ method: RPCMethod<Request, Response>,
+        _ handler:
+            @escaping @Sendable (Request, RPCContext, RPCWriter<Response>) async throws(RPCStatus) -> Void
+    ) {
+        precondition(method.isServerStreaming, "\(method.name) has one response")
+        add(method.name) { (bytes) throws(RPCStatus) -> Handler in
+            let request: Request = try Self.request(bytes)
+            return { (context, call) async throws(RPCStatus) in
+                try await handler(request, context, RPCWriter<Response>(call))
+            }
+        }
+    }
+
+    func knows(_ method: String) -> Bool { entries[method] != nil }
+
+    subscript(method: String) -> Entry? { entries[method] }
+
+    private mutating func add(_ name: String, _ entry: @escaping Entry) {
+        precondition(entries[name] == nil, "\(name) has two handlers")
+        entries[name] = entry
+    }
+
+    private static func request<Request: WireMessage>(_ bytes: [UInt8]) throws(RPCStatus) -> Request {
+        do throws(WireError) {
+            return try Request.decode(bytes, limits: .request)
+        } catch {
+            throw RPCStatus(
+                .invalidArgument, "\(error).", reason: "FIELD_INVALID", subject: error.field)
+        }
+    }
+}
+
+/// Sends the responses of a call.
+public struct RPCWriter<Response: WireMessage>: Sendable {
+    private let call: ServerCall
+
+    init(_ call: ServerCall) { self.call = call }
+
+    /// Sends a response, and waits before that until the client has given credit and reads.
+    ///
+    /// Throws `cancelled` once the call has ended, and `resourceExhausted` for a message that is larger than
+    /// the client takes.
+    public func write(_ response: Response) async throws(RPCStatus) {
+        try await call.send(response.bytesToSend(limit: call.connection.maxMessage, what: "response"))
+    }
+}
+
+/// A call that a handler answers.
+struct ServerCall: Sendable {
+    let connection: ServerConnection
+    let stream: UInt32
+
+    func send(_ message: [UInt8]) async throws(RPCStatus) {
+        try await connection.send(message, on: stream)
+    }
+}

@@ -1,0 +1,193 @@
+internal import Synchronization
+
+/// A server's connection: runs a handler for each call, and carries what it says to the transport.
+final class ServerConnection: Connection {
+    private struct State {
+        var machine: ServerMachine
+        var tasks: [UInt32: Task<Void, Never>] = [:]
+        var waiters = SendWaiters()
+        var wake: (@Sendable () -> Void)?
+        /// The transport has been woken and has not come yet.
+        var isWoken = false
+    }
+
+    let peer: RPCPeer
+    private let router: RPCRouter
+    private let state: Mutex<State>
+
+    init(router: RPCRouter, limits: RPCLimits, budget: ByteBudget, peer: RPCPeer) {
+        self.peer = peer
+        self.router = router
+        state = Mutex(
+            State(
+                machine: ServerMachine(limits: limits, budget: budget, now: RPCClock.now) { router.knows($0) }
+            ))
+    }
+
+    // MARK: The transport
+
+    func attach(wake: @escaping @Sendable () -> Void) {
+        state.withLock { $0.wake = wake }
+    }
+
+    func received(_ bytes: UnsafeRawBufferPointer, now: Int64) {
+        // The pointer is used within the lock's closure only.
+        nonisolated(unsafe) let bytes = bytes  // SAFETY: the closure runs before this function returns.
+        perform(state.withLock { $0.machine.receive(bytes, now: now) })
+    }
+
+    func wrote(_ count: Int, now: Int64) {
+        perform(state.withLock { $0.machine.wrote(count, now: now) })
+    }
+
+    func work(now: Int64) -> TransportWork {
+        let (work, effects) = state.withLock { state in
+            state.isWoken = false
+            let effects = state.machine.tick(now: now)
+            return (state.machine.work(now: now), effects)
+        }
+        perform(effects)
+        return work
+    }
+
+    func disconnected(_ status: RPCStatus) {
+        perform(
+            state.withLock { state in
+                state.wake = nil
+                return state.machine.disconnected(status)
+            })
+    }
+
+    // MARK: The server
+
+    /// Takes no new calls, and ends the connection with the last one that runs.
+    func shutDown(_ status: RPCStatus) {
+        state.withLock { $0.machine.shutDown(status, now: RPCClock.now) }
+        wakeTransport()
+    }
+
+    /// Ends the connection and its calls, with a reason for the peer.
+    func refuse(_ status: RPCStatus) {
+        perform(state.withLock { $0.machine.refuse(status, now: RPCClock.now) })
+        wakeTransport()
+    }
+
+    /// Why the connection ended, if it was neither the client's nor the server's wish.
+    var badEnd: RPCStatus? {
+        let reason = state.withLock { $0.machine.link.reason }
+        return reason?.code == .unavailable ? nil : reason
+    }
+
+    /// Handlers that have not returned, also after the connection's end.
+    var runningHandlers: Int { state.withLock { $0.machine.runningHandlers } }
+
+    // MARK: Handlers
+
+    /// The largest message that the client takes, in bytes.
+    var maxMessage: Int { state.withLock { $0.machine.maxMessage } }
+
+    /// Sends a message of a call as soon as it may.
+    func send(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
+        while true {
+            let sending = state.withLock { $0.machine.send(message, on: stream, now: RPCClock.now) }
+            switch sending {
+            case .sent:
+                wakeTransport()
+                return
+            case .ended:
+                throw RPCStatus(.cancelled, "The call has ended.")
+            case .wait:
+                await mayHaveChanged(stream)
+                if Task.isCancelled { throw RPCStatus(.cancelled, "The call has ended.") }
+            }
+        }
+    }
+
+    /// Returns when it is worth trying again to send, or the task is cancelled.
+    private func mayHaveChanged(_ stream: UInt32) async {
+        let token = state.withLock { $0.waiters.newToken() }
+        await withTaskCancellationHandler {
+            await withCheckedContinuation { continuation in
+                let waits = state.withLock { state in
+                    // Looked at under the lock: a cancellation that comes later finds the waiter.
+                    guard !Task.isCancelled, state.machine.sending(on: stream) == .wait else { return false }
+                    state.waiters.add(token, stream: stream, continuation)
+                    return true
+                }
+                if !waits { continuation.resume() }
+            }
+        } onCancel: {
+            for waiter in state.withLock({ $0.waiters.take(token) }) { waiter.resume() }
+        }
+    }
+
+    private func perform(_ effects: [ServerMachine.Effect]) {
+        for effect in effects {
+            switch effect {
+            case .dispatch(let call): dispatch(call)
+            case .cancel(let stream): state.withLock { $0.tasks.removeValue(forKey: stream) }?.cancel()
+            case .maySend(let stream):
+                for waiter in state.withLock({ $0.waiters.take(stream: stream) }) { waiter.resume() }
+            case .allMaySend:
+                for waiter in state.withLock({ $0.waiters.takeAll() }) { waiter.resume() }
+            }
+        }
+        if !effects.isEmpty { wakeTransport() }
+    }
+
+    private func dispatch(_ call: IncomingCall) {
+        let handler: RPCRouter.Handler
+        do throws(RPCStatus) {
+            guard let entry = router[call.method] else {
+                throw RPCStatus(.unimplemented, "There is no method \"\(call.method)\".")
+            }
+            handler = try entry(call.request)
+        } catch {
+            ended(call.stream, error)
+            return
+        }
+        let context = RPCContext(
+            peer: peer, metadata: call.metadata, deadline: call.deadline.map { RPCClock.instant($0) })
+        let serverCall = ServerCall(connection: self, stream: call.stream)
+        // The connection owns the task: it is cancelled with its call, at the latest when the transport goes.
+        let task = Task {
+            let status: RPCStatus
+            do throws(RPCStatus) {
+                try await handler(context, serverCall)
+                status = .ok
+            } catch {
+                status = error
+            }
+            ended(call.stream, status)
+        }
+        state.withLock { state in
+            // The handler may have returned before we got here, or its call have ended.
+            guard state.machine.isRunning(call.stream) else { return }
+            if state.machine.sending(on: call.stream) == .ended {
+                task.cancel()
+            } else {
+                state.tasks[call.stream] = task
+            }
+        }
+    }
+
+    private func ended(_ stream: UInt32, _ status: RPCStatus) {
+        let effects = state.withLock { state in
+            state.tasks[stream] = nil
+            let effects = state.machine.finish(stream, status, now: RPCClock.now)
+            state.machine.handlerEnded(stream)
+            return effects
+        }
+        perform(effects)
+    }
+
+    private func wakeTransport() {
+        let wake = state.withLock { state -> (@Sendable () -> Void)? in
+            if state.isWoken { return nil }
+            guard let wake = state.wake else { return nil }
+            state.isWoken = true
+            return wake
+        }
+        wake?()
+    }
+}

@@ -21,6 +21,7 @@ package struct ImageLock: Sendable {
         /// To write what reads the same afterwards.
         package static let writeUnchanged = Permissions(rawValue: 4)
         package static let resize = Permissions(rawValue: 8)
+        package static let all: Permissions = [.consistentRead, .write, .writeUnchanged, .resize]
 
         static let numbers: Range<UInt64> = 0..<4
 

@@ -1,0 +1,140 @@
+internal import CBlockIO
+internal import Glibc
+
+/// An engine of one thread with an io_uring.
+///
+/// A turn of its thread runs the jobs that are there, submits the requests they made with one system call, and resumes
+/// those whose requests have completed; it sleeps in the same call when there is nothing to do. Other threads wake it
+/// through an eventfd that the ring reads. Call `shutDown` when it is no longer needed: its thread keeps it alive until
+/// then.
+package final class RingEngine: IOEngine {
+    package let name: String
+
+    private let core: EngineCore
+    // SAFETY: touched by the engine's thread only, after it has started; `start` and `work` check that.
+    private nonisolated(unsafe) let ring: RingQueue
+    private let wakeDescriptor: Int32
+
+    /// How many turns of jobs may pass before the kernel is asked for completions.
+    private static let roundsPerTurn = 8
+
+    /// Starts the engine's thread. Throws `.unsupported` or `.denied` where the system refuses io_uring.
+    /// `queueDepth` is the number of requests that are submitted at once, up to 4096; four times as many can be in
+    /// flight, more wait in order.
+    package init(name: String, queueDepth: Int = 256) throws(BlockError) {
+        let wakeDescriptor = cblockio_eventfd()
+        guard wakeDescriptor >= 0 else {
+            throw BlockError("Couldn't make an eventfd for a ring", errno: -wakeDescriptor)
+        }
+        do throws(BlockError) {
+            ring = try RingQueue(depth: queueDepth)
+        } catch {
+            _ = cblockio_close(wakeDescriptor)
+            throw error
+        }
+        self.name = "ring \(name)"
+        self.wakeDescriptor = wakeDescriptor
+        core = EngineCore(name: name) { cblockio_eventfd_signal(wakeDescriptor) }
+        guard let thread = startThread(named: "ring \(name)", { self.work() }) else {
+            preconditionFailure("the system gives no thread for the engine \(name)")
+        }
+        pthread_detach(thread)
+    }
+
+    deinit { _ = cblockio_close(wakeDescriptor) }
+
+    // MARK: Executor
+
+    package var isCurrent: Bool { core.queue.isCurrent }
+
+    package func enqueue(_ job: consuming ExecutorJob) { core.add(.job(UnownedJob(job))) }
+
+    package func checkIsolated() { preconditionCurrent() }
+
+    package func isIsolatingCurrentContext() -> Bool? { isCurrent }
+
+    package func shutDown() async { await core.shutDown() }
+
+    private func work() {
+        core.queue.becomeCurrent()
+        ring.start(wakeDescriptor: wakeDescriptor)
+        let executor = asUnownedTaskExecutor()
+        var batch: [JobQueue.Entry] = []
+        while true {
+            core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
+            if ring.inFlight == 0 && core.closeIfDone() { break }
+            let sleeps = core.queue.fallAsleep()
+            ring.submit(wait: sleeps)
+            if sleeps { core.queue.wake() }
+            ring.resumeCompleted()
+        }
+        ring.end()
+        core.finish()
+    }
+
+    // MARK: Operations
+
+    /// Hands a request to the ring and resumes when it has completed.
+    private func perform(_ request: RingQueue.Request) async -> Int {
+        // SAFETY: the memory in the request is the caller's, who leaves it alone until this returns.
+        nonisolated(unsafe) let request = request
+        return await withUnsafeContinuation { continuation in
+            if core.queue.isCurrent {
+                ring.add(request, continuation)
+            } else {
+                // A caller on another executor, an actor of its own: allowed, at the price of a change of thread.
+                core.add(.call { self.ring.add(request, continuation) })
+            }
+        }
+    }
+
+    package func read(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) async -> Int {
+        await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_READ, descriptor: descriptor, address: bytes.baseAddress,
+                offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
+    }
+
+    package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+        await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_WRITE, descriptor: descriptor,
+                address: UnsafeMutableRawPointer(mutating: bytes.baseAddress),
+                offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
+    }
+
+    package func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {
+        await perform(
+            RingQueue.Request(
+                operation: dataOnly ? CBLOCKIO_FDATASYNC : CBLOCKIO_FSYNC, descriptor: descriptor,
+                address: nil, offset: 0, length: 0, flags: 0, token: 0))
+    }
+
+    package func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int {
+        await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_FALLOCATE, descriptor: descriptor, address: nil,
+                offset: range.offset, length: range.length, flags: UInt32(bitPattern: mode), token: 0))
+    }
+
+    package func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int {
+        // The ring's request has 32 bits for the length; longer ranges go in pieces.
+        var rest = range
+        while rest.length > 1 << 30 {
+            let piece = rest.prefix(1 << 30)
+            let result = await synchronizeRange(descriptor, piece, flags: flags)
+            if result != 0 { return result }
+            rest = rest.dropFirst(piece.length)
+        }
+        return await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_SYNC_FILE_RANGE, descriptor: descriptor, address: nil,
+                offset: rest.offset, length: rest.length, flags: flags, token: 0))
+    }
+
+    package func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
+        await core.perform(body)
+    }
+}

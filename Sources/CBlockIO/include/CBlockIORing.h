@@ -1,0 +1,59 @@
+#pragma once
+
+// What RingEngine needs of liburing, which is mostly inline functions and macros.
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct io_uring;
+
+enum cblockio_operation {
+    CBLOCKIO_READ,
+    CBLOCKIO_WRITE,
+    CBLOCKIO_FSYNC,
+    CBLOCKIO_FDATASYNC,
+    CBLOCKIO_FALLOCATE,
+    CBLOCKIO_SYNC_FILE_RANGE,
+    /// Reads an eventfd's counter and drops it.
+    CBLOCKIO_WAKE,
+};
+
+struct cblockio_request {
+    enum cblockio_operation operation;
+    int descriptor;
+    /// Memory for READ and WRITE.
+    void *address;
+    uint64_t offset;
+    uint64_t length;
+    /// fallocate's mode, sync_file_range's flags.
+    unsigned flags;
+    /// Comes back with the completion.
+    uint64_t token;
+};
+
+struct cblockio_completion {
+    uint64_t token;
+    int32_t result;
+};
+
+/// Makes a ring that some thread must start before it uses it, alone. Tries the faster modes first. 0 or a negated
+/// errno (-ENOSYS, -EPERM, -EACCES where the system refuses io_uring).
+int cblockio_ring_make(struct io_uring **ring, unsigned entries, unsigned completions);
+/// Makes the calling thread the ring's only user.
+int cblockio_ring_start(struct io_uring *ring);
+void cblockio_ring_free(struct io_uring *ring);
+/// The number of completions that fit.
+unsigned cblockio_ring_capacity(const struct io_uring *ring);
+/// Queues a request; 0 when the submission queue is full: submit and try again.
+int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *request);
+/// The number of requests that were prepared and not submitted.
+unsigned cblockio_ring_unsubmitted(const struct io_uring *ring);
+/// Submits what was prepared and lets the kernel post completions; with `wait` not before there is one. A negated errno
+/// or a number that is not.
+int cblockio_ring_submit(struct io_uring *ring, int wait);
+/// Takes up to `count` completions.
+unsigned cblockio_ring_reap(struct io_uring *ring, struct cblockio_completion *completions, unsigned count);
+
+/// An eventfd, close-on-exec; a descriptor or a negated errno.
+int cblockio_eventfd(void);
+void cblockio_eventfd_signal(int descriptor);

@@ -1,0 +1,83 @@
+package import BlockIO
+
+/// One file of a chain of images, as it was found when the chain was opened.
+package struct ImageLayer: Sendable {
+    /// Absolute, with all links resolved.
+    package var path: String
+    package var format: ImageFormat
+    package var identity: FileIdentity
+    /// Other files through which the same bytes are reached: what a loop device lies on.
+    package var aliases: [FileIdentity]
+    /// In bytes.
+    package var virtualSize: UInt64
+    /// In bytes; 0 for raw.
+    package var clusterSize: UInt64
+    /// The backing file as the image records it: its name, relative perhaps, and format.
+    package var backingName: String?
+    package var backingFormat: String?
+}
+
+/// A drive's image and all its backing files, open and locked, seen as one device.
+///
+/// Every file is locked against writers and resizers other than us; see `takeWritePermission`.
+package final class OpenImage: Sendable {
+    /// The top of the chain. Reading goes down the chain; extents say what the top layer itself holds.
+    package let device: any BlockDevice
+    /// The top image's format.
+    package let format: ImageFormat
+    /// True when `format` was found by probing rather than stated.
+    package let wasProbed: Bool
+    /// Top first; never empty.
+    package let layers: [ImageLayer]
+
+    private let top: HostFile
+    private let writeRefusal: BlockError?
+
+    init(
+        device: any BlockDevice, format: ImageFormat, wasProbed: Bool, layers: [ImageLayer], top: HostFile,
+        writeRefusal: BlockError?
+    ) {
+        self.device = device
+        self.format = format
+        self.wasProbed = wasProbed
+        self.layers = layers
+        self.top = top
+        self.writeRefusal = writeRefusal
+    }
+
+    /// Opens the image at `path` and its backing files on `engine`.
+    ///
+    /// With `format` nil the top file is probed. The top file is opened for writing unless `readOnly`, but nothing
+    /// is written and others are told so until `takeWritePermission`. Every backing file passes `gate`. Throws
+    /// `.notFound`, `.locked`, `.denied`, `.unsupported` or `.corrupt`, naming the file; nothing stays open then.
+    package static func open(
+        _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, on engine: any IOEngine
+    ) async throws(BlockError) -> OpenImage {
+        try await engine.run { () async throws(BlockError) -> OpenImage in
+            var opener = ChainOpener(gate: gate, engine: engine)
+            return try await opener.open(path, format: format, readOnly: readOnly)
+        }
+    }
+
+    /// Tells all other processes that this image is being written from now on; called before its first writer is
+    /// let in.
+    ///
+    /// Throws `.locked` when another process has it open and does not allow that, and `.unsupported` for an
+    /// image that can be read but not written.
+    package func takeWritePermission() async throws(BlockError) {
+        if let writeRefusal { throw writeRefusal }
+        guard !device.isReadOnly else {
+            throw BlockError(.denied, "Couldn't lock \(top.name) for writing: it is open for reading only")
+        }
+        try await engine.run { () async throws(BlockError) in
+            try await top.changeLock(holding: [.consistentRead, .write], unsharing: [.write, .resize])
+        }
+    }
+
+    /// Closes all files and gives up their locks. No request is in flight and none follows.
+    package func close() async throws(BlockError) {
+        try await engine.run { () async throws(BlockError) in try await device.close() }
+    }
+
+    private var engine: any IOEngine { device.engine }
+}

@@ -1,0 +1,173 @@
+internal import BlockIO
+
+/// Refcounts: a table of blocks of counters, 2 to the power of `refcountOrder` bits each (qcow2.txt, "Host cluster
+/// management"). Everything here runs under the metadata lock.
+extension Qcow2Image {
+    /// Where the block for the clusters of a region is in the file; nil when there is none.
+    func refcountBlock(_ region: UInt64) async throws(BlockError) -> UInt64? {
+        let table = isolated.value.refcountTable
+        guard region * 8 < table.length else { return nil }
+        let page = try await page(containing: table.offset + region * 8, .refcountTable)
+        defer { page.unpin() }
+        let entry: UInt64 = page.bytes.bigEndian(at: Int(table.offset + region * 8 - page.offset))
+        guard entry & Qcow2Entry.refcountTableReserved == 0, entry % clusterSize == 0 else {
+            throw corrupt("refcount table entry \(region) points to offset \(entry), where no block can be")
+        }
+        return entry == 0 ? nil : entry
+    }
+
+    /// How many references there are to a host cluster; 0 where nothing counts them.
+    func refcount(of cluster: UInt64) async throws(BlockError) -> UInt64 {
+        guard let block = try await refcountBlock(cluster / header.refcountsPerBlock) else { return 0 }
+        let place = RefcountPlace(cluster, header)
+        let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
+        defer { page.unpin() }
+        return place.load(page.bytes, at: Int(block + UInt64(place.byte) - page.offset))
+    }
+
+    /// Sets the refcount of a cluster that has a refcount block.
+    func setRefcount(of cluster: UInt64, to value: UInt64) async throws(BlockError) {
+        guard let block = try await refcountBlock(cluster / header.refcountsPerBlock) else {
+            preconditionFailure("a refcount that is changed has a place")
+        }
+        let place = RefcountPlace(cluster, header)
+        let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
+        defer { page.unpin() }
+        place.store(value, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
+        isolated.value.pages.markDirty(page)
+    }
+
+    /// Takes one reference away from each cluster; true when none is left to any of them.
+    func dropReferences(_ clusters: Range<UInt64>) async throws(BlockError) -> Bool {
+        var areFree = true
+        for cluster in clusters {
+            let count = try await refcount(of: cluster)
+            guard count > 0 else {
+                throw corrupt("the cluster at offset \(cluster * clusterSize) was in use with a refcount of 0")
+            }
+            try await setRefcount(of: cluster, to: count - 1)
+            if count > 1 { areFree = false }
+        }
+        return areFree
+    }
+
+    /// The first cluster behind the last one with a refcount, for devices, which have no end of their own.
+    func firstUnusedCluster() async throws(BlockError) -> UInt64 {
+        let perBlock = header.refcountsPerBlock
+        for region in (0..<header.refcountTableEntries).reversed() {
+            guard try await refcountBlock(region) != nil else { continue }
+            for cluster in (region * perBlock..<(region + 1) * perBlock).reversed()
+            where try await refcount(of: cluster) != 0 {
+                return cluster + 1
+            }
+        }
+        throw corrupt("its refcounts say that no cluster is in use")
+    }
+
+    /// Moves the refcount table to a larger place behind everything else, with blocks for that place.
+    ///
+    /// New blocks and table are durable before the header points to them; the old table is freed afterwards.
+    func growRefcountTable() async throws(BlockError) {
+        let old = isolated.value.refcountTable
+        let perBlock = header.refcountsPerBlock
+        // Clusters that the old table has no place for have no refcounts, and so are free.
+        let start = max(isolated.value.allocator.position, old.length / 8 * perBlock)
+        var (blocks, tableClusters): (UInt64, UInt64) = (1, 1)
+        while true {
+            let end = start + blocks + tableClusters
+            let neededBlocks = end.dividedRoundingUp(by: perBlock) - start / perBlock
+            let entries = end.dividedRoundingUp(by: perBlock) * 3 / 2
+            let neededClusters = max(tableClusters, (entries * 8).dividedRoundingUp(by: clusterSize))
+            if neededBlocks == blocks && neededClusters == tableClusters { break }
+            (blocks, tableClusters) = (max(blocks, neededBlocks), neededClusters)
+        }
+        let table = ByteRange(offset: (start + blocks) * clusterSize, length: tableClusters * clusterSize)
+        guard table.length <= Qcow2Header.maximumRefcountTableBytes else {
+            throw BlockError(
+                .noSpace, "Couldn't enlarge \(name): its refcount table would be larger than 8 MiB")
+        }
+        let entries = IOBuffer(count: Int(table.length))
+        entries.bytes.fillWithZeroes()
+        try await copyTable(old, into: entries)
+        for index in 0..<blocks {
+            let host = (start + index) * clusterSize
+            addZeroedPages(ByteRange(offset: host, length: clusterSize), .refcountBlock)
+            entries.bytes.storeBigEndian(host, at: Int(start / perBlock + index) * 8)
+        }
+        isolated.value.allocator.position = start + blocks + tableClusters
+        try await growFile()
+        for cluster in start..<start + blocks + tableClusters {
+            let place = RefcountPlace(cluster, header)
+            let block = (start + cluster / perBlock - start / perBlock) * clusterSize
+            let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
+            place.store(1, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
+            isolated.value.pages.markDirty(page)
+            page.unpin()
+        }
+        try await writePages(.refcountBlock)
+        try await file.write(table, from: entries.slice)
+        try await file.flush()
+        try await changeHeader {
+            $0.storeBigEndian(table.offset, at: 48)
+            $0.storeBigEndian(UInt32(tableClusters), at: 56)
+        }
+        for page in isolated.value.pages.pinnedDirty(.refcountTable) {
+            isolated.value.pages.markClean(page)
+            page.unpin()
+        }
+        isolated.value.refcountTable = table
+        free(old.offset / clusterSize..<old.end / clusterSize)
+    }
+
+    private func copyTable(_ table: ByteRange, into buffer: IOBuffer) async throws(BlockError) {
+        var done: UInt64 = 0
+        while done < table.length {
+            let page = try await page(containing: table.offset + done, .refcountTable)
+            buffer[Int(done)..<buffer.count].bytes.copyBytesQuickly(from: page.bytes)
+            done += UInt64(page.bytes.count)
+            page.unpin()
+        }
+    }
+}
+
+/// Where in its block a cluster's refcount is. Counters of less than a byte fill bytes from the lowest bit up.
+struct RefcountPlace {
+    private let order: UInt32
+    private let shift: UInt8
+    /// The first byte of the counter in the block.
+    let byte: Int
+
+    init(_ cluster: UInt64, _ header: Qcow2Header) {
+        self.init(index: cluster % header.refcountsPerBlock, order: header.refcountOrder)
+    }
+
+    init(index: UInt64, order: UInt32) {
+        self.order = order
+        let bit = index << UInt64(order)
+        byte = Int(bit / 8)
+        shift = UInt8(bit % 8)
+    }
+
+    func load(_ bytes: UnsafeRawBufferPointer, at position: Int) -> UInt64 {
+        switch order {
+        case 0...2: UInt64(bytes[position] >> shift & mask)
+        case 3: UInt64(bytes[position])
+        case 4: UInt64(bytes.bigEndian(at: position, as: UInt16.self))
+        case 5: UInt64(bytes.bigEndian(at: position, as: UInt32.self))
+        default: bytes.bigEndian(at: position, as: UInt64.self)
+        }
+    }
+
+    /// `value` is at most what is there, or 1.
+    func store(_ value: UInt64, _ bytes: UnsafeMutableRawBufferPointer, at position: Int) {
+        switch order {
+        case 0...2: bytes[position] = bytes[position] & ~(mask << shift) | UInt8(value) << shift
+        case 3: bytes[position] = UInt8(value)
+        case 4: bytes.storeBigEndian(UInt16(value), at: position)
+        case 5: bytes.storeBigEndian(UInt32(value), at: position)
+        default: bytes.storeBigEndian(value, at: position)
+        }
+    }
+
+    private var mask: UInt8 { 1 << (1 << UInt8(order)) - 1 }
+}

@@ -1,0 +1,124 @@
+package import BlockIO
+
+/// Writing data: in place where the clusters are ours alone, into new clusters otherwise.
+extension Qcow2Image {
+    package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
+        try checkWritable(range, to: "write")
+        guard !range.isEmpty else { return }
+        try await prepareForWriting()
+        let ticket = isolated.value.requests.begin()
+        defer { isolated.value.requests.end(ticket) }
+        try await writeMapped(range, from: buffer)
+    }
+
+    func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
+        guard !isReadOnly else {
+            throw BlockError(
+                .invalid, "Couldn't \(verb) \(range) of \(name): it is open for reading only", range: range)
+        }
+        if let obstacle = header.writeObstacle {
+            throw BlockError(.unsupported, "Couldn't \(verb) \(range) of \(name): \(obstacle)", range: range)
+        }
+        try check(range, to: verb)
+    }
+
+    func writeMapped(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        var done: UInt64 = 0
+        while done < range.length {
+            try await writeBackIfMostlyDirty()
+            let rest = range.dropFirst(done)
+            let run = try await run(at: rest.offset, limit: rest.length)
+            let part = rest.prefix(run.length)
+            let slice = buffer[Int(done)..<Int(done + part.length)]
+            if case .data(let host, isShared: false) = run.mapping {
+                try await file.write(ByteRange(offset: host, length: part.length), from: slice)
+                done += part.length
+            } else {
+                done += try await writeRemapping(part, from: slice)
+            }
+        }
+    }
+
+    /// The clusters that the start of `range` covers whole (where the disk ends, its end counts), or else its first
+    /// cluster alone.
+    func leadingClusters(_ range: ByteRange) -> (clusters: Range<UInt64>, areWhole: Bool) {
+        let first = range.offset / clusterSize
+        var end = range.end / clusterSize
+        if range.end >= contentSize { end = range.end.dividedRoundingUp(by: clusterSize) }
+        guard range.offset % clusterSize == 0, end > first else { return (first..<first + 1, false) }
+        return (first..<end, true)
+    }
+
+    func bytes(of clusters: Range<UInt64>) -> ByteRange {
+        ByteRange(clusters.lowerBound * clusterSize..<clusters.upperBound * clusterSize)
+    }
+
+    /// Registers that the mapping of the first of `clusters` is about to change; nil after having waited for somebody
+    /// else who changed it.
+    func beginChange(_ clusters: Range<UInt64>) async -> ClusterChanges.Change? {
+        var clusters = clusters
+        if let other = isolated.value.changes.first(overlapping: clusters) {
+            guard other.clusters.lowerBound > clusters.lowerBound else {
+                await other.waitUntilDone()
+                return nil
+            }
+            clusters = clusters.lowerBound..<other.clusters.lowerBound
+        }
+        return isolated.value.changes.begin(clusters)
+    }
+
+    /// Writes the start of `range`, whose clusters have to be mapped anew; returns how many bytes that were (none when
+    /// others have changed what was found).
+    private func writeRemapping(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) -> UInt64 {
+        let (wanted, areWhole) = leadingClusters(range)
+        guard let change = await beginChange(wanted) else { return 0 }
+        defer { isolated.value.changes.end(change) }
+        // Look again: only from here on nobody else changes the mapping of these clusters.
+        let found = try await run(at: range.offset, limit: range.clamped(to: bytes(of: change.clusters)).length)
+        if case .data(_, isShared: false) = found.mapping { return 0 }
+        let part = range.prefix(found.length)
+        var clusters = wanted.lowerBound..<part.end.dividedRoundingUp(by: clusterSize)
+        let table = try await writableL2Table(part.offset / header.bytesPerL2)
+        let host: UInt64
+        var fresh: Range<UInt64>?
+        if case .zeroAllocated(let kept, isShared: false) = found.mapping {
+            host = kept.roundedDown(toMultipleOf: clusterSize)
+        } else {
+            let allocated = try await allocate(UInt64(clusters.count))
+            fresh = allocated
+            host = allocated.lowerBound * clusterSize
+            clusters = clusters.lowerBound..<clusters.lowerBound + UInt64(allocated.count)
+        }
+        isolated.value.changes.shorten(change, to: clusters)
+        let written = part.clamped(to: bytes(of: clusters))
+        let slice = buffer[0..<Int(written.length)]
+        do throws(BlockError) {
+            if areWhole {
+                try await file.write(ByteRange(offset: host, length: written.length), from: slice)
+            } else {
+                try await writeFilled(written, from: slice, host: host)
+            }
+        } catch {
+            if let fresh { free(fresh) }
+            throw error
+        }
+        // An error here leaves new clusters that are counted and not all used: a leak, no damage.
+        try await map(clusters, table: table) { cluster, _ in
+            .data(host: host + (cluster - clusters.lowerBound) * clusterSize, isShared: false)
+        }
+        return written.length
+    }
+
+    /// Writes one cluster, of which `range` is a part, with its old content around the part.
+    private func writeFilled(_ range: ByteRange, from buffer: IOSlice, host: UInt64) async throws(BlockError) {
+        let cluster = range.expanded(toMultipleOf: clusterSize)
+        let whole = IOBuffer(count: Int(clusterSize))
+        let present = cluster.clamped(to: self.range)
+        try await readMapped(present, into: whole[0..<Int(present.length)])
+        whole[Int(present.length)..<whole.count].bytes.fillWithZeroes()
+        let start = Int(range.offset - cluster.offset)
+        whole[start..<whole.count].bytes.copyBytesQuickly(from: UnsafeRawBufferPointer(buffer.bytes))
+        try await file.write(ByteRange(offset: host, length: clusterSize), from: whole.slice)
+    }
+}

@@ -1,0 +1,95 @@
+package import BlockIO
+
+/// A disk whose bytes are the file's own, exactly as many of them.
+package final class RawImage: BlockDevice {
+    let file: HostFile
+    package let size: UInt64
+    package let isReadOnly: Bool
+    /// Which parts of a file that began as one hole have been written since; nil for a file with a past.
+    private let written: EngineIsolated<WrittenParts>?
+
+    /// Takes over `file`, which `close` closes; `isNew` says that it consists of one hole.
+    init(_ file: HostFile, isReadOnly: Bool, isNew: Bool = false) {
+        self.file = file
+        self.isReadOnly = isReadOnly
+        size = file.size
+        written = isNew ? EngineIsolated(WrittenParts(size: file.size), engine: file.engine) : nil
+    }
+
+    package var name: String { file.name }
+    package var engine: any IOEngine { file.engine }
+    package var limits: BlockLimits { file.limits }
+
+    package func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try check(range, to: "read")
+        try await file.read(range, into: buffer)
+    }
+
+    package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try checkWritable(range, to: "write")
+        written?.value.note(range)
+        try await file.write(range, from: buffer)
+    }
+
+    package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
+        try checkWritable(range, to: "zero")
+        if mayUnmap, let written, !written.value.mayOverlap(range) { return }
+        try await file.writeZeroes(range, mayUnmap: mayUnmap)
+    }
+
+    package func discard(_ range: ByteRange) async throws(BlockError) {
+        try checkWritable(range, to: "discard")
+        try await file.discard(range)
+    }
+
+    package func flush() async throws(BlockError) { try await file.flush() }
+
+    package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
+        try check(range, to: "look at")
+        return try await file.extents(in: range)
+    }
+
+    package func close() async throws(BlockError) { try await file.close() }
+
+    private func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
+        guard !isReadOnly else {
+            throw BlockError(
+                .invalid, "Couldn't \(verb) \(range) of \(name): it is open for reading only", range: range)
+        }
+        try check(range, to: verb)
+    }
+}
+
+/// A bit for each MiB of a file: something has been written there.
+private struct WrittenParts {
+    private static let unit: UInt64 = 1 << 20
+    private var words: [UInt64]
+
+    init(size: UInt64) {
+        let parts = size.dividedRoundingUp(by: Self.unit)
+        words = Array(repeating: 0, count: Int(parts.dividedRoundingUp(by: 64)))
+    }
+
+    mutating func note(_ range: ByteRange) {
+        for part in Self.parts(of: range) { words[Int(part / 64)] |= 1 << (part % 64) }
+    }
+
+    func mayOverlap(_ range: ByteRange) -> Bool {
+        var parts = Self.parts(of: range)
+        while let part = parts.first {
+            let word = words[Int(part / 64)]
+            if word == 0 {
+                parts = parts.dropFirst(Int(64 - part % 64))
+            } else if word & (1 << (part % 64)) != 0 {
+                return true
+            } else {
+                parts = parts.dropFirst()
+            }
+        }
+        return false
+    }
+
+    private static func parts(of range: ByteRange) -> Range<UInt64> {
+        range.isEmpty ? 0..<0 : range.offset / unit..<range.end.dividedRoundingUp(by: unit)
+    }
+}

@@ -1,0 +1,79 @@
+package import BlockIO
+
+/// Images that backups are written to. Everything runs on the engine of the file.
+package enum TargetImage {
+    /// An existing image, checked and ready to be written.
+    package struct Existing: Sendable {
+        package var device: any BlockDevice
+        package var format: ImageFormat
+        /// In bytes; a raw file's own size.
+        package var virtualSize: UInt64
+        /// In bytes; 0 for raw.
+        package var clusterSize: UInt64
+        /// As recorded in the image; it is not opened.
+        package var backingName: String?
+        package var backingFormat: String?
+        /// The format was not stated; it was found by probing.
+        package var wasProbed: Bool
+    }
+
+    /// Makes a new image of `size` bytes in `file`, which is empty, open for writing and locked, and which the
+    /// device takes over.
+    ///
+    /// A qcow2 disk is a multiple of 512 bytes long: its device's size is `size` rounded up, and a write that ends
+    /// at `size` leaves zeroes behind it. `backing` is recorded, not opened: what it holds is not
+    /// readable through the device, and writes are to cover whole clusters (of the disk's end, what there is).
+    /// Nothing is durable before `flush`. Throws `.unsupported` for raw with `backing`, `.invalid` for a cluster size
+    /// that is no power of two between 512 and 2 MiB or too small for the size.
+    package static func create(
+        on file: HostFile, format: ImageFormat, size: UInt64, backing: (name: String, format: ImageFormat)?,
+        clusterSize: UInt64 = 65536
+    ) async throws(BlockError) -> any BlockDevice {
+        let engine = file.engine
+        return try await engine.run { () async throws(BlockError) -> any BlockDevice in
+            switch format {
+            case .raw:
+                guard backing == nil else {
+                    throw BlockError(
+                        .unsupported, "Couldn't create \(file.name): a raw image cannot have a backing file")
+                }
+                try await file.setSize(size)
+                return RawImage(file, isReadOnly: false, isNew: true)
+            case .qcow2:
+                return try await Qcow2Image.create(
+                    on: file, contentSize: size, backing: backing, clusterSize: clusterSize)
+            }
+        }
+    }
+
+    /// Opens an existing image of `format`, nil to probe, for writing; `file` is taken over.
+    ///
+    /// Everything is checked here and nothing written before the first write. Throws `.corrupt` or
+    /// `.unsupported` for images that cannot be written. The image's backing file is not opened.
+    package static func openExisting(
+        _ file: HostFile, format: ImageFormat?
+    ) async throws(BlockError) -> Existing {
+        let engine = file.engine
+        return try await engine.run { () async throws(BlockError) -> Existing in
+            var found = format ?? .raw
+            if format == nil { found = try await ImageFiles.probe(file) }
+            switch found {
+            case .raw:
+                return Existing(
+                    device: RawImage(file, isReadOnly: false), format: .raw, virtualSize: file.size,
+                    clusterSize: 0, wasProbed: format == nil)
+            case .qcow2:
+                let header = try await ImageFiles.readHeader(file)
+                if let obstacle = header.writeObstacle {
+                    throw BlockError(.unsupported, "Couldn't open \(file.name) for writing: \(obstacle)")
+                }
+                let backing = header.backingName.map(Qcow2Image.Backing.notOpen) ?? .none
+                return Existing(
+                    device: Qcow2Image(file, header: header, backing: backing, isReadOnly: false),
+                    format: .qcow2, virtualSize: header.size, clusterSize: header.clusterSize,
+                    backingName: header.backingName, backingFormat: header.backingFormat,
+                    wasProbed: format == nil)
+            }
+        }
+    }
+}

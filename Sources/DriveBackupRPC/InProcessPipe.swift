@@ -15,20 +15,27 @@ final class InProcessPipe {
 
     private let ends: [End]
     private let eventLoop: any EventLoop
+    private let onEnd: @Sendable () -> Void
     private var isOver = false
 
-    private init(_ client: any Connection, _ server: any Connection, on eventLoop: any EventLoop) {
+    private init(
+        _ client: any Connection, _ server: any Connection, on eventLoop: any EventLoop,
+        onEnd: @escaping @Sendable () -> Void
+    ) {
         ends = [End(client), End(server)]
         self.eventLoop = eventLoop
+        self.onEnd = onEnd
     }
 
+    /// Makes a client's connection to `server`. `onEnd` is called when the two are no longer joined.
     static func connect(
-        to server: ServerConnection, limits: RPCLimits
+        to server: ServerConnection, limits: RPCLimits, onEnd: @escaping @Sendable () -> Void = {}
     ) async throws(RPCStatus) -> RPCConnection {
         let client = ClientConnection(limits: limits)
         let eventLoop = MultiThreadedEventLoopGroup.singleton.next()
         eventLoop.execute {
-            let pipe = NIOLoopBound(InProcessPipe(client, server, on: eventLoop), eventLoop: eventLoop)
+            let pipe = NIOLoopBound(
+                InProcessPipe(client, server, on: eventLoop, onEnd: onEnd), eventLoop: eventLoop)
             for (index, connection) in [client as any Connection, server].enumerated() {
                 connection.attach { eventLoop.execute { pipe.value.service(index) } }
                 pipe.value.service(index)
@@ -76,6 +83,7 @@ final class InProcessPipe {
             end.timer?.cancel()
             end.connection.disconnected(RPCStatus(.unavailable, "The other side closed the connection."))
         }
+        onEnd()
     }
 
     private func schedule(_ instant: Int64?, _ index: Int) {

@@ -105,7 +105,14 @@ public final class RPCServer: Sendable {
     /// A client of this server's methods without a socket; for tests and for callers within the process.
     public func connectInProcess(peer: RPCPeer) async throws(RPCStatus) -> RPCConnection {
         let connection = ServerConnection(router: router, limits: limits, budget: budget, peer: peer)
-        return try await InProcessPipe.connect(to: connection, limits: limits)
+        let isStopping = state.withLock { state in
+            if !state.isStopping { state.connections[ObjectIdentifier(connection)] = connection }
+            return state.isStopping
+        }
+        if isStopping {
+            throw RPCStatus(.unavailable, "The agent is stopping.", reason: "AGENT_STOPPING")
+        }
+        return try await InProcessPipe.connect(to: connection, limits: limits) { self.closed(connection) }
     }
 
     // MARK: Connections

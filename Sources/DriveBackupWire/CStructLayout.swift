@@ -7,7 +7,8 @@ struct CStructLayout {
     private var next = 0
 
     init(_ descriptor: UnsafePointer<ProtobufCMessageDescriptor>) {
-        fields = UnsafeBufferPointer(start: descriptor.pointee.fields, count: Int(descriptor.pointee.n_fields))
+        fields = UnsafeBufferPointer(
+            start: descriptor.pointee.fields, count: Int(descriptor.pointee.n_fields))
     }
 
     /// The field with `number`. The descriptor has its fields by number, the schema mostly lists them so.

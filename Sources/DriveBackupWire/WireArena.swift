@@ -1,4 +1,5 @@
 internal import CProtobufC
+
 #if canImport(Glibc)
 internal import Glibc
 #elseif canImport(Musl)
@@ -15,15 +16,19 @@ struct WireArena: ~Copyable {
     private let state: UnsafeMutablePointer<State>
     private let allocator: UnsafeMutablePointer<ProtobufCAllocator>
 
+    /// What an arena for our own messages may take: in effect, no limit.
+    static let unlimited = 1 << 40
+
     /// An arena that gives out at most `capacity` bytes, headers and rounding included.
     init(capacity: Int) {
+        precondition(capacity <= Self.unlimited, "an arena of \(capacity) bytes")
         state = .allocate(capacity: 1)
         state.initialize(to: State(remaining: capacity))
         allocator = .allocate(capacity: 1)
         allocator.initialize(
             to: ProtobufCAllocator(
                 alloc: { data, size in data?.assumingMemoryBound(to: State.self).pointee.allocate(size) },
-                free: { data, block in data?.assumingMemoryBound(to: State.self).pointee.free(block) },
+                free: { data, block in data?.assumingMemoryBound(to: State.self).pointee.recycle(block) },
                 allocator_data: UnsafeMutableRawPointer(state)))
     }
 
@@ -52,8 +57,8 @@ extension WireArena {
 
         private var chunks: [UnsafeMutableRawPointer] = []
         private var reusable: [UnsafeMutableRawPointer] = []
-        private var free: UnsafeMutableRawBufferPointer.SubSequence = UnsafeMutableRawBufferPointer(
-            start: nil, count: 0)[...]
+        /// What is left of the newest chunk.
+        private var rest = UnsafeMutableRawBufferPointer(start: nil, count: 0)
         private var remaining: Int
         private var nextChunkSize = 4096
 
@@ -62,18 +67,20 @@ extension WireArena {
         mutating func allocate(_ size: Int) -> UnsafeMutableRawPointer? {
             if size >= Self.smallestReused, let block = reuse(size) { return block }
             guard size >= 0, size <= remaining else { return nil }
+            // Cannot overflow: `remaining` is far below Int.max.
             let total = (size + 15) / 16 * 16 + Self.headerSize
             guard total <= remaining else { return nil }
-            if free.count < total, !addChunk(atLeast: total) { return nil }
-            guard let start = UnsafeMutableRawBufferPointer(rebasing: free).baseAddress else { return nil }
-            free = free.dropFirst(total)
+            if rest.count < total, !addChunk(atLeast: total) { return nil }
+            guard let start = rest.baseAddress else { return nil }
+            rest = UnsafeMutableRawBufferPointer(rebasing: rest.dropFirst(total))
             remaining -= total
             start.storeBytes(of: size, as: Int.self)
             return start + Self.headerSize
         }
 
-        mutating func free(_ block: UnsafeMutableRawPointer?) {
-            guard let block, Self.size(of: block) >= Self.smallestReused, reusable.count < Self.mostReused else {
+        mutating func recycle(_ block: UnsafeMutableRawPointer?) {
+            guard let block, Self.size(of: block) >= Self.smallestReused, reusable.count < Self.mostReused
+            else {
                 return
             }
             reusable.append(block)
@@ -81,7 +88,7 @@ extension WireArena {
 
         mutating func freeChunks() {
             // SAFETY: each came from calloc and is in the list once.
-            for chunk in chunks { Self.release(chunk) }
+            for chunk in chunks { free(chunk) }
             chunks = []
         }
 
@@ -97,7 +104,7 @@ extension WireArena {
             nextChunkSize = min(nextChunkSize * 4, 1 << 20)
             guard let chunk = calloc(1, chunkSize) else { return false }
             chunks.append(chunk)
-            free = UnsafeMutableRawBufferPointer(start: chunk, count: chunkSize)[...]
+            rest = UnsafeMutableRawBufferPointer(start: chunk, count: chunkSize)
             return true
         }
 
@@ -105,7 +112,5 @@ extension WireArena {
             // SAFETY: every block was made by `allocate`, which wrote its size there.
             (block - headerSize).load(as: Int.self)
         }
-
-        private static func release(_ chunk: UnsafeMutableRawPointer) { Glibc.free(chunk) }
     }
 }

@@ -42,7 +42,8 @@ struct WireCheck {
     }
 
     private mutating func field(
-        _ field: UnsafePointer<ProtobufCFieldDescriptor>, _ type: WireType, _ input: inout WireInput, depth: Int
+        _ field: UnsafePointer<ProtobufCFieldDescriptor>, _ type: WireType, _ input: inout WireInput,
+        depth: Int
     ) throws(WireError) {
         let expected = WireType(of: field.pointee.type)
         if type == expected {
@@ -86,7 +87,8 @@ struct WireCheck {
         do {
             _ = try UTF8Span(validating: bytes.bindMemory(to: UInt8.self).span)
         } catch {
-            throw WireError(.invalidValue, "the text is not valid UTF-8 at byte \(error.byteOffsets.lowerBound)")
+            throw WireError(
+                .invalidValue, "the text is not valid UTF-8 at byte \(error.byteOffsets.lowerBound)")
         }
     }
 
@@ -114,7 +116,8 @@ struct WireCheck {
     private static func field(
         _ number: UInt32, of descriptor: UnsafePointer<ProtobufCMessageDescriptor>
     ) -> UnsafePointer<ProtobufCFieldDescriptor>? {
-        let fields = UnsafeBufferPointer(start: descriptor.pointee.fields, count: Int(descriptor.pointee.n_fields))
+        let fields = UnsafeBufferPointer(
+            start: descriptor.pointee.fields, count: Int(descriptor.pointee.n_fields))
         guard let index = fields.firstIndex(where: { $0.id == number }), let start = fields.baseAddress else {
             return nil
         }

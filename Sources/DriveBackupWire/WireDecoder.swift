@@ -9,7 +9,8 @@ struct WireDecoder: FieldCoder {
 
     /// Unpacks `bytes`, which `WireCheck` has accepted.
     init(
-        unpacking bytes: UnsafeRawBufferPointer, as descriptor: MessageDescriptor, in arena: borrowing WireArena
+        unpacking bytes: UnsafeRawBufferPointer, as descriptor: MessageDescriptor,
+        in arena: borrowing WireArena
     ) throws(WireError) {
         let start = bytes.assumingMemoryBound(to: UInt8.self).baseAddress
         guard
@@ -83,7 +84,8 @@ struct WireDecoder: FieldCoder {
     }
 
     mutating func messages<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ values: inout [M]) {
-        values = elements(layout.field(number), of: UnsafePointer<ProtobufCMessage>?.self).compactMap { pointer in
+        values = elements(layout.field(number), of: UnsafePointer<ProtobufCMessage>?.self).compactMap {
+            pointer in
             pointer.map { Self.message($0) }
         }
     }

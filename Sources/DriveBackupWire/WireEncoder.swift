@@ -8,7 +8,7 @@ public struct WireEncoding: ~Copyable {
     private let message: UnsafePointer<ProtobufCMessage>
 
     init<M: WireMessage>(_ value: inout M) throws(WireError) {
-        let arena = WireArena(capacity: .max)
+        let arena = WireArena(capacity: WireArena.unlimited)
         guard let message = WireEncoder.makeStruct(M.descriptor, in: arena) else {
             throw WireError(.tooLarge, "there is no memory to encode it").in(M.messageName)
         }
@@ -90,7 +90,9 @@ struct WireEncoder: FieldCoder {
     mutating func bytes(_ number: UInt32, _ name: StaticString, _ value: inout [UInt8]) {
         let field = layout.field(number)
         guard !value.isEmpty, let copy = allocate(value.count, name) else { return }
-        value.withUnsafeBytes { copy.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(copy), byteCount: $0.count) }
+        value.withUnsafeBytes {
+            copy.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(copy), byteCount: $0.count)
+        }
         let data = copy.bindMemory(to: UInt8.self, capacity: value.count)
         store(ProtobufCBinaryData(len: value.count, data: data), field)
     }
@@ -114,7 +116,9 @@ struct WireEncoder: FieldCoder {
 
     mutating func strings(_ number: UInt32, _ name: StaticString, _ values: inout [String]) {
         let field = layout.field(number)
-        guard let start = array(of: UnsafeMutablePointer<CChar>?.self, values.count, field, name) else { return }
+        guard let start = array(of: UnsafeMutablePointer<CChar>?.self, values.count, field, name) else {
+            return
+        }
         for index in values.indices { (start + index).initialize(to: copy(&values[index], name)) }
     }
 
@@ -165,7 +169,9 @@ struct WireEncoder: FieldCoder {
             if let start = text.baseAddress { memory.copyMemory(from: start, byteCount: count) }
             return text.contains(0)
         }
-        if hasNUL { failure = WireError(.invalidValue, field: "\(name)", "the text contains a NUL character") }
+        if hasNUL {
+            failure = WireError(.invalidValue, field: "\(name)", "the text contains a NUL character")
+        }
         return memory.bindMemory(to: CChar.self, capacity: count + 1)
     }
 

@@ -88,5 +88,7 @@ struct WireInput {
         offset += count
     }
 
-    private static var truncated: WireError { WireError(.malformed, "the message ends in the middle of a field") }
+    private static var truncated: WireError {
+        WireError(.malformed, "the message ends in the middle of a field")
+    }
 }

@@ -110,7 +110,9 @@ struct JSONWriter: FieldCoder {
         }
     }
 
-    private mutating func array<T>(_ name: StaticString, _ values: [T], _ element: (inout JSONWriter, T) -> Void) {
+    private mutating func array<T>(
+        _ name: StaticString, _ values: [T], _ element: (inout JSONWriter, T) -> Void
+    ) {
         key(name)
         out.append(UInt8(ascii: "["))
         for (index, value) in values.enumerated() {

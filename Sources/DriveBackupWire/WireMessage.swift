@@ -29,6 +29,8 @@ extension WireMessage {
         let descriptor = Self.descriptor
         do throws(WireError) {
             let fields = try WireCheck.check(bytes, as: descriptor, limits: limits)
+            // In proportion to the bytes, for texts and the like, and to the fields: an empty message within this one
+            // has two bytes on the wire and a struct of some hundred in memory.
             let arena = WireArena(capacity: bytes.count * 8 + fields * 512 + 65536)
             var decoder = try WireDecoder(unpacking: bytes, as: descriptor, in: arena)
             message.fields(&decoder)
@@ -66,7 +68,7 @@ extension WireMessage {
 /// A message's descriptor of libprotobuf-c.
 public struct MessageDescriptor: @unchecked Sendable {
     // SAFETY: (of Sendable) it points at a constant of the program, which nobody writes.
-    let pointer: UnsafeRawPointer
+    package let pointer: UnsafeRawPointer
 
     package init(_ pointer: UnsafeRawPointer) { self.pointer = pointer }
 }

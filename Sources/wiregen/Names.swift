@@ -5,9 +5,12 @@ struct Names {
 
     private static let acronyms: [String: String] = ["id": "ID", "io": "IO"]
     private static let keywords: Set<String> = [
-        "as", "associatedtype", "break", "case", "catch", "class", "continue", "default", "defer", "deinit", "do",
-        "else", "enum", "extension", "fallthrough", "false", "fileprivate", "for", "func", "guard", "if", "import",
-        "in", "init", "inout", "internal", "is", "let", "nil", "operator", "precedencegroup", "private", "protocol",
+        "as", "associatedtype", "break", "case", "catch", "class", "continue", "default", "defer", "deinit",
+        "do",
+        "else", "enum", "extension", "fallthrough", "false", "fileprivate", "for", "func", "guard", "if",
+        "import",
+        "in", "init", "inout", "internal", "is", "let", "nil", "operator", "precedencegroup", "private",
+        "protocol",
         "public", "repeat", "rethrows", "return", "self", "static", "struct", "subscript", "super", "switch",
         "throw", "throws", "true", "try", "typealias", "var", "where", "while",
     ]
@@ -28,6 +31,12 @@ struct Names {
     /// The same, in backticks where Swift needs them.
     func identifier(_ name: String) -> String {
         let camel = lowerCamel(name)
+        return Self.keywords.contains(camel) ? "`\(camel)`" : camel
+    }
+
+    /// `SetSpeed` is `setSpeed`.
+    func methodIdentifier(_ name: String) -> String {
+        let camel = name.prefix(1).lowercased() + name.dropFirst()
         return Self.keywords.contains(camel) ? "`\(camel)`" : camel
     }
 

@@ -1,5 +1,5 @@
-import CDescriptor
-import CProtobufC
+internal import CDescriptor
+internal import CProtobufC
 
 /// Reads a `google.protobuf.FileDescriptorSet`, as `protoc --descriptor_set_out` writes it, through libprotobuf-c.
 ///
@@ -45,7 +45,8 @@ private struct FileReader {
                 // A file's comment stands over `syntax`, often apart from it by an empty line.
                 if path == [12] {
                     let detached = UnsafeBufferPointer(
-                        start: location.leading_detached_comments, count: location.n_leading_detached_comments)
+                        start: location.leading_detached_comments, count: location.n_leading_detached_comments
+                    )
                     comment = detached.map { text($0) }.joined() + comment
                 }
                 if !comment.isEmpty { comments[path] = comment }
@@ -71,10 +72,13 @@ private struct FileReader {
         return result
     }
 
-    private func message(_ message: Google__Protobuf__DescriptorProto, at path: [Int32]) throws -> SchemaMessage {
+    private func message(_ message: Google__Protobuf__DescriptorProto, at path: [Int32]) throws
+        -> SchemaMessage
+    {
         let name = text(message.name)
         guard message.n_nested_type == 0, message.n_enum_type == 0 else {
-            throw GeneratorError("\(package).\(name) has nested types or a map; declare types at the top level.")
+            throw GeneratorError(
+                "\(package).\(name) has nested types or a map; declare types at the top level.")
         }
         var result = SchemaMessage(name: name, fullName: "\(package).\(name)", comment: comments[path] ?? "")
         result.oneofs = list(message.oneof_decl, message.n_oneof_decl).map { text($0.name) }
@@ -95,13 +99,15 @@ private struct FileReader {
         let isRepeated = field.label == GOOGLE__PROTOBUF__FIELD_DESCRIPTOR_PROTO__LABEL__LABEL_REPEATED
         let kind = try kind(of: field, named: "\(message).\(name)")
         let oneof = field.has_oneof_index != 0 ? Int(field.oneof_index) : nil
-        if oneof != nil, case .message = kind {} else if oneof != nil {
+        if oneof != nil, case .message = kind {
+        } else if oneof != nil {
             throw GeneratorError("\(message).\(name): only messages can be in a oneof.")
         }
         if isRepeated {
             switch kind {
             case .string, .message, .enumeration: break
-            default: throw GeneratorError("\(message).\(name): repeated fields of this type are not supported.")
+            default:
+                throw GeneratorError("\(message).\(name): repeated fields of this type are not supported.")
             }
         }
         return SchemaField(
@@ -134,7 +140,8 @@ private struct FileReader {
         for (index, value) in list(each.value, each.n_value).enumerated() {
             result.values.append(
                 SchemaEnum.Value(
-                    name: text(value.name), number: value.number, comment: comments[path + [2, Int32(index)]] ?? ""))
+                    name: text(value.name), number: value.number,
+                    comment: comments[path + [2, Int32(index)]] ?? ""))
         }
         return result
     }
@@ -146,7 +153,8 @@ private struct FileReader {
         var result = SchemaService(name: name, fullName: "\(package).\(name)", comment: comments[path] ?? "")
         for (index, method) in list(each.method, each.n_method).enumerated() {
             guard method.client_streaming == 0 else {
-                throw GeneratorError("\(result.fullName)/\(text(method.name)) has a client stream: not supported.")
+                throw GeneratorError(
+                    "\(result.fullName)/\(text(method.name)) has a client stream: not supported.")
             }
             result.methods.append(
                 SchemaService.Method(

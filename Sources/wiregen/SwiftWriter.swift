@@ -33,7 +33,8 @@ struct SwiftWriter {
         let prefix = names.valuePrefix(each.name)
         let values: [(name: String, value: SchemaEnum.Value)] = try each.values.map { value in
             guard value.name.hasPrefix(prefix) else {
-                throw GeneratorError("\(each.fullName): the name of \(value.name) does not begin with \(prefix).")
+                throw GeneratorError(
+                    "\(each.fullName): the name of \(value.name) does not begin with \(prefix).")
             }
             return (String(value.name.dropFirst(prefix.count)).lowercased(), value)
         }
@@ -75,11 +76,15 @@ struct SwiftWriter {
         out.line()
         out.line("public static let messageName = \"\(message.fullName)\"")
         out.line()
-        out.line("public static var descriptor: MessageDescriptor { MessageDescriptor(\(names.accessor(message.fullName))()) }")
+        out.open("public static var descriptor: MessageDescriptor {")
+        out.line("MessageDescriptor(\(names.accessor(message.fullName))())")
+        out.close()
         out.line()
         out.open("public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {")
         for field in message.fields {
-            out.line("coder.\(coderCall(field))(\(field.number), \"\(field.name)\", &\(names.identifier(field.name)))")
+            out.line(
+                "coder.\(coderCall(field))(\(field.number), \"\(field.name)\", &\(names.identifier(field.name)))"
+            )
         }
         out.close()
         for field in message.fields where field.oneof != nil { oneofProperty(message, field, in: &out) }
@@ -87,7 +92,9 @@ struct SwiftWriter {
     }
 
     /// The stored properties: a oneof is one, at the place of its first field.
-    private func stored(_ message: SchemaMessage) -> [(name: String, type: String, initial: String, comment: String)] {
+    private func stored(_ message: SchemaMessage) -> [(
+        name: String, type: String, initial: String, comment: String
+    )] {
         var result: [(name: String, type: String, initial: String, comment: String)] = []
         var seen: Set<Int> = []
         for field in message.fields {
@@ -127,7 +134,8 @@ struct SwiftWriter {
         out.close()
     }
 
-    private func oneofType(_ message: SchemaMessage, _ index: Int, _ oneof: String, in out: inout SourceText) {
+    private func oneofType(_ message: SchemaMessage, _ index: Int, _ oneof: String, in out: inout SourceText)
+    {
         out.docs("What `\(oneof)` of `\(message.name)` can be.")
         out.open("public enum \(names.upperCamel(oneof)): Sendable, Hashable {")
         for field in message.fields where field.oneof == index {
@@ -143,7 +151,8 @@ struct SwiftWriter {
         let oneof = names.identifier(message.oneofs[index])
         let name = names.identifier(field.name)
         out.line()
-        out.docs("`\(message.oneofs[index])` if it is `\(field.name)`. Setting nil clears it only if it is that.")
+        out.docs(
+            "`\(message.oneofs[index])` if it is `\(field.name)`. Setting nil clears it only if it is that.")
         out.open("public var \(name): \(elementType(field).base)? {")
         out.open("get {")
         out.line("if case .\(name)(let value)? = \(oneof) { value } else { nil }")
@@ -180,7 +189,8 @@ struct SwiftWriter {
     }
 
     private func zero(of enumName: String) -> String {
-        guard let each = schema.enums[enumName], let zero = each.values.first(where: { $0.number == 0 }) else {
+        guard let each = schema.enums[enumName], let zero = each.values.first(where: { $0.number == 0 })
+        else {
             return "\(names.swiftType(enumName))(rawValue: 0)"
         }
         return "." + names.identifier(String(zero.name.dropFirst(names.valuePrefix(each.name).count)))
@@ -211,15 +221,10 @@ struct SwiftWriter {
         for method in service.methods {
             out.docs(method.comment)
             let types = "<\(names.swiftType(method.request)), \(names.swiftType(method.response))>"
-            out.line("public static let \(names.identifier(methodName(method.name))) = RPCMethod\(types)(")
+            out.line("public static let \(names.methodIdentifier(method.name)) = RPCMethod\(types)(")
             out.line(
                 "    \"\(service.fullName)/\(method.name)\", isServerStreaming: \(method.isServerStreaming))")
         }
         out.close()
-    }
-
-    /// `SetSpeed` is `setSpeed`.
-    private func methodName(_ name: String) -> String {
-        name.prefix(1).lowercased() + name.dropFirst()
     }
 }

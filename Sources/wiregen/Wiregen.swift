@@ -1,4 +1,4 @@
-import Foundation
+internal import Foundation
 
 /// Turns a descriptor set into the Swift values of the wire module and into the C header that makes the descriptors
 /// visible to Swift. `tools/generate` runs it.
@@ -81,7 +81,9 @@ struct Wiregen {
         out.line("]")
         out.line()
         out.line("package static let enums: [any WireEnum.Type] = [")
-        for file in schema.files { for each in file.enums { out.line("    \(names.swiftType(each.fullName)).self,") } }
+        for file in schema.files {
+            for each in file.enums { out.line("    \(names.swiftType(each.fullName)).self,") }
+        }
         out.line("]")
         out.line()
         out.line("package static let methods: [String] = [")

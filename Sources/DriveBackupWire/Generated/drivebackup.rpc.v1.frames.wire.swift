@@ -37,7 +37,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Hello"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_hello()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_hello())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.uint32(1, "protocol_version", &protocolVersion)
@@ -75,7 +77,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Call"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_call()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_call())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.string(1, "method", &method)
@@ -112,7 +116,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Status"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_status()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_status())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.uint32(1, "code", &code)
@@ -141,7 +147,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Metadata"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_metadata()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_metadata())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.string(1, "key", &key)
@@ -168,7 +176,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Detail"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_detail()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_detail())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.string(1, "type", &type)
@@ -191,7 +201,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Cancel"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_cancel()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_cancel())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.string(1, "reason", &reason)
@@ -213,7 +225,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Credit"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_credit()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_credit())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.uint64(1, "bytes", &bytes)
@@ -235,7 +249,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Ping"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_ping()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_ping())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.fixed64(1, "token", &token)
@@ -257,7 +273,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.Pong"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_pong()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_pong())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.fixed64(1, "token", &token)
@@ -284,7 +302,9 @@ extension Frames {
 
         public static let messageName = "drivebackup.rpc.v1.GoAway"
 
-        public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_rpc_v1_go_away()) }
+        public static var descriptor: MessageDescriptor {
+            MessageDescriptor(cwire_drivebackup_rpc_v1_go_away())
+        }
 
         public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
             coder.uint32(1, "last_stream", &lastStream)

@@ -9,7 +9,9 @@ public struct GetInfoRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.GetInfoRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_get_info_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_get_info_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
     }
@@ -66,7 +68,9 @@ public struct AgentInfo: WireMessage {
 
     public static let messageName = "drivebackup.v1.AgentInfo"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_agent_info()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_agent_info())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "version", &version)
@@ -101,7 +105,9 @@ public struct WatchEventsRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.WatchEventsRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_watch_events_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_watch_events_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.uint64(1, "after_sequence", &afterSequence)
@@ -112,9 +118,9 @@ public struct WatchEventsRequest: WireMessage {
 /// The methods of `drivebackup.v1.Agent`.
 public enum AgentMethods {
     /// Who the agent is and how it does.
-    public static let getinfo = RPCMethod<GetInfoRequest, AgentInfo>(
+    public static let getInfo = RPCMethod<GetInfoRequest, AgentInfo>(
         "drivebackup.v1.Agent/GetInfo", isServerStreaming: false)
     /// The events of all jobs, oldest first, from a point in the past and then as they happen, without end.
-    public static let watchevents = RPCMethod<WatchEventsRequest, JobEvent>(
+    public static let watchEvents = RPCMethod<WatchEventsRequest, JobEvent>(
         "drivebackup.v1.Agent/WatchEvents", isServerStreaming: true)
 }

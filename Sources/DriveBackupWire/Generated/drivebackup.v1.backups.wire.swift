@@ -140,7 +140,9 @@ public struct BackupRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.BackupRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_backup_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_backup_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "drive", &drive)

@@ -54,7 +54,9 @@ public struct Drive: WireMessage {
 
     public static let messageName = "drivebackup.v1.Drive"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_drive()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_drive())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -93,7 +95,9 @@ public struct BackingFile: WireMessage {
 
     public static let messageName = "drivebackup.v1.BackingFile"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_backing_file()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_backing_file())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "file", &file)
@@ -108,7 +112,9 @@ public struct ListDrivesRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.ListDrivesRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_list_drives_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_list_drives_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
     }
@@ -128,7 +134,9 @@ public struct ListDrivesResponse: WireMessage {
 
     public static let messageName = "drivebackup.v1.ListDrivesResponse"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_list_drives_response()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_list_drives_response())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "drives", &drives)
@@ -150,7 +158,9 @@ public struct GetDriveRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.GetDriveRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_get_drive_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_get_drive_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -184,7 +194,9 @@ public struct AddDriveRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.AddDriveRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_add_drive_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_add_drive_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -209,7 +221,9 @@ public struct RemoveDriveRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.RemoveDriveRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_remove_drive_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_remove_drive_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -222,7 +236,9 @@ public struct RemoveDriveResponse: WireMessage {
 
     public static let messageName = "drivebackup.v1.RemoveDriveResponse"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_remove_drive_response()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_remove_drive_response())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
     }

@@ -91,7 +91,9 @@ public struct ErrorInfo: WireMessage {
 
     public static let messageName = "drivebackup.v1.ErrorInfo"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_error_info()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_error_info())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "reason", &reason)

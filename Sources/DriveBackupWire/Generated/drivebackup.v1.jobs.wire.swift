@@ -293,7 +293,9 @@ public struct Progress: WireMessage {
 
     public static let messageName = "drivebackup.v1.Progress"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_progress()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_progress())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.int64(1, "current", &current)
@@ -323,7 +325,9 @@ public struct JobError: WireMessage {
 
     public static let messageName = "drivebackup.v1.JobError"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_job_error()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_job_error())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.enumeration(1, "code", &code)
@@ -411,7 +415,9 @@ public struct Job: WireMessage {
 
     public static let messageName = "drivebackup.v1.Job"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_job()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_job())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -472,7 +478,9 @@ public struct JobEvent: WireMessage {
 
     public static let messageName = "drivebackup.v1.JobEvent"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_job_event()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_job_event())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.uint64(1, "sequence", &sequence)
@@ -631,7 +639,9 @@ public struct Started: WireMessage {
 
     public static let messageName = "drivebackup.v1.Started"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_started()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_started())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "drive", &drive)
@@ -664,7 +674,9 @@ public struct StateChanged: WireMessage {
 
     public static let messageName = "drivebackup.v1.StateChanged"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_state_changed()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_state_changed())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.enumeration(1, "state", &state)
@@ -714,7 +726,9 @@ public struct IOErrorEvent: WireMessage {
 
     public static let messageName = "drivebackup.v1.IOErrorEvent"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_ioerror_event()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_ioerror_event())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.enumeration(1, "side", &side)
@@ -734,7 +748,9 @@ public struct Pending: WireMessage {
 
     public static let messageName = "drivebackup.v1.Pending"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_pending()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_pending())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
     }
@@ -762,7 +778,9 @@ public struct Completed: WireMessage {
 
     public static let messageName = "drivebackup.v1.Completed"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_completed()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_completed())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.enumeration(1, "result", &result)
@@ -788,7 +806,9 @@ public struct Failed: WireMessage {
 
     public static let messageName = "drivebackup.v1.Failed"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_failed()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_failed())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.message(1, "error", &error)
@@ -810,7 +830,9 @@ public struct Cancelled: WireMessage {
 
     public static let messageName = "drivebackup.v1.Cancelled"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_cancelled()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_cancelled())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.message(1, "progress", &progress)
@@ -832,7 +854,9 @@ public struct ListJobsRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.ListJobsRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_list_jobs_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_list_jobs_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.bool(1, "all", &all)
@@ -853,7 +877,9 @@ public struct ListJobsResponse: WireMessage {
 
     public static let messageName = "drivebackup.v1.ListJobsResponse"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_list_jobs_response()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_list_jobs_response())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "jobs", &jobs)
@@ -874,7 +900,9 @@ public struct GetJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.GetJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_get_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_get_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -899,7 +927,9 @@ public struct WatchJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.WatchJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_watch_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_watch_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -921,7 +951,9 @@ public struct PauseJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.PauseJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_pause_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_pause_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -942,7 +974,9 @@ public struct ResumeJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.ResumeJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_resume_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_resume_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -967,7 +1001,9 @@ public struct CancelJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.CancelJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_cancel_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_cancel_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -993,7 +1029,9 @@ public struct SetSpeedRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.SetSpeedRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_set_speed_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_set_speed_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -1015,7 +1053,9 @@ public struct FinalizeJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.FinalizeJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_finalize_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_finalize_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -1036,7 +1076,9 @@ public struct DismissJobRequest: WireMessage {
 
     public static let messageName = "drivebackup.v1.DismissJobRequest"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_drivebackup_v1_dismiss_job_request()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_dismiss_job_request())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "job_id", &jobID)
@@ -1064,7 +1106,7 @@ public enum JobsMethods {
     public static let cancel = RPCMethod<CancelJobRequest, Job>(
         "drivebackup.v1.Jobs/Cancel", isServerStreaming: false)
     /// Changes the limit of background copying.
-    public static let setspeed = RPCMethod<SetSpeedRequest, Job>(
+    public static let setSpeed = RPCMethod<SetSpeedRequest, Job>(
         "drivebackup.v1.Jobs/SetSpeed", isServerStreaming: false)
     /// Ends a pending job.
     public static let finalize = RPCMethod<FinalizeJobRequest, Job>(

@@ -1,5 +1,6 @@
 internal import CBlockIO
 internal import Glibc
+internal import Synchronization
 
 /// An open directory, in which names are looked up, made, renamed and removed.
 ///
@@ -125,6 +126,7 @@ package final class Directory: Sendable {
 /// A second descriptor of an open file, so that its locks outlive the closing of the first.
 package final class LockKeeper: Sendable {
     private let descriptor: Int32
+    private let isClosed = Atomic(false)
 
     package init(keeping descriptor: Int32, path: String) throws(BlockError) {
         self.descriptor = cblockio_duplicate(descriptor)
@@ -133,5 +135,17 @@ package final class LockKeeper: Sendable {
         }
     }
 
-    deinit { _ = cblockio_close(descriptor) }
+    deinit { close() }
+
+    /// Ends the locks, if nobody else keeps them. Blocks; an error would leave nothing to do.
+    package func close() {
+        guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        _ = cblockio_close(descriptor)
+    }
+}
+
+/// Open descriptors that nothing owns yet.
+package enum Descriptor {
+    /// Closes a descriptor that is not wanted after all; an error of that has nobody to go to.
+    package static func close(_ descriptor: Int32) { _ = cblockio_close(descriptor) }
 }

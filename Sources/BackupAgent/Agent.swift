@@ -1,0 +1,136 @@
+internal import BlockIO
+package import DriveBackupRPC
+internal import Glibc
+package import Logging
+internal import ServiceLifecycle
+
+/// What the command line says.
+package struct AgentConfiguration: Sendable {
+    package var listen: [String]
+    package var stateDirectory: String
+    package var runtimeDirectory: String
+    package var allowedDirectories: [String] = []
+    package var drives: [DriveOption] = []
+    package var version: String
+
+    package init(listen: [String], stateDirectory: String, runtimeDirectory: String, version: String) {
+        self.listen = listen
+        self.stateDirectory = stateDirectory
+        self.runtimeDirectory = runtimeDirectory
+        self.version = version
+    }
+}
+
+/// The agent: all its parts, put together, from the start to the orderly end.
+package final class Agent: Sendable {
+    /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to close:
+    /// together less than the five seconds that stopping may take.
+    static let patience = (jobs: Duration.seconds(3), clients: Duration.milliseconds(700))
+
+    private let directories: AgentDirectories
+    private let store: StateStore
+    private let engines: EnginePool
+    private let drives: DriveRegistry
+    private let jobs: JobManager
+    private let log: EventLog
+    private let server: RPCServer
+    private let handlers: AgentHandlers
+    private let sequences: SequenceKeeper
+    private let logger: Logger
+
+    /// Does all that can fail before the agent answers: takes its directories, opens its state and the drives, listens.
+    /// Throws one sentence for the operator.
+    package init(_ configuration: AgentConfiguration, logger: Logger) async throws(AgentError) {
+        self.logger = logger
+        let addresses = try configuration.listen.map { text throws(AgentError) in
+            do throws(RPCStatus) { return try RPCAddress(parsing: text) } catch { throw AgentError(error) }
+        }
+        engines = EnginePool(kind: .preferred())
+        let starter: any IOEngine
+        do throws(BlockError) { starter = try engines.engine() } catch {
+            throw AgentError(error, of: .drive, subject: "")
+        }
+        let opened: Result<Opened, AgentError> = await starter.blocking {
+            Result { () throws(AgentError) in try Opened(configuration) }
+        }
+        let parts = try opened.get()
+        directories = parts.directories
+        store = parts.store
+        sequences = SequenceKeeper(store: parts.store, logger: logger)
+        let claims = FileClaims()
+        drives = DriveRegistry(engines: engines, claims: claims, store: store, logger: logger)
+        let keeper = sequences
+        log = EventLog(after: try await store.reservedSequence(), reserve: { keeper.reserve($0) })
+        jobs = JobManager(
+            drives: drives, targets: TargetSessions(claims: claims), buffers: BufferPool(), log: log,
+            logger: logger)
+        let identity = AgentIdentity(
+            version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
+        handlers = AgentHandlers(
+            drives: drives, jobs: jobs, log: log, policy: parts.policy, identity: identity)
+        var limits = RPCLimits()
+        limits.software = "drive-backup-agent \(configuration.version)"
+        server = RPCServer(listen: addresses, router: handlers.router(), limits: limits, logger: logger)
+        for option in configuration.drives { try await drives.openFromCommandLine(option) }
+        // Who may add drives when no directories are named may add any: so what is stored passes.
+        await drives.openStored(try await store.drives(), access: parts.policy.access(isTrusted: true))
+        do throws(RPCStatus) { try await server.bind() } catch { throw AgentError(error) }
+        identity.addresses.fulfil(server.addresses.map(\.description))
+    }
+
+    /// Answers until the service group shuts down or the task is cancelled, then ends in order.
+    package func run() async {
+        ServiceManager.ready()
+        logger.notice("Listening on \(server.addresses.map(\.description).joined(separator: ", "))")
+        async let serving: Void = server.run()
+        // It throws when the task is cancelled, which is an end like the other.
+        try? await gracefulShutdown()
+        await stop()
+        await serving
+    }
+
+    private func stop() async {
+        ServiceManager.stopping()
+        logger.notice("Stopping")
+        await jobs.stop(within: Self.patience.jobs)
+        log.close()
+        await server.shutDown(within: Self.patience.clients)
+        await sequences.finish()
+        await drives.closeAll()
+        store.close()
+        await engines.shutDown()
+        logger.notice("Stopped")
+    }
+
+    /// A client of this agent without a socket, as root's; for tests.
+    package func connectInProcess() async throws -> RPCConnection {
+        let credentials = RPCPeer.Credentials(processID: getpid(), userID: geteuid(), groupID: getegid())
+        return try await server.connectInProcess(
+            peer: RPCPeer(transport: .inProcess, credentials: credentials))
+    }
+
+    /// What blocks at the start.
+    private struct Opened: Sendable {
+        let policy: PathPolicy
+        let directories: AgentDirectories
+        let store: StateStore
+
+        init(_ configuration: AgentConfiguration) throws(AgentError) {
+            policy = try PathPolicy(directories: configuration.allowedDirectories)
+            directories = try AgentDirectories(
+                state: configuration.stateDirectory, runtime: configuration.runtimeDirectory)
+            store = try StateStore.open(directory: configuration.stateDirectory)
+        }
+    }
+}
+
+/// The agent's own directories, held while this object lives.
+private final class AgentDirectories: Sendable {
+    let state: DirectoryLock
+    let runtime: DirectoryLock
+
+    init(state: String, runtime: String) throws(AgentError) {
+        self.state = try DirectoryLock(path: state, purpose: "state")
+        self.runtime = try DirectoryLock(path: runtime, purpose: "runtime")
+    }
+}

@@ -1,0 +1,33 @@
+internal import BlockIO
+
+// The one place that says which reason a failed file or image gives.
+
+extension AgentError {
+    /// What the purpose of a file adds to an error of it.
+    enum Role: Sendable, Hashable {
+        case drive
+        case target
+        /// A running job's drive, or its target.
+        case source, destination
+    }
+
+    /// The agent's word for a failed operation on a file.
+    init(_ error: BlockError, of role: Role, subject: String) {
+        let isTarget = role == .target || role == .destination
+        let reason: Reason =
+            switch error.code {
+            case .notFound: .fileNotFound
+            case .alreadyExists: isTarget ? .targetExists : .driveExists
+            case .denied: error.errno == 0 ? .pathNotAllowed : .accessDenied
+            case .locked: isTarget ? .targetLocked : .fileLocked
+            case .busy: isTarget ? .targetBusy : .driveBusy
+            case .noSpace: .noSpace
+            case .corrupt: .imageCorrupt
+            case .unsupported: .imageUnsupported
+            case .invalid: error.errno == 0 ? .imageUnsupported : .pathInvalid
+            case .inputOutput: .ioError
+            case .cancelled: .jobCancelled
+            }
+        self.init(reason, error.message, subject: subject)
+    }
+}

@@ -1,0 +1,53 @@
+package import DiskImages
+
+/// What a client asked for when it started a backup, checked word by word.
+package struct BackupSpec: Sendable, Hashable {
+    package enum Mode: Sendable, Hashable { case absolutePaths, existing }
+
+    package var drive: String
+    /// Absolute.
+    package var target: String
+    package var sync: BackupSync
+    /// nil: found out for an existing target, else the drive's own.
+    package var format: ImageFormat?
+    package var mode = Mode.absolutePaths
+    package var overwrites = false
+    /// Not negative; 0 is unlimited.
+    package var speedBytesPerSecond: Int64 = 0
+    /// The job's id.
+    package var jobID: String
+    /// Empty: none.
+    package var requestKey = ""
+    package var waitsForFinalize = false
+    package var waitsForDismiss = false
+
+    package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
+        self.drive = drive
+        self.target = target
+        self.sync = sync
+        self.jobID = jobID ?? drive
+    }
+}
+
+/// What a client is told about a job.
+package struct JobInfo: Sendable, Hashable {
+    package var id: String
+    package var drive: String
+    package var target: String
+    package var state: JobState
+    package var result: JobResult?
+    package var progress: JobProgress
+    package var speedBytesPerSecond: Int64
+    package var error: AgentError?
+    package var pauseReason: PauseReason?
+    package var sync: BackupSync
+    package var format: ImageFormat?
+    /// Nanoseconds since 1970-01-01 UTC, as the other times; 0 before it is known.
+    package var pointInTime: Int64 = 0
+    package var createdAt: Int64
+    package var endedAt: Int64 = 0
+    package var waitsForFinalize: Bool
+    package var waitsForDismiss: Bool
+    /// The number of its last event.
+    package var lastSequence: UInt64 = 0
+}

@@ -1,0 +1,239 @@
+internal import BlockIO
+internal import DiskImages
+internal import Glibc
+package import Logging
+
+/// The drives: those of the command line and those that clients add, which are kept over restarts.
+///
+/// An id is reserved before anything is awaited, so that of two who add the same drive one is refused.
+package actor DriveRegistry {
+    private struct Drive {
+        var option: DriveOption
+        var isFromCommandLine: Bool
+        var image: OpenImage?
+        var problem: AgentError?
+        /// The job that uses it.
+        var jobID: String?
+        /// It is being opened or closed: there for the id's sake only.
+        var isInTransition = true
+    }
+
+    private var drives: [String: Drive] = [:]
+    private let engines: EnginePool
+    private let claims: FileClaims
+    private let store: StateStore?
+    private let logger: Logger
+
+    /// Makes an empty registry; without `store` nothing is kept.
+    package init(engines: EnginePool, claims: FileClaims, store: StateStore?, logger: Logger) {
+        self.engines = engines
+        self.claims = claims
+        self.store = store
+        self.logger = logger
+    }
+
+    // MARK: At the agent's start
+
+    /// Opens a drive of the command line; it passes every gate, since it is the operator's own. Throws a sentence for
+    /// the operator.
+    package func openFromCommandLine(_ option: DriveOption) async throws(AgentError) {
+        guard drives[option.id] == nil else {
+            throw AgentError(
+                .driveExists, "Couldn't open the drive \(option.id): it is given twice", subject: option.id)
+        }
+        drives[option.id] = Drive(option: option, isFromCommandLine: true)
+        do throws(AgentError) {
+            finish(option.id, try await open(option, access: .everything))
+        } catch {
+            drives[option.id] = nil
+            throw error
+        }
+    }
+
+    /// Opens what clients have added in earlier runs. A drive that cannot be opened stays listed with its problem, one
+    /// whose id the command line has given to another is left alone.
+    package func openStored(_ stored: [StateStore.StoredDrive], access: PathAccess) async {
+        for drive in stored where drives[drive.id] == nil {
+            let option = DriveOption(
+                id: drive.id, file: drive.file, format: drive.format, isReadOnly: drive.isReadOnly)
+            drives[drive.id] = Drive(option: option, isFromCommandLine: false)
+            do throws(AgentError) {
+                finish(drive.id, try await open(option, access: access))
+            } catch {
+                logger.warning("The drive \(drive.id) is not available: \(error.message)")
+                drives[drive.id]?.problem = error
+                drives[drive.id]?.isInTransition = false
+            }
+        }
+    }
+
+    // MARK: For clients
+
+    /// All drives, by id.
+    package func list() -> [DriveInfo] {
+        drives.values.filter { !$0.isInTransition }.map(Self.info).sorted { $0.id < $1.id }
+    }
+
+    package func get(_ id: String) throws(AgentError) -> DriveInfo { Self.info(try find(id)) }
+
+    /// Opens an image as a drive and keeps it over restarts. When it throws, nothing has changed.
+    package func add(_ option: DriveOption, access: PathAccess) async throws(AgentError) -> DriveInfo {
+        try Identifier.check(option.id, field: "id")
+        try PathPolicy.checkSyntax(option.file)
+        guard drives[option.id] == nil else {
+            throw AgentError(
+                .driveExists, "Couldn't add the drive \(option.id): there is one of that id already",
+                subject: option.id)
+        }
+        drives[option.id] = Drive(option: option, isFromCommandLine: false)
+        do throws(AgentError) {
+            let image = try await open(option, access: access)
+            do throws(AgentError) {
+                try await store?.add(
+                    StateStore.StoredDrive(
+                        id: option.id, file: option.file, format: image.format,
+                        isReadOnly: option.isReadOnly))
+            } catch {
+                await close(image, of: option.id)
+                throw error
+            }
+            finish(option.id, image)
+            return try get(option.id)
+        } catch {
+            drives[option.id] = nil
+            throw error
+        }
+    }
+
+    /// Closes a drive and forgets it.
+    package func remove(_ id: String) async throws(AgentError) {
+        let drive = try find(id)
+        guard !drive.isFromCommandLine else {
+            throw AgentError(
+                .driveInvalid,
+                "Couldn't remove the drive \(id): it was given on the agent's command line", subject: id)
+        }
+        try checkUnused(drive)
+        drives[id]?.isInTransition = true
+        do throws(AgentError) { try await store?.remove(drive: id) } catch {
+            drives[id]?.isInTransition = false
+            throw error
+        }
+        if let image = drive.image { await close(image, of: id) }
+        drives[id] = nil
+    }
+
+    // MARK: For jobs
+
+    /// Throws unless a job could take the drive now.
+    package func check(_ id: String) throws(AgentError) {
+        let drive = try find(id)
+        if let problem = drive.problem {
+            throw AgentError(
+                .driveInvalid, "The drive \(id) is not available: \(problem.message)", subject: id)
+        }
+        try checkUnused(drive)
+    }
+
+    /// Takes the drive for a job; it is given back with `giveBack`.
+    package func lease(_ id: String, jobID: String) throws(AgentError) -> DriveLease {
+        try check(id)
+        guard let image = drives[id]?.image else { throw Self.notFound(id) }
+        drives[id]?.jobID = jobID
+        return DriveLease(id: id, image: image)
+    }
+
+    package func giveBack(_ lease: DriveLease) { drives[lease.id]?.jobID = nil }
+
+    /// Closes all drives; nothing uses them any more.
+    package func closeAll() async {
+        for (id, drive) in drives {
+            if let image = drive.image { await close(image, of: id) }
+        }
+        drives = [:]
+    }
+
+    // MARK: Helpers
+
+    private func find(_ id: String) throws(AgentError) -> Drive {
+        guard let drive = drives[id], !drive.isInTransition else { throw Self.notFound(id) }
+        return drive
+    }
+
+    private static func notFound(_ id: String) -> AgentError {
+        AgentError(.driveNotFound, "There is no drive \(Identifier.quoted(id))", subject: id)
+    }
+
+    private func checkUnused(_ drive: Drive) throws(AgentError) {
+        guard let job = drive.jobID else { return }
+        throw AgentError(
+            .driveBusy, "The drive \(drive.option.id) is busy: the job \(job) is using it",
+            subject: drive.option.id)
+    }
+
+    private func finish(_ id: String, _ image: OpenImage) {
+        drives[id]?.image = image
+        drives[id]?.isInTransition = false
+    }
+
+    private func open(_ option: DriveOption, access: PathAccess) async throws(AgentError) -> OpenImage {
+        let image: OpenImage
+        do throws(BlockError) {
+            let engine = try engines.engine()
+            let file = option.file
+            let resolved = await engine.blocking { Self.truePath(file) }
+            // A path that leads nowhere is the image's to complain about.
+            if let resolved {
+                do throws(AgentError) { try access.check(resolved) } catch {
+                    throw BlockError(.denied, error.message)
+                }
+            }
+            image = try await OpenImage.open(
+                resolved ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
+                on: engine)
+        } catch {
+            throw AgentError(error, of: .drive, subject: option.file)
+        }
+        do throws(AgentError) {
+            // What was opened, whatever became of the name in between.
+            if let top = image.layers.first { try access.check(top.path) }
+            let files = image.layers.enumerated().map { depth, layer in
+                FileClaims.DriveFile(
+                    path: layer.path, identities: [layer.identity] + layer.aliases,
+                    isWritten: depth == 0 && !option.isReadOnly)
+            }
+            try claims.claim(files, forDrive: option.id)
+        } catch {
+            await close(image, of: option.id)
+            throw error
+        }
+        return image
+    }
+
+    private nonisolated static func truePath(_ path: String) -> String? {
+        guard let resolved = realpath(path, nil) else { return nil }
+        defer { free(resolved) }
+        return String(validatingCString: resolved)
+    }
+
+    private func close(_ image: OpenImage, of id: String) async {
+        claims.release(.drive(id))
+        do throws(BlockError) { try await image.close() } catch {
+            logger.warning("The drive \(id) was not closed well: \(error.message)")
+        }
+    }
+
+    private static func info(_ drive: Drive) -> DriveInfo {
+        var info = DriveInfo(
+            id: drive.option.id, file: drive.option.file, format: drive.image?.format ?? drive.option.format,
+            isReadOnly: drive.option.isReadOnly, jobID: drive.jobID,
+            isFromCommandLine: drive.isFromCommandLine, problem: drive.problem?.message)
+        guard let image = drive.image else { return info }
+        info.size = image.device.size
+        info.clusterSize = image.layers.first?.clusterSize ?? 0
+        info.backing = image.layers.dropFirst().map { layer in
+            DriveInfo.BackingFile(file: layer.path, format: layer.format, size: layer.virtualSize)
+        }
+        return info
+    }
+}

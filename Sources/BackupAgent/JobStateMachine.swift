@@ -1,0 +1,188 @@
+// A job's life as a pure value: an event goes in, effects come out, nothing is awaited in between.
+//
+//   created ─► running ⇄ paused        running ─► waiting ─► pending ─► concluded
+//   any of these ─► aborting ─► concluded
+//
+// The copy runs from `created` (accepted) until it reports its end; it is told to pause, resume or stop by effects. A
+// job is `paused` only when the copy says that nothing is in flight any more, so a pause that was asked for and one
+// that has been reached are different things; verbs look at the first, watchers see the second. In `pending` the
+// target is completed: at once, or when `finalize` arrives. A cancel during that is answered at once as well, and the
+// target decides who was first: when its rename has happened already the job ends as completed, because it is.
+
+/// The rules of a job's states and verbs (the verb table of QEMU's jobs, with cancel allowed in every state before
+/// `concluded`).
+package struct JobStateMachine: Sendable, Hashable {
+    package private(set) var state: JobState = .created
+    /// Set exactly when the state is `concluded`.
+    package private(set) var result: JobResult?
+    package private(set) var pauseReason: PauseReason?
+    /// Set when the job failed or is about to.
+    package private(set) var failure: JobFailure?
+
+    private let waitsForFinalize: Bool
+    private var isPauseAsked = false
+    private var isFinalizing = false
+    private var isCopying = true
+
+    /// What the job and its target report.
+    package enum Event: Sendable, Hashable {
+        /// The point in time is fixed, the copy begins.
+        case started
+        /// Nothing of the copy is in flight after a pause.
+        case quiescent
+        /// Every byte is in the target.
+        case copied
+        /// The copy has ended because it was told to stop.
+        case copyStopped
+        /// The copy has ended with an error.
+        case copyFailed(JobFailure)
+        /// The target is whole, durable and has its name.
+        case targetCompleted
+        case targetFailed(JobFailure)
+        /// The target is given up and nothing of it is left that will be removed.
+        case targetAbandoned
+        /// The job must end now for a reason that is nobody's error (the agent stops).
+        case mustFail(JobFailure)
+    }
+
+    /// What the owner of the machine has to do, in order.
+    package enum Effect: Sendable, Hashable {
+        case stateChanged(JobState, previous: JobState, pauseReason: PauseReason?)
+        case ioError(JobIOError)
+        /// The work is done and the job waits for `finalize`.
+        case pending
+        case pauseCopy
+        case resumeCopy
+        case stopCopy
+        case completeTarget
+        case abandonTarget
+        /// The job has ended; the last effect of its life.
+        case ended(JobResult)
+        /// Forget the job and free its id.
+        case dismissed
+    }
+
+    /// Why a verb is refused.
+    package enum Refusal: Error, Sendable, Hashable {
+        case wrongState(JobState, JobVerb)
+        case alreadyPaused
+        case notPaused
+        case alreadyFinalizing
+    }
+
+    package init(waitsForFinalize: Bool) {
+        self.waitsForFinalize = waitsForFinalize
+    }
+
+    /// Applies what somebody asked for, or refuses it and changes nothing.
+    package mutating func handle(_ verb: JobVerb) throws(Refusal) -> [Effect] {
+        switch verb {
+        case .pause:
+            guard isCopyState else { throw .wrongState(state, verb) }
+            guard !isPauseAsked else { throw .alreadyPaused }
+            isPauseAsked = true
+            return state == .created ? [] : [.pauseCopy]
+        case .resume:
+            guard isPauseAsked else { throw .notPaused }
+            guard isCopyState else { throw .wrongState(state, verb) }
+            isPauseAsked = false
+            guard state == .paused else { return state == .created ? [] : [.resumeCopy] }
+            return [.resumeCopy] + change(to: .running)
+        case .setSpeed:
+            guard isCopyState else { throw .wrongState(state, verb) }
+            return []
+        case .cancel:
+            switch state {
+            case .concluded: throw .wrongState(state, verb)
+            case .aborting: return []
+            default: return abort()
+            }
+        case .finalize:
+            guard state == .pending else { throw .wrongState(state, verb) }
+            guard !isFinalizing else { throw .alreadyFinalizing }
+            isFinalizing = true
+            return [.completeTarget]
+        case .dismiss:
+            guard state == .concluded else { throw .wrongState(state, verb) }
+            return [.dismissed]
+        }
+    }
+
+    /// Applies what happened. Reports that come too late to matter (a copy that finishes while the job is being
+    /// cancelled) change nothing.
+    package mutating func handle(_ event: Event) -> [Effect] {
+        switch event {
+        case .started:
+            guard state == .created else { return [] }
+            return change(to: .running) + (isPauseAsked ? [.pauseCopy] : [])
+        case .quiescent:
+            guard state == .running, isPauseAsked, isCopying else { return [] }
+            pauseReason = .user
+            return change(to: .paused)
+        case .copied:
+            isCopying = false
+            guard state == .running || state == .paused else { return stopped() }
+            isPauseAsked = false
+            pauseReason = nil
+            let effects = change(to: .waiting) + change(to: .pending)
+            if waitsForFinalize { return effects + [.pending] }
+            isFinalizing = true
+            return effects + [.completeTarget]
+        case .copyStopped:
+            isCopying = false
+            return stopped()
+        case .copyFailed(let failure):
+            isCopying = false
+            guard state != .aborting, state != .concluded else { return stopped() }
+            return fail(failure) + [.abandonTarget]
+        case .targetCompleted:
+            guard state == .pending || state == .aborting else { return [] }
+            failure = nil
+            return conclude(.completed)
+        case .targetFailed(let failure):
+            isFinalizing = false
+            guard state == .pending else { return [] }
+            return fail(failure) + [.abandonTarget]
+        case .targetAbandoned:
+            guard state == .aborting, !isCopying else { return [] }
+            return conclude(failure == nil ? .cancelled : .failed)
+        case .mustFail(let failure):
+            guard state != .aborting, state != .concluded else { return [] }
+            self.failure = failure
+            return abort()
+        }
+    }
+
+    /// Pausing, resuming and changing the speed make sense.
+    private var isCopyState: Bool { state == .created || state == .running || state == .paused }
+
+    /// Leaves for `aborting` and stops what runs. The target is given up when the copy has stopped; one that is being
+    /// completed is told to give up at once.
+    private mutating func abort() -> [Effect] {
+        let effects = change(to: .aborting)
+        if isCopying { return effects + [.stopCopy] }
+        return effects + [.abandonTarget]
+    }
+
+    /// The copy of a job that is being given up has ended.
+    private func stopped() -> [Effect] {
+        state == .aborting ? [.abandonTarget] : []
+    }
+
+    private mutating func fail(_ failure: JobFailure) -> [Effect] {
+        self.failure = failure
+        return (failure.ioError.map { [.ioError($0)] } ?? []) + change(to: .aborting)
+    }
+
+    private mutating func conclude(_ result: JobResult) -> [Effect] {
+        self.result = result
+        return change(to: .concluded) + [.ended(result)]
+    }
+
+    private mutating func change(to new: JobState) -> [Effect] {
+        let previous = state
+        state = new
+        if new != .paused { pauseReason = nil }
+        return [.stateChanged(new, previous: previous, pauseReason: pauseReason)]
+    }
+}

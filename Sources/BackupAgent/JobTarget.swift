@@ -1,0 +1,54 @@
+package import BackupJobs
+internal import BlockIO
+package import DiskImages
+
+/// What a backup's target has to be, as data, so that a process of its own can be told it.
+package struct TargetSpec: Sendable {
+    package enum Mode: Sendable, Hashable {
+        /// A new image; a file of that name is replaced at the end, if that was asked for.
+        case new(overwrite: Bool)
+        /// An image that exists.
+        case existing
+    }
+
+    /// A file that a new image names as what lies below it.
+    package struct Backing: Sendable, Hashable {
+        package var path: String
+        package var format: ImageFormat
+    }
+
+    package var path: String
+    package var mode: Mode
+    /// nil, for an existing target only: found out.
+    package var format: ImageFormat?
+    /// The drive's size in bytes, which is the target's.
+    package var size: UInt64
+    package var backing: Backing?
+    /// What the client who asked may use.
+    package var access: PathAccess
+    package var job: JobNumber
+    package var jobID: String
+}
+
+/// A job's target, opened, checked and locked, and not written yet.
+package protocol JobTarget: BackupTarget {
+    var format: ImageFormat { get }
+    /// Nobody stated the format, and the image looks like none: it was taken for raw.
+    var isProbedRaw: Bool { get }
+    /// What was never written reads as zero.
+    var readsAsZero: Bool { get }
+    /// What kind of operation the first error was in; nil before there is one.
+    var failedOperation: JobIOError.Operation? { get }
+
+    /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more from becoming
+    /// so: then true. Returns within a few seconds, whatever the target does; what hangs is left behind and the file
+    /// stays claimed until it returns.
+    func giveUp(keep: Bool) async -> Bool
+}
+
+/// Opens targets; the place where a process boundary goes.
+package protocol TargetOpener: Sendable {
+    /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing was made
+    /// or changed.
+    func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget
+}

@@ -1,0 +1,229 @@
+internal import BackupJobs
+internal import BlockIO
+internal import DiskImages
+internal import Logging
+internal import Synchronization
+
+// A target has an engine, and so threads, of its own: whatever hangs there hangs nobody else. What crosses into
+// it are ranges, buffers and a spec, nothing that a process boundary would not carry.
+//
+// Whether a target becomes complete or is given up is decided once, under the lock, just before it gets its name:
+//
+//   open ─ complete() ─► flush, close ─► [given up?] ─ no ─► rename, flush the directory ─► complete
+//   open ─ giveUp() ──► [renaming?] ─ no ─► wait for what is in flight ─► close, remove ─► gone
+//
+// What is in flight on a target that hangs may never return. Then giveUp returns all the same, and the rest
+// (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can be.
+
+/// A job's target in this process.
+final class TargetSession: JobTarget {
+    /// How long a target that is given up may take before it is left behind.
+    static let patience = Duration.seconds(2)
+
+    let name: String
+    let format: ImageFormat
+    let clusterSize: UInt64
+    let isProbedRaw: Bool
+    let readsAsZero: Bool
+
+    private let device: any BlockDevice
+    private let file: HostFile
+    private let place: TargetPlace
+    private let engine: any IOEngine
+    private let size: UInt64
+    private let window: EngineIsolated<WritebackWindow>
+    private let isClosed: EngineIsolated<Bool>
+    private let state = Mutex(State())
+    private let gone = OneShot<Bool>()
+
+    private struct State {
+        /// Calls on the target that have not returned.
+        var inFlight = 0
+        var isGivenUp = false
+        var isLeftBehind = false
+        /// The rename may have happened.
+        var isPublishing = false
+        var isComplete = false
+        var failedOperation: JobIOError.Operation?
+        var cleanup: Task<Void, Never>?
+        /// Keeps the locks from the closing of the image to the end.
+        var lockKeeper: LockKeeper?
+        let idle = OneShot<Void>()
+    }
+
+    init(
+        _ opened: TargetPlace.Image, place: TargetPlace, file: HostFile, keeper: LockKeeper, spec: TargetSpec
+    ) {
+        name = place.path
+        device = opened.device
+        format = opened.format
+        clusterSize = opened.format == .raw ? 65536 : max(opened.clusterSize, 512)
+        isProbedRaw = spec.format == nil && opened.format == .raw
+        readsAsZero = opened.readsAsZero
+        self.file = file
+        self.place = place
+        engine = file.engine
+        size = spec.size
+        window = EngineIsolated(WritebackWindow(), engine: file.engine)
+        isClosed = EngineIsolated(false, engine: file.engine)
+        state.withLock { $0.lockKeeper = keeper }
+    }
+
+    var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
+
+    // MARK: Writing
+
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try await perform(.write) { () async throws(BlockError) in
+            let before = file.size
+            try await device.write(range, from: buffer)
+            try await writeBack(range, grownFrom: before)
+        }
+    }
+
+    func writeZeroes(_ range: ByteRange) async throws(BlockError) {
+        try await perform(.write) { () async throws(BlockError) in
+            try await device.writeZeroes(range, mayUnmap: true)
+        }
+    }
+
+    /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here is one of a
+    /// flush: the data may be lost.
+    private func writeBack(_ range: ByteRange, grownFrom before: UInt64) async throws(BlockError) {
+        // Where an image put its data shows in its growth; without that it may be anywhere in the file.
+        let after = file.size
+        let written =
+            format == .raw
+            ? range : before < after ? ByteRange(before..<after) : ByteRange(offset: 0, length: after)
+        do throws(BlockError) {
+            try await file.startWriteback(written)
+            for due in window.value.add(written) { try await file.waitForWriteback(due) }
+        } catch {
+            note(.flush)
+            throw error
+        }
+    }
+
+    // MARK: The end
+
+    func complete() async throws(BlockError) {
+        try await perform(.flush) { () async throws(BlockError) in
+            // A sector that the drive ends in the middle of: the rest of it belongs to the image.
+            if device.size > size {
+                try await device.writeZeroes(ByteRange(size..<device.size), mayUnmap: true)
+            }
+            try await device.flush()
+        }
+        try await perform(.finish) { () async throws(BlockError) in
+            try await close()
+            guard state.withLock({ state in
+                guard !state.isGivenUp else { return false }
+                state.isPublishing = true
+                return true
+            }) else { throw givenUp() }
+            let place = place
+            let published: Result<Void, BlockError> = await engine.blocking {
+                Result { () throws(BlockError) in try place.publish() }
+            }
+            let isLeftBehind = state.withLock { state in
+                state.isComplete = (try? published.get()) != nil && !state.isLeftBehind
+                state.isPublishing = false
+                return state.isLeftBehind
+            }
+            try published.get()
+            if isLeftBehind { throw givenUp() }
+        }
+        await startCleanup(keep: true).value
+    }
+
+    /// Closes the image, once.
+    private func close() async throws(BlockError) {
+        guard !isClosed.value else { return }
+        isClosed.value = true
+        try await device.close()
+    }
+
+    func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
+
+    func giveUp(keep: Bool) async -> Bool {
+        let isIdle = state.withLock { state in
+            state.isGivenUp = true
+            return state.inFlight == 0
+        }
+        if isIdle { state.withLock { $0.idle }.fulfil(()) }
+        _ = startCleanup(keep: keep)
+        if let isComplete = await gone.wait(atMost: Self.patience) { return isComplete }
+        return state.withLock { state in
+            state.isLeftBehind = !state.isComplete
+            return state.isComplete
+        }
+    }
+
+    /// Closes and removes what is left once nothing is in flight, and gives up the claim. The task is the session's own,
+    /// since what it waits for may hang.
+    private func startCleanup(keep: Bool) -> Task<Void, Never> {
+        state.withLock { state in
+            if let cleanup = state.cleanup { return cleanup }
+            let idle = state.idle
+            let isComplete = state.isComplete
+            let cleanup = Task {
+                if !isComplete { _ = await idle.wait() }
+                await self.cleanUp(keep: keep)
+            }
+            state.cleanup = cleanup
+            return cleanup
+        }
+    }
+
+    private func cleanUp(keep: Bool) async {
+        let isComplete = state.withLock { $0.isComplete }
+        let place = place
+        await engine.run { () async in
+            // An error changes nothing any more: nobody counts on what is closed here.
+            try? await close()
+            if !isComplete && !keep { await engine.blocking { place.remove() } }
+        }
+        let keeper = state.withLock { state in
+            let keeper = state.lockKeeper
+            state.lockKeeper = nil
+            return keeper
+        }
+        if let keeper { await engine.blocking { keeper.close() } }
+        place.release()
+        await engine.shutDown()
+        gone.fulfil(isComplete)
+    }
+
+    // MARK: Bookkeeping
+
+    private func perform(
+        _ operation: JobIOError.Operation, _ body: @Sendable () async throws(BlockError) -> Void
+    ) async throws(BlockError) {
+        guard state.withLock({ state in
+            guard !state.isGivenUp else { return false }
+            state.inFlight += 1
+            return true
+        }) else { throw givenUp() }
+        defer {
+            let idle = state.withLock { state -> OneShot<Void>? in
+                state.inFlight -= 1
+                return state.isGivenUp && state.inFlight == 0 ? state.idle : nil
+            }
+            idle?.fulfil(())
+        }
+        do throws(BlockError) { try await engine.run(body) } catch {
+            note(operation)
+            throw error
+        }
+    }
+
+    private func note(_ operation: JobIOError.Operation) {
+        state.withLock { state in
+            if state.failedOperation == nil { state.failedOperation = operation }
+        }
+    }
+
+    private func givenUp() -> BlockError {
+        BlockError(.cancelled, "Couldn't go on with \(name): the target was given up")
+    }
+}

@@ -1,0 +1,175 @@
+package import BlockIO
+internal import DiskImages
+
+/// Opens targets in this process, each on an engine of its own.
+package struct TargetSessions: TargetOpener {
+    private let claims: FileClaims
+    private let kind: EngineKind
+
+    package init(claims: FileClaims, kind: EngineKind = .threads) {
+        self.claims = claims
+        self.kind = kind
+    }
+
+    package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
+        let engine: any IOEngine
+        do throws(BlockError) { engine = try kind.makeEngine(name: "target \(spec.jobID)") } catch {
+            throw AgentError(error, of: .target, subject: spec.path)
+        }
+        do throws(AgentError) {
+            return try await engine.run { () async throws(AgentError) in
+                let opening = TargetOpening(spec: spec, claims: claims, engine: engine)
+                return try await opening.run()
+            }
+        } catch {
+            claims.release(.target(spec.job, jobID: spec.jobID))
+            await engine.shutDown()
+            throw error
+        }
+    }
+}
+
+/// One target's way from a spec to a session. Runs on the target's engine.
+private struct TargetOpening {
+    let spec: TargetSpec
+    let claims: FileClaims
+    let engine: any IOEngine
+
+    func run() async throws(AgentError) -> TargetSession {
+        switch spec.mode {
+        case .new(let overwrites): try await make(overwrites: overwrites)
+        case .existing: try await openExisting()
+        }
+    }
+
+    private var holder: FileClaims.Holder { .target(spec.job, jobID: spec.jobID) }
+
+    // MARK: A new target
+
+    private func make(overwrites: Bool) async throws(AgentError) -> TargetSession {
+        let format = spec.format ?? .raw
+        guard spec.backing == nil || format != .raw else {
+            throw AgentError(
+                .backingUnsupported,
+                "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync top needs (use "
+                    + "--format qcow2, or --sync full)", subject: spec.path)
+        }
+        let (spec, claims) = (spec, claims)
+        let names = try await blocking { () throws(AgentError) in
+            try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
+        }
+        let descriptor = try await blocking { () throws(AgentError) in try names.create() }
+        do throws(AgentError) {
+            return try await fill(descriptor, names, format)
+        } catch {
+            // Nothing of ours may be left; the error that led here is the one to tell.
+            await engine.blocking { try? names.remove() }
+            throw error
+        }
+    }
+
+    /// Makes the image in the new, locked file; the descriptor is closed when it throws.
+    private func fill(
+        _ descriptor: Int32, _ names: NewTargetFile, _ format: ImageFormat
+    ) async throws(AgentError) -> TargetSession {
+        let keeper = try keepLocks(of: descriptor)
+        let file = try await adopt(descriptor, name: names.path, growable: true, lock: nil)
+        do throws(AgentError) {
+            try await blocking { () throws(AgentError) in try names.claim() }
+            let device = try await block { () async throws(BlockError) in
+                try await TargetImage.create(
+                    on: file, format: format, size: spec.size,
+                    backing: spec.backing.map { (name: $0.path, format: $0.format) })
+            }
+            let image = TargetPlace.Image(
+                device: device, format: format, clusterSize: TargetPlace.newClusterSize,
+                readsAsZero: spec.backing == nil)
+            let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
+            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+        } catch {
+            await discard(file, keeper)
+            throw error
+        }
+    }
+
+    // MARK: A target that exists
+
+    private func openExisting() async throws(AgentError) -> TargetSession {
+        let (spec, claims) = (spec, claims)
+        let found = try await blocking { () throws(AgentError) in
+            try ExistingTargetFile(opening: spec, claims: claims)
+        }
+        let keeper = try keepLocks(of: found.descriptor)
+        let file = try await adopt(
+            found.descriptor, name: found.path, growable: true, lock: (.all, .all))
+        do throws(AgentError) {
+            let existing = try await block { () async throws(BlockError) in
+                try await TargetImage.openExisting(file, format: spec.format)
+            }
+            try checkSize(existing, path: found.path)
+            let image = TargetPlace.Image(
+                device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
+                readsAsZero: false)
+            let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
+            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+        } catch {
+            await discard(file, keeper)
+            throw error
+        }
+    }
+
+    /// The sizes are the same; a qcow2 disk is counted in sectors of 512 bytes.
+    private func checkSize(_ existing: TargetImage.Existing, path: String) throws(AgentError) {
+        let size = existing.virtualSize
+        let isSame =
+            size == spec.size
+            || (existing.format == .qcow2 && size >= spec.size && size - spec.size < 512
+                && size.isMultiple(of: 512))
+        guard !isSame else { return }
+        throw AgentError(
+            .targetSizeMismatch,
+            "Couldn't use \(path) as target: its disk has \(size) bytes, the drive has \(spec.size)",
+            subject: path)
+    }
+
+    // MARK: Helpers
+
+    private func keepLocks(of descriptor: Int32) throws(AgentError) -> LockKeeper {
+        do throws(BlockError) { return try LockKeeper(keeping: descriptor, path: spec.path) } catch {
+            Descriptor.close(descriptor)
+            throw AgentError(error, of: .target, subject: spec.path)
+        }
+    }
+
+    private func adopt(
+        _ descriptor: Int32, name: String, growable: Bool, lock: HostFile.Lock?
+    ) async throws(AgentError) -> HostFile {
+        try await block { () async throws(BlockError) in
+            try await HostFile(
+                adopting: descriptor, name: name, readOnly: false, growable: growable, lock: lock,
+                engine: engine)
+        }
+    }
+
+    private func discard(_ file: HostFile, _ keeper: LockKeeper) async {
+        try? await file.close()  // nothing was written that counts
+        await engine.blocking { keeper.close() }
+    }
+
+    private func block<Value>(
+        _ body: () async throws(BlockError) -> Value
+    ) async throws(AgentError) -> Value {
+        do throws(BlockError) { return try await body() } catch {
+            throw AgentError(error, of: .target, subject: spec.path)
+        }
+    }
+
+    private func blocking<Value: Sendable>(
+        _ body: @escaping @Sendable () throws(AgentError) -> Value
+    ) async throws(AgentError) -> Value {
+        let result: Result<Value, AgentError> = await engine.blocking {
+            Result { () throws(AgentError) in try body() }
+        }
+        return try result.get()
+    }
+}

@@ -1,0 +1,91 @@
+internal import ArgumentParser
+internal import BackupAgent
+internal import Glibc
+internal import Logging
+
+/// `drive-backup-agent`: options and wiring; what it does is in the BackupAgent library.
+@main
+struct DriveBackupAgent: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "drive-backup-agent",
+        abstract: "Serves disk images as drives and backs them up.",
+        discussion: """
+            It runs until SIGTERM or SIGINT, answers `drive-backup` and other clients on its addresses, and logs to \
+            standard error.
+
+            Examples:
+
+              drive-backup-agent --drive id=vm1,file=/var/lib/vm/vm1.qcow2
+
+              drive-backup-agent --listen unix:/tmp/agent.sock --state-directory /tmp/state \\
+                --runtime-directory /tmp/run --allow-directory /backup \\
+                --drive id=vm1,file=/var/lib/vm/vm1.raw,format=raw,read-only=on
+            """,
+        version: "drive-backup-agent \(BackupAgentVersion.number)")
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Where to listen: unix:PATH or tcp://HOST:PORT (loopback only). May be repeated. \
+            (default: unix:/run/drive-backup/agent.sock)
+            """, valueName: "address"))
+    var listen: [String] = []
+
+    @Option(help: ArgumentHelp("Where drives that clients add are remembered.", valueName: "dir"))
+    var stateDirectory = "/var/lib/drive-backup"
+
+    @Option(help: ArgumentHelp("Where what only matters until a reboot is kept.", valueName: "dir"))
+    var runtimeDirectory = "/run/drive-backup"
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            A directory below which clients may add drives and make targets. May be repeated. Without any, root's own \
+            Unix connections may use all, others nothing.
+            """, valueName: "dir"))
+    var allowDirectory: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            A drive: id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]. May be repeated. A comma in a value is \
+            doubled.
+            """, valueName: "drive"))
+    var drive: [String] = []
+
+    @Option(help: ArgumentHelp("How much to log.", valueName: "level"))
+    var logLevel = LogLevel.info
+
+    func validate() throws {
+        do {
+            let drives = try drive.map { try DriveOption(parsing: $0) }
+            for path in [stateDirectory, runtimeDirectory] + allowDirectory where path.isEmpty {
+                throw ValidationError("A directory's path is empty.")
+            }
+            for address in listen { try AgentMain.checkAddress(address) }
+            for (position, drive) in drives.enumerated()
+            where drives[..<position].contains(where: { $0.id == drive.id }) {
+                throw ValidationError("The drive \(drive.id) is given twice.")
+            }
+        } catch let error as AgentError {
+            throw ValidationError(error.message)
+        }
+    }
+
+    func run() async throws {
+        var configuration = AgentConfiguration(
+            listen: listen.isEmpty ? ["unix:/run/drive-backup/agent.sock"] : listen,
+            stateDirectory: stateDirectory, runtimeDirectory: runtimeDirectory,
+            version: BackupAgentVersion.number)
+        configuration.allowedDirectories = allowDirectory
+        configuration.drives = try drive.map { try DriveOption(parsing: $0) }
+        guard await AgentMain.run(configuration, level: logLevel.level) else { throw ExitCode(1) }
+    }
+}
+
+/// The words for how much is logged, most first.
+enum LogLevel: String, CaseIterable, ExpressibleByArgument {
+    case trace, debug, info, notice, warning, error, critical
+
+    var level: Logger.Level { Logger.Level(rawValue: rawValue) ?? .info }
+}

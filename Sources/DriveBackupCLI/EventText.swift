@@ -1,0 +1,42 @@
+internal import DriveBackupClient
+
+/// Events in words for people.
+enum EventText {
+    /// The event in one line: number, time, job, and what happened.
+    static func line(_ event: JobEvent) -> String {
+        let number = ColumnText.padded("\(event.sequence)", to: 6, right: true)
+        let time = TimeText.instant(nanoseconds: event.time)
+        return "\(number)  \(time)  \(ColumnText.printable(event.jobID)): \(ColumnText.printable(text(event)))"
+    }
+
+    private static func text(_ event: JobEvent) -> String {
+        switch event.event {
+        case .started(let started):
+            let words = [started.sync.name, started.format].filter { !$0.isEmpty }.joined(separator: ", ")
+            return "started: \(started.drive) to \(started.target) (\(words))"
+        case .stateChanged(let change):
+            let reason = change.pauseReason.isUnspecified ? "" : " (\(change.pauseReason.name))"
+            return change.state.name + reason
+        case .progress(let progress):
+            return amount(progress)
+        case .ioError(let error):
+            return "\(error.side.name) \(error.operation.name) error: \(JobStory.sentence(error))"
+        case .pending:
+            return "waits for 'job finalize'"
+        case .completed(let completed):
+            guard completed.result != .completed else { return "completed" }
+            return "completed, \(ByteSize.text(completed.missingBytes)) missing"
+        case .failed(let failed):
+            return "failed: \(failed.error?.message ?? "")"
+        case .cancelled(let cancelled):
+            return "cancelled" + (cancelled.progress.map { " at \(amount($0))" } ?? "")
+        case nil:
+            return "an event that this client does not know"
+        }
+    }
+
+    private static func amount(_ progress: Progress) -> String {
+        let percent = ProgressBar(name: "", current: progress.current, total: progress.total).percent
+        return "\(percent)%, \(ByteSize.text(progress.current)) of \(ByteSize.text(progress.total))"
+    }
+}

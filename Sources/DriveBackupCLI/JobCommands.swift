@@ -1,0 +1,112 @@
+internal import ArgumentParser
+internal import DriveBackupClient
+
+/// `drive-backup job`: looks at jobs and tells them what to do.
+struct JobCommands: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "job",
+        abstract: "See jobs, stay with them, and tell them what to do.",
+        discussion: """
+            Examples:
+              drive-backup job list
+              drive-backup job watch vm1
+              drive-backup job set-speed vm1 20M
+              drive-backup job cancel vm1
+            """,
+        subcommands: [
+            JobListCommand.self, JobShowCommand.self, JobWatchCommand.self, JobPauseCommand.self,
+            JobResumeCommand.self, JobCancelCommand.self, JobSetSpeedCommand.self, JobFinalizeCommand.self,
+            JobDismissCommand.self,
+        ])
+
+    @OptionGroup var global: GlobalOptions
+
+    func run() throws { throw Self.missingVerb }
+}
+
+struct JobListCommand: ToolCommand {
+    static let configuration = CommandConfiguration(commandName: "list", abstract: "List the jobs.")
+
+    @OptionGroup var global: GlobalOptions
+
+    @Flag(help: "The last ended jobs, too.")
+    var all = false
+
+    func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
+        let jobs = try await session.withAgent("couldn't list the jobs") { client throws(RPCStatus) in
+            try await client.jobs.list(all: all)
+        }
+        if session.json {
+            for job in jobs { session.print(job) }
+        } else if jobs.isEmpty {
+            session.console.print(all ? "no jobs" : "no jobs; --all shows ended ones, too", to: .error)
+        } else {
+            for line in JobText.table(jobs).lines { session.console.print(line) }
+        }
+        return .done
+    }
+}
+
+struct JobShowCommand: ToolCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "show", abstract: "Show a job; the last of that id if it has ended.")
+
+    @OptionGroup var global: GlobalOptions
+
+    @Argument(help: "The job's id.")
+    var id: String
+
+    func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
+        let job = try await session.withAgent("couldn't show the job \(id)") { client throws(RPCStatus) in
+            try await client.jobs.get(id)
+        }
+        if session.json {
+            session.print(job)
+        } else {
+            for line in JobText.story(job, prefix: session.prefix) { session.console.print(line) }
+        }
+        return .done
+    }
+}
+
+struct JobWatchCommand: ToolCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "watch",
+        abstract: "Stay with a job until it ends, and exit with its result.",
+        discussion: """
+            The exit status is the job's result: 0 completed, 3 completed with ranges missing, 1 failed, 4 cancelled. \
+            Ctrl-C leaves the job running (exit status 130). With --json each event has a sequence number; \
+            --after goes on where another watch left off.
+
+            Examples:
+              drive-backup job watch vm1
+              drive-backup --json job watch vm1 --after 120
+            """)
+
+    @OptionGroup var global: GlobalOptions
+
+    @Argument(help: "The job's id.")
+    var id: String
+
+    @Option(help: ArgumentHelp("Only events with a higher sequence number.", valueName: "n"))
+    var after: UInt64 = 0
+
+    func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
+        let client = try await session.connect()
+        let what = "couldn't watch the job \(id)"
+        var story = JobStory(id: id)
+        if !session.json {
+            // The events may begin after the one that tells what the job is.
+            do throws(RPCStatus) {
+                story = JobStory(try await client.jobs.get(id))
+            } catch {
+                await client.close()
+                throw CommandFailure(what, error)
+            }
+        }
+        story.lastSequence = after
+        return try await JobWatch(session: session, client: client, isStart: false).run(story, what: what) {
+            () async throws(RPCStatus) in try await client.jobs.watch(id, after: after)
+        }
+    }
+}

@@ -96,7 +96,9 @@ public struct Everything: WireMessage {
 
     public static let messageName = "testing.Everything"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_testing_everything()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_testing_everything())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.bool(1, "truth", &truth)
@@ -163,7 +165,9 @@ public struct Leaf: WireMessage {
 
     public static let messageName = "testing.Leaf"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_testing_leaf()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_testing_leaf())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.string(1, "id", &id)
@@ -196,7 +200,9 @@ public struct Branch: WireMessage {
 
     public static let messageName = "testing.Branch"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_testing_branch()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_testing_branch())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "leaves", &leaves)
@@ -225,7 +231,9 @@ public struct Nothing: WireMessage {
 
     public static let messageName = "testing.Nothing"
 
-    public static var descriptor: MessageDescriptor { MessageDescriptor(cwire_testing_nothing()) }
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_testing_nothing())
+    }
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
     }

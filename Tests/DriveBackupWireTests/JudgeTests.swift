@@ -1,0 +1,81 @@
+internal import DriveBackupWire
+internal import Foundation
+internal import Testing
+
+/// protoc is the judge: it reads what we encode, and encodes the same from what it read.
+@Suite("Encoding as protoc sees it")
+struct JudgeTests {
+    private static let seed = testSeed("sameBytes")
+
+    @Test("protoc reads what we write, and writes the same bytes", arguments: allMessages.indices)
+    func sameBytes(index: Int) async throws {
+        var generator = SeededGenerator(Self.seed &+ UInt64(index))
+        let type = allMessages[index]
+        let bytes = try encodeSome(type, &generator)
+        let text = try await protoc("--decode=\(type.messageName)", input: Data(bytes))
+        let again = try await protoc("--encode=\(type.messageName)", "--deterministic_output", input: text)
+        #expect(Array(again) == bytes, "\(type.messageName)")
+    }
+
+    @Test("protoc calls the values by the names that we call them")
+    func names() async throws {
+        let event = JobEvent(
+            sequence: 1, time: -2, jobID: "j",
+            event: .stateChanged(StateChanged(state: .paused, pauseReason: .error)))
+        let text = try await protoc("--decode=drivebackup.v1.JobEvent", input: Data(event.encode()))
+        #expect(
+            String(decoding: text, as: UTF8.self) == """
+                sequence: 1
+                time: -2
+                job_id: "j"
+                state_changed {
+                  state: JOB_STATE_PAUSED
+                  pause_reason: PAUSE_REASON_ERROR
+                }
+
+                """)
+    }
+
+    private func encodeSome<M: WireMessage>(_ type: M.Type, _ generator: inout SeededGenerator) throws
+        -> [UInt8]
+    {
+        try M.random(&generator).encode()
+    }
+
+    private func protoc(_ arguments: String..., input: Data) async throws -> Data {
+        let tests = URL(filePath: #filePath).deletingLastPathComponent()
+        let scratch = FileManager.default.temporaryDirectory.appending(
+            path: "wire-judge-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: scratch, withIntermediateDirectories: true)
+        defer {
+            // What is left behind in the temporary directory is no reason to fail.
+            try? FileManager.default.removeItem(at: scratch)
+        }
+        let inputFile = scratch.appending(path: "input")
+        let outputFile = scratch.appending(path: "output")
+        let errorFile = scratch.appending(path: "error")
+        try input.write(to: inputFile)
+        try Data().write(to: outputFile)
+        try Data().write(to: errorFile)
+        let process = Process()
+        process.executableURL = URL(filePath: "/usr/bin/env")
+        process.arguments =
+            ["protoc", "-I\(tests.path)/../../proto", "-I\(tests.path)/proto"] + arguments + [
+                "drivebackup/v1/agent.proto", "drivebackup/v1/backups.proto", "drivebackup/v1/drives.proto",
+                "drivebackup/rpc/v1/frames.proto", "testing/everything.proto",
+            ]
+        process.standardInput = try FileHandle(forReadingFrom: inputFile)
+        process.standardOutput = try FileHandle(forWritingTo: outputFile)
+        process.standardError = try FileHandle(forWritingTo: errorFile)
+        try await withCheckedThrowingContinuation { (done: CheckedContinuation<Void, any Error>) in
+            process.terminationHandler = { _ in done.resume() }
+            do { try process.run() } catch {
+                process.terminationHandler = nil
+                done.resume(throwing: error)
+            }
+        }
+        let message = try String(contentsOf: errorFile, encoding: .utf8)
+        try #require(process.terminationStatus == 0, "protoc failed: \(message)")
+        return try Data(contentsOf: outputFile)
+    }
+}

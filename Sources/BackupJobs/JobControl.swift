@@ -10,6 +10,11 @@ package final class JobControl: Sendable {
     package struct Progress: Sendable, Hashable {
         package var current: UInt64
         package var total: UInt64
+
+        package init(current: UInt64, total: UInt64) {
+            self.current = current
+            self.total = total
+        }
     }
 
     private struct State {

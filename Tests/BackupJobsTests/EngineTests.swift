@@ -4,18 +4,23 @@ internal import Testing
 
 /// The same on real threads, where races would show.
 @Suite struct EngineTests {
-    @Test("jobs on engines of their own share a pool while they are steered from elsewhere")
-    func threads() async throws {
+    @Test(
+        "jobs on engines of their own share a pool while they are steered from elsewhere",
+        arguments: EngineKind.allCases)
+    func threads(kind: EngineKind) async throws {
+        // Where io_uring is refused, there is only one kind to try.
+        guard kind == .threads || EngineKind.preferred() == .ring else { return }
         let pool = BufferPool(capacity: 8 << 16, bufferSize: 1 << 16)
-        await withTaskGroup { group in
+        try await withThrowingTaskGroup { group in
             for number in 0..<4 as Range<UInt64> {
-                group.addTask { await Self.runOne(number, pool) }
+                group.addTask { try await Self.runOne(number, pool, kind) }
             }
+            try await group.waitForAll()
         }
     }
 
-    private static func runOne(_ number: UInt64, _ pool: BufferPool) async {
-        let engine = ThreadsEngine(name: "job \(number)", workers: 1)
+    private static func runOne(_ number: UInt64, _ pool: BufferPool, _ kind: EngineKind) async throws {
+        let engine = try kind.makeEngine(name: "job \(number)")
         var chance = Chance(seed: number)
         let drive = SimDrive.random(
             &chance, clusters: 400, hasBacking: false, engine: engine, faults: SimDrive.Faults())

@@ -48,6 +48,10 @@ extension Qcow2Image {
     func map(
         _ clusters: Range<UInt64>, table: UInt64, to mapping: (UInt64, ClusterMapping) -> ClusterMapping
     ) async throws(BlockError) {
+        let last = clusters.upperBound - 1
+        precondition(
+            clusters.lowerBound / header.entriesPerL2 == last / header.entriesPerL2,
+            "the clusters of one change belong to one L2 table")
         var cluster = clusters.lowerBound
         while cluster < clusters.upperBound {
             let page = try await page(containing: table + cluster % header.entriesPerL2 * 8, .l2)

@@ -40,14 +40,15 @@ extension Qcow2Image {
         }
     }
 
-    /// The clusters that the start of `range` covers whole (where the disk ends, its end counts), or else its first
-    /// cluster alone.
+    /// The clusters of one L2 table that the start of `range` covers whole (where the disk ends, its end counts), or
+    /// else its first cluster alone.
     func leadingClusters(_ range: ByteRange) -> (clusters: Range<UInt64>, areWhole: Bool) {
         let first = range.offset / clusterSize
         var end = range.end / clusterSize
         if range.end >= contentSize { end = range.end.dividedRoundingUp(by: clusterSize) }
         guard range.offset % clusterSize == 0, end > first else { return (first..<first + 1, false) }
-        return (first..<end, true)
+        let tableEnd = (first / header.entriesPerL2 + 1) * header.entriesPerL2
+        return (first..<min(end, tableEnd), true)
     }
 
     func bytes(of clusters: Range<UInt64>) -> ByteRange {

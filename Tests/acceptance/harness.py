@@ -166,6 +166,7 @@ class Agent:
         self.arguments = list(arguments)
         self.process = None
         self.streams = []
+        self.must_be_well = False
 
     # The process.
 
@@ -240,6 +241,13 @@ class Agent:
         return self.start()
 
     def close(self):
+        try:
+            if self.must_be_well and self.is_running():
+                self.is_well()
+        finally:
+            self.stop()
+
+    def stop(self):
         for stream in self.streams:
             stream.stop()
         if self.is_running():
@@ -297,7 +305,9 @@ class Agent:
             assert result.err.strip(), result
         for word in [says] if isinstance(says, str) else says or []:
             assert word.lower() in result.err.lower(), f"doesn't say {word!r}: {result}"
-        self.is_well()
+        # Whether it still answers is asked when the test ends.
+        assert self.is_running(), f"the agent has ended: {self.log()}"
+        self.must_be_well = True
         return result
 
     def backup(self, drive, target, *options, sync="full"):

@@ -73,7 +73,9 @@ struct ConcurrentRound: Sendable {
         }
 
         private func fill(_ model: inout [UInt8], _ value: UInt8) {
-            model.replaceSubrange(range, with: repeatElement(value, count: range.count))
+            model.withUnsafeMutableBytes {
+                _ = UnsafeMutableRawBufferPointer(rebasing: $0[range]).initializeMemory(as: UInt8.self, repeating: value)
+            }
         }
     }
 
@@ -146,7 +148,7 @@ struct Qcow2HistoryTests {
     func concurrent(clusterBits: Int, kind: EngineKind) async throws {
         let directory = try TemporaryDirectory()
         var generator = SeededGenerator(testSeed())
-        for trial in 0..<6 {
+        for trial in 0..<3 {
             let trialGenerator = generator.fork()
             let path = directory.file("\(trial).qcow2")
             let size = min(1500, 40 << (16 - clusterBits)) << clusterBits | 0x200

@@ -89,7 +89,8 @@ package final class Agent: Sendable {
         await serving
     }
 
-    private func stop() async {
+    /// Ends the jobs, then the connections, then everything else.
+    package func stop() async {
         ServiceManager.stopping()
         logger.notice("Stopping")
         await jobs.stop(within: Self.patience.jobs)

@@ -46,7 +46,7 @@ package actor DriveRegistry {
             finish(option.id, try await open(option, access: .everything))
         } catch {
             drives[option.id] = nil
-            throw error
+            throw AgentError(error.reason, "Drive \(option.id): \(error.message)", subject: option.id)
         }
     }
 

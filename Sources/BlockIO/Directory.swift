@@ -62,11 +62,11 @@ package final class Directory: Sendable {
     /// The path of a name in this directory.
     package func path(of name: String) -> String { path == "/" ? "/" + name : path + "/" + name }
 
-    /// What `name` stands for, or nil when there is nothing (a link that leads nowhere included, when followed).
+    /// What `name` stands for, or nil when there is nothing (a followed link that leads nowhere included).
     package func entry(_ name: String, followingLinks: Bool = false) throws(BlockError) -> Entry? {
         var status = stat()
         let result = cblockio_stat_in(descriptor, name, &status, followingLinks ? 1 : 0)
-        if result == -ENOENT { return nil }
+        if result == -ENOENT || (followingLinks && result == -ELOOP) { return nil }
         guard result == 0 else { throw BlockError("Couldn't examine \(path(of: name))", errno: -result) }
         let kind: Entry.Kind =
             switch status.st_mode & S_IFMT {

@@ -1,0 +1,218 @@
+import Testing
+
+import TestKit
+
+@testable import BackupAgent
+
+/// Ways to bring a machine into each state.
+private func machine(in state: JobState) -> JobStateMachine {
+    var machine = JobStateMachine(waitsForFinalize: true)
+    let failure = JobFailure(error: AgentError(.ioError, "It failed."))
+    func happens(_ events: JobStateMachine.Event...) { for event in events { _ = machine.handle(event) } }
+    switch state {
+    case .created: break
+    case .running: happens(.started)
+    case .paused:
+        happens(.started)
+        _ = try? machine.handle(.pause)
+        happens(.quiescent)
+    // A job alone in its group only passes through it: see below.
+    case .waiting, .pending: happens(.started, .copied)
+    case .aborting: happens(.started, .copyFailed(failure))
+    case .concluded: happens(.started, .copyFailed(failure), .targetAbandoned)
+    }
+    return machine
+}
+
+@Suite("The states of a job")
+struct JobStateMachineTests {
+    /// QEMU's table of verbs (no `complete`), with cancel as section 0 of our semantics has it.
+    static let allowed: [JobState: Set<JobVerb>] = [
+        .created: [.cancel, .pause, .setSpeed],
+        .running: [.cancel, .pause, .setSpeed],
+        .paused: [.cancel, .resume, .setSpeed],
+        .pending: [.cancel, .finalize],
+        .aborting: [.cancel],
+        .concluded: [.dismiss],
+    ]
+
+    @Test("each verb is accepted in the states of the table and refused in the others", arguments: JobVerb.allCases)
+    func table(verb: JobVerb) {
+        for (state, verbs) in Self.allowed {
+            var job = machine(in: state)
+            #expect(job.state == state)
+            let before = job
+            do throws(JobStateMachine.Refusal) {
+                _ = try job.handle(verb)
+                #expect(verbs.contains(verb), "\(verb) in \(state)")
+            } catch {
+                #expect(!verbs.contains(verb), "\(verb) in \(state)")
+                #expect(job == before, "a refusal changes nothing")
+                switch (verb, state) {
+                case (.pause, .paused): #expect(error == .alreadyPaused)
+                case (.resume, _): #expect(error == .notPaused)
+                default: #expect(error == .wrongState(state, verb))
+                }
+            }
+        }
+    }
+
+    @Test("a job that nobody touches goes from created to concluded")
+    func plainLife() {
+        var job = JobStateMachine(waitsForFinalize: false)
+        #expect(job.handle(.started) == [.stateChanged(.running, previous: .created, pauseReason: nil)])
+        #expect(
+            job.handle(.copied) == [
+                .stateChanged(.waiting, previous: .running, pauseReason: nil),
+                .stateChanged(.pending, previous: .waiting, pauseReason: nil), .completeTarget,
+            ])
+        #expect(
+            job.handle(.targetCompleted) == [
+                .stateChanged(.concluded, previous: .pending, pauseReason: nil), .ended(.completed),
+            ])
+        #expect(job.result == .completed)
+    }
+
+    @Test("a job that waits for finalize stops in pending until it comes")
+    func manualFinalize() throws {
+        var job = machine(in: .pending)
+        #expect(try job.handle(.finalize) == [.completeTarget])
+        #expect(throws: JobStateMachine.Refusal.alreadyFinalizing) { try job.handle(.finalize) }
+        _ = job.handle(.targetCompleted)
+        #expect(job.result == .completed)
+    }
+
+    @Test("a job is paused when nothing is in flight any more, not before")
+    func pausing() throws {
+        var job = machine(in: .running)
+        #expect(try job.handle(.pause) == [.pauseCopy])
+        #expect(job.state == .running)
+        #expect(throws: JobStateMachine.Refusal.alreadyPaused) { try job.handle(.pause) }
+        #expect(
+            job.handle(.quiescent) == [.stateChanged(.paused, previous: .running, pauseReason: .user)])
+        #expect(job.pauseReason == .user)
+        #expect(
+            try job.handle(.resume) == [
+                .resumeCopy, .stateChanged(.running, previous: .paused, pauseReason: nil),
+            ])
+        #expect(throws: JobStateMachine.Refusal.notPaused) { try job.handle(.resume) }
+    }
+
+    @Test("a pause that was taken back is not reported")
+    func pauseTakenBack() throws {
+        var job = machine(in: .running)
+        _ = try job.handle(.pause)
+        #expect(try job.handle(.resume) == [.resumeCopy])
+        #expect(job.handle(.quiescent) == [])
+        #expect(job.state == .running)
+    }
+
+    @Test("a job that is paused before it starts copies nothing")
+    func pausedBeforeStart() throws {
+        var job = machine(in: .created)
+        #expect(try job.handle(.pause) == [])
+        #expect(
+            job.handle(.started) == [
+                .stateChanged(.running, previous: .created, pauseReason: nil), .pauseCopy,
+            ])
+    }
+
+    @Test("a cancel in pending ends as cancelled, though everything was copied")
+    func cancelInPending() throws {
+        var job = machine(in: .pending)
+        #expect(
+            try job.handle(.cancel) == [
+                .stateChanged(.aborting, previous: .pending, pauseReason: nil), .abandonTarget,
+            ])
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .cancelled)
+    }
+
+    @Test("a cancel that comes after the target has its name ends as completed")
+    func cancelTooLate() throws {
+        var job = machine(in: .pending)
+        _ = try job.handle(.finalize)
+        _ = try job.handle(.cancel)
+        #expect(
+            job.handle(.targetCompleted) == [
+                .stateChanged(.concluded, previous: .aborting, pauseReason: nil), .ended(.completed),
+            ])
+    }
+
+    @Test("a target is given up once, and only after the copy has stopped")
+    func abandonOnce() throws {
+        var job = machine(in: .running)
+        #expect(
+            try job.handle(.cancel) == [
+                .stateChanged(.aborting, previous: .running, pauseReason: nil), .stopCopy,
+            ])
+        #expect(try job.handle(.cancel) == [], "a second cancel repeats the answer")
+        #expect(job.handle(.copyStopped) == [.abandonTarget])
+        #expect(job.handle(.copyStopped).contains(.abandonTarget) == false || job.state == .aborting)
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .cancelled)
+    }
+
+    @Test("a failure names itself, gives the target up, and ends as failed")
+    func failure() {
+        var job = machine(in: .running)
+        let ioError = JobIOError(side: .target, operation: .write, range: nil, errno: 28, message: "No space.")
+        let failure = JobFailure(error: AgentError(.noSpace, "No space."), ioError: ioError)
+        #expect(
+            job.handle(.copyFailed(failure)) == [
+                .ioError(ioError), .stateChanged(.aborting, previous: .running, pauseReason: nil), .abandonTarget,
+            ])
+        #expect(
+            job.handle(.targetAbandoned) == [
+                .stateChanged(.concluded, previous: .aborting, pauseReason: nil), .ended(.failed),
+            ])
+        #expect(job.failure == failure)
+    }
+
+    @Test("random events and verbs lead to exactly one end, and to none without its cause")
+    func randomLives() throws {
+        let seed = testSeed()
+        var random = SeededGenerator(seed)
+        let failure = JobFailure(error: AgentError(.ioError, "It failed."))
+        for _ in 0..<5000 {
+            var job = JobStateMachine(waitsForFinalize: random.oneIn(2))
+            var (ends, abandons, completes) = (0, 0, 0)
+            var copies = true
+            for _ in 0..<40 {
+                // Only what can happen: a copy ends once, a target is completed or abandoned when it was told to.
+                var events: [JobStateMachine.Event] = [.quiescent]
+                if job.state == .created { events.append(.started) }
+                if copies, job.state != .created { events += [.copied, .copyFailed(failure)] }
+                if copies, job.state == .aborting { events.append(.copyStopped) }
+                if completes == 1, abandons == 0 { events += [.targetCompleted, .targetFailed(failure)] }
+                if abandons == 1 { events.append(.targetAbandoned) }
+                if random.oneIn(20) { events.append(.mustFail(failure)) }
+                let wasEnded = ends > 0
+                let effects: [JobStateMachine.Effect]
+                if random.oneIn(3), let verb = JobVerb.allCases.randomElement(using: &random) {
+                    effects = (try? job.handle(verb)) ?? []
+                } else if let event = events.randomElement(using: &random) {
+                    switch event {
+                    case .copied, .copyFailed, .copyStopped: copies = false
+                    case .targetFailed: completes = 2
+                    default: break
+                    }
+                    effects = job.handle(event)
+                } else {
+                    continue
+                }
+                for effect in effects {
+                    switch effect {
+                    case .ended: ends += 1
+                    case .abandonTarget: abandons += 1
+                    case .completeTarget: completes += 1
+                    default: break
+                    }
+                }
+                #expect(!wasEnded || effects.allSatisfy { $0 == .dismissed }, "nothing follows the end")
+                #expect(abandons <= 1 && ends <= 1, "seed \(seed)")
+                #expect((job.result != nil) == (job.state == .concluded))
+            }
+        }
+    }
+}

@@ -142,3 +142,22 @@ internal import Testing
         #expect(await !third.value)
     }
 }
+
+@Suite struct SignalTests {
+    @Test("a signal that is raised while nobody waits wakes the next who does, once")
+    func remembered() {
+        let engine = SimEngine(seed: 1)
+        let signal = Signal()
+        let returns = Flag()
+        signal.raise()
+        signal.raise()
+        let isDone = engine.drive {
+            await signal.raised()
+            returns.set()
+            await signal.raised()
+        }
+        #expect(returns.isSet)
+        #expect(!isDone)
+        signal.raise()
+    }
+}

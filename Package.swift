@@ -69,7 +69,9 @@ var targets: [Target] = [
     .target(name: "CWireTesting", dependencies: ["CProtobufC"], path: "Tests/CWireTesting"),
     tests("DriveBackupWireTests", ["DriveBackupWire", "CProtobufC", "CWire", "CWireTesting"]),
     tests("DriveBackupRPCTests", ["DriveBackupRPC", nioCore, nioEmbedded, nioPosix]),
-    tests("DriveBackupClientTests", ["DriveBackupCLI", "DriveBackupClient", "DriveBackupRPC", "DriveBackupWire"]),
+    tests(
+        "DriveBackupClientTests",
+        ["DriveBackupCLI", "DriveBackupClient", "DriveBackupRPC", "DriveBackupWire", logging]),
     tests("BackupAgentTests", ["BackupAgent", "DriveBackupClient", "TestKit"]),
     tests("ArchitectureTests", []),
 ]

@@ -12,11 +12,14 @@ enum ByteSize {
     /// case). What is less than a byte is cut off. At most `Int64.max`.
     static func parse(_ text: String) throws(Refusal) -> Int64 {
         func refusal(_ why: String) -> Refusal {
-            Refusal(description: "'\(text)' \(why); give bytes or a number with K, M, G or T, for example 50M")
+            Refusal(
+                description: "'\(text)' \(why); give bytes or a number with K, M, G or T, for example 50M")
         }
         var digits = text[...]
         var unit: Int64 = 1
-        if let last = digits.last, let suffix = suffixes.first(where: { $0.letter == Character(last.uppercased()) }) {
+        if let last = digits.last,
+            let suffix = suffixes.first(where: { $0.letter == Character(last.uppercased()) })
+        {
             unit = 1 << suffix.shift
             digits.removeLast()
         }
@@ -63,7 +66,7 @@ enum ByteSize {
         guard decimals > 0 else { return "\(whole) \(units[index])" }
         let scale: Int64 = decimals == 1 ? 10 : 100
         // Cut off, not rounded: what is shown as done is done.
-        let fraction = (rest >> max(0, shift - 20)) * scale >> min(shift, 20)
+        let fraction = ((rest >> max(0, shift - 20)) * scale) >> min(shift, 20)
         let digits = String(fraction)
         let padding = String(repeating: "0", count: decimals - digits.utf8.count)
         return "\(whole).\(padding)\(digits) \(units[index])"

@@ -16,6 +16,8 @@ struct CommandFailure: Error, Hashable {
 
     /// The agent refused, or could not be reached, when asked `what`.
     init(_ what: String, _ error: RPCStatus) {
-        self.init(ExitStatus(error), "\(what): \(error.message)")
+        // The agent often says itself what it couldn't do; twice is once too often.
+        let said = error.message.hasPrefix("Couldn't ") ? "couldn't " + error.message.dropFirst(9) : nil
+        self.init(ExitStatus(error), said ?? "\(what): \(error.message)")
     }
 }

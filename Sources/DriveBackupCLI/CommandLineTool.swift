@@ -32,7 +32,8 @@ package enum CommandLineTool {
     }
 
     /// Says what ArgumentParser has to say: help and version as they are, an error in one line.
-    private static func report(_ error: any Error, of arguments: [String], on console: Console) -> ExitStatus {
+    private static func report(_ error: any Error, of arguments: [String], on console: Console) -> ExitStatus
+    {
         guard DriveBackupCommand.exitCode(for: error) != .success else {
             console.print(DriveBackupCommand.fullMessage(for: error))
             return .done
@@ -59,7 +60,8 @@ package enum CommandLineTool {
         while let word = rest.popFirst() {
             if word == "--agent" { _ = rest.popFirst() }
             if word.hasPrefix("-") { continue }
-            guard let next = command.configuration.subcommands.first(where: { $0._commandName == word }) else { break }
+            guard let next = command.configuration.subcommands.first(where: { $0._commandName == word })
+            else { break }
             command = next
             path.append(word)
         }

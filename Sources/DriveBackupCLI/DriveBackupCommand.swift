@@ -5,7 +5,7 @@ internal import DriveBackupClient
 struct DriveBackupCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "drive-backup",
-        abstract: "Back up virtual disks as they are at one instant, through drive-backup-agent.",
+        abstract: "Back up virtual disks as they are at one instant.",
         discussion: """
             drive-backup start vm1 /backup/vm1.qcow2     copy the drive vm1 and watch it
             drive-backup drive list                      the drives that can be copied
@@ -32,11 +32,11 @@ extension ParsableCommand {
 struct GlobalOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "The agent: unix:PATH or tcp://HOST:PORT (default: $DRIVE_BACKUP_AGENT, else \(Surroundings.localAgent)).",
+            "unix:PATH or tcp://HOST:PORT; by default $DRIVE_BACKUP_AGENT, else \(Surroundings.localAgent)",
             valueName: "address"))
     var agent: String?
 
-    @Flag(help: "Print JSON, one object a line, and nothing else on standard output.")
+    @Flag(help: "Print JSON, one object a line.")
     var json = false
 }
 
@@ -46,9 +46,4 @@ protocol ToolCommand: ParsableCommand {
 
     /// What the command does, up to its end. The status is `done` unless a job that was watched ended otherwise.
     func run(in session: Session) async throws(CommandFailure) -> ExitStatus
-}
-
-extension String {
-    /// The string in quotation marks for a message, harmless for terminals.
-    var quoted: String { "'\(ColumnText.printable(self))'" }
 }

@@ -5,7 +5,7 @@ internal import DriveBackupClient
 struct DriveCommands: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "drive",
-        abstract: "See, add and remove the agent's drives.",
+        abstract: "List the agent's drives, add and remove them.",
         discussion: """
             Examples:
               drive-backup drive list
@@ -113,7 +113,11 @@ struct DriveRemoveCommand: ToolCommand {
         try await session.withAgent("couldn't remove the drive \(id)") { client throws(RPCStatus) in
             try await client.drives.remove(id)
         }
-        if session.json { session.print(RemoveDriveResponse()) } else { session.console.print("\(id) is removed") }
+        if session.json {
+            session.print(RemoveDriveResponse())
+        } else {
+            session.console.print("\(id) is removed")
+        }
         return .done
     }
 }

@@ -4,7 +4,8 @@ internal import DriveBackupClient
 enum DriveText {
     static func table(_ drives: [Drive]) -> Table {
         var table = Table([
-            ("DRIVE", .left), ("SIZE", .right), ("FORMAT", .left), ("ACCESS", .left), ("JOB", .left), ("FILE", .left),
+            ("DRIVE", .left), ("SIZE", .right), ("FORMAT", .left), ("ACCESS", .left), ("JOB", .left),
+            ("FILE", .left),
         ])
         for drive in drives {
             let size = drive.problem.isEmpty ? ByteSize.text(drive.size) : ""

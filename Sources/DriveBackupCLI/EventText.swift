@@ -6,7 +6,8 @@ enum EventText {
     static func line(_ event: JobEvent) -> String {
         let number = ColumnText.padded("\(event.sequence)", to: 6, right: true)
         let time = TimeText.instant(nanoseconds: event.time)
-        return "\(number)  \(time)  \(ColumnText.printable(event.jobID)): \(ColumnText.printable(text(event)))"
+        return
+            "\(number)  \(time)  \(ColumnText.printable(event.jobID)): \(ColumnText.printable(text(event)))"
     }
 
     private static func text(_ event: JobEvent) -> String {

@@ -5,7 +5,7 @@ internal import DriveBackupClient
 struct EventsCommand: ToolCommand {
     static let configuration = CommandConfiguration(
         commandName: "events",
-        abstract: "Print what happened to all jobs, and with --follow what happens.",
+        abstract: "Print what happened, and what happens, to jobs.",
         discussion: """
             Examples:
               drive-backup events
@@ -32,7 +32,7 @@ struct EventsCommand: ToolCommand {
             await client.close()
             let failure = CommandFailure("couldn't read the events", error)
             guard error.code == .unavailable else { throw failure }
-            throw CommandFailure(failure.status, "\(failure.message.withoutStop); --after \(last) goes on")
+            throw CommandFailure(failure.status, failure.message.continued(by: "--after \(last) goes on"))
         }
         await client.close()
         return .done

@@ -5,7 +5,7 @@ internal import DriveBackupClient
 struct JobCommands: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "job",
-        abstract: "See jobs, stay with them, and tell them what to do.",
+        abstract: "List jobs, watch them, pause them, cancel them.",
         discussion: """
             Examples:
               drive-backup job list
@@ -89,14 +89,13 @@ struct JobWatchCommand: ToolCommand {
     var id: String
 
     @Option(help: ArgumentHelp("Only events with a higher sequence number.", valueName: "n"))
-    var after: UInt64 = 0
+    var after: UInt64?
 
     func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
         let client = try await session.connect()
         let what = "couldn't watch the job \(id)"
         var story = JobStory(id: id)
         if !session.json {
-            // The events may begin after the one that tells what the job is.
             do throws(RPCStatus) {
                 story = JobStory(try await client.jobs.get(id))
             } catch {
@@ -104,9 +103,15 @@ struct JobWatchCommand: ToolCommand {
                 throw CommandFailure(what, error)
             }
         }
-        story.lastSequence = after
-        return try await JobWatch(session: session, client: client, isStart: false).run(story, what: what) {
-            () async throws(RPCStatus) in try await client.jobs.watch(id, after: after)
+        let watch = JobWatch(session: session, client: client, isStart: false)
+        guard after != nil || story.end == nil else { return try await watch.tell(story) }
+        // Programs get the events from the first; people what is, and then what happens. Only an end that the job
+        // itself does not tell whole is taken from its events.
+        let isKnown = after == nil && !session.json && story.state != .concluded
+        let first = isKnown ? story.lastSequence : after ?? 0
+        story.lastSequence = first
+        return try await watch.run(story, introduce: isKnown, what: what) { () async throws(RPCStatus) in
+            try await client.jobs.watch(id, after: first)
         }
     }
 }

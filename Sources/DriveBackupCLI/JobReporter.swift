@@ -50,10 +50,22 @@ actor JobReporter {
             if story.end == nil, let line = story.change(from: previous) { say(line) }
         case .ioError(let error):
             say(JobStory.sentence(error))
-        case .progress, .pending, .completed, .failed, .cancelled, nil:
+        case .pending:
+            say(story.pending)
+        case .progress, .completed, .failed, .cancelled, nil:
             break
         }
         if story.state == .running || story.state.isUnspecified { meter.note(story.current, at: clock()) }
+        draw()
+    }
+
+    /// Shows what is known before the first event: a job that was met on its way.
+    func introduce() {
+        if case .lines = style {
+            say(story.beginning)
+            if story.total > 0 { say(ProgressLine(story, rate: nil).text) }
+        }
+        if story.awaitsFinalize { remark(story.pending) }
         draw()
     }
 

@@ -18,7 +18,7 @@ extension JobStory {
 
     var beginning: String {
         let size = total > 0 ? "\(ByteSize.text(total)) of " : ""
-        return "copying \(size)\(what)\(how), as of \(TimeText.instant(nanoseconds: startedAt))"
+        return "copying \(size)\(what)\(how), as it was at \(TimeText.instant(nanoseconds: startedAt))"
     }
 
     /// Why the job does not copy at the moment; nil if it does.
@@ -27,7 +27,7 @@ extension JobStory {
         case .created: "starting"
         case .paused: pauseReason == .error ? "error" : "paused"
         case .waiting: "waiting"
-        case .pending: "pending"
+        case .pending: awaitsFinalize ? "pending" : "finishing"
         case .aborting: "ending"
         case .running where total > 0 && current >= total: "finishing"
         default: nil
@@ -43,15 +43,14 @@ extension JobStory {
             "\(id) is paused at \(amount); drive-backup job resume \(id) goes on"
         case .running where previous == .paused:
             "\(id) goes on"
-        case .waiting:
-            "\(id) has copied everything and waits for the others of its group"
-        case .pending:
-            "\(id) has copied everything and waits for: drive-backup job finalize \(id)"
         case .aborting:
             "\(id) is being given up"
         default: nil
         }
     }
+
+    /// The line for a job that has done its work and may not end.
+    var pending: String { "\(id) has copied everything and waits for: drive-backup job finalize \(id)" }
 
     /// The line for an error that did not have to end the job.
     static func sentence(_ error: IOErrorEvent) -> String {
@@ -78,13 +77,16 @@ extension JobStory {
                 let seconds = Double(time.inNanoseconds) / 1e9
                 if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
             }
-            if result != .completed { line += "; \(ByteSize.text(missing)) could not be read and are missing" }
+            if result != .completed {
+                line += "; \(ByteSize.text(missing)) could not be read and are missing"
+            }
             return line
         case .failed(let error):
             let why = ColumnText.printable(error.message.isEmpty ? error.reason : error.message)
             return "backup of \(what) failed: \(why)"
         case .cancelled:
-            return "backup of \(what) was cancelled at \(amount)" + (hasTime ? " after \(TimeText.words(time))" : "")
+            return "backup of \(what) was cancelled at \(amount)"
+                + (hasTime ? " after \(TimeText.words(time))" : "")
         case nil:
             return nil
         }

@@ -15,6 +15,8 @@ struct JobStory: Hashable {
     var sync = SyncMode.unspecified
     var state = JobState.unspecified
     var pauseReason = PauseReason.unspecified
+    /// Everything is copied, and somebody has to finalize the job.
+    var awaitsFinalize = false
     /// Bytes done, of `total`.
     var current: Int64 = 0
     var total: Int64 = 0
@@ -27,15 +29,29 @@ struct JobStory: Hashable {
 
     init(id: String) { self.id = id }
 
-    /// What is known of `job` apart from its end, which its last event tells.
+    /// What `job` tells, as if all its events had been seen.
     init(_ job: Job) {
         id = job.id
         drive = job.drive
         target = job.target
         format = job.format
         sync = job.sync
+        state = job.state
+        pauseReason = job.pauseReason
+        awaitsFinalize = job.state == .pending && job.manualFinalize
         startedAt = job.pointInTime
+        endedAt = job.endedAt
+        lastSequence = job.lastSequence
         if let progress = job.progress { note(progress) }
+        guard job.state == .concluded else { return }
+        switch job.result {
+        case .unspecified: break
+        case .cancelled: end = .cancelled
+        case .failed: end = .failed(job.error ?? JobError())
+        default:
+            // How much is missing, only the job's last event tells.
+            end = job.result == .completed ? .completed(job.result, missingBytes: 0) : nil
+        }
     }
 
     mutating func apply(_ event: JobEvent) {
@@ -50,6 +66,7 @@ struct JobStory: Hashable {
         case .stateChanged(let change):
             state = change.state
             pauseReason = change.pauseReason
+            if state != .pending { awaitsFinalize = false }
         case .progress(let progress):
             note(progress)
         case .completed(let completed):
@@ -61,7 +78,9 @@ struct JobStory: Hashable {
         case .cancelled(let cancelled):
             if let progress = cancelled.progress { note(progress) }
             finish(.cancelled, event)
-        case .pending, .ioError, nil:
+        case .pending:
+            awaitsFinalize = true
+        case .ioError, nil:
             break
         }
     }

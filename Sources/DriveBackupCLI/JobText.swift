@@ -10,7 +10,8 @@ enum JobText {
 
     static func table(_ jobs: [Job]) -> Table {
         var table = Table([
-            ("JOB", .left), ("DRIVE", .left), ("STATE", .left), ("DONE", .right), ("SIZE", .right), ("TARGET", .left),
+            ("JOB", .left), ("DRIVE", .left), ("STATE", .left), ("DONE", .right), ("SIZE", .right),
+            ("TARGET", .left),
         ])
         for job in jobs {
             let percent = job.progress.map { "\(bar($0).percent)%" } ?? ""
@@ -47,7 +48,9 @@ enum JobText {
         if job.pauseReason == .error { state += " because of an error" }
         if let progress = job.progress { state += ", \(bar(progress).percent)%: \(amount(progress))" }
         add("state", state)
-        if job.state != .concluded { add("speed", job.speed > 0 ? "\(ByteSize.rate(job.speed)) at most" : "unlimited") }
+        if job.state != .concluded {
+            add("speed", job.speed > 0 ? "\(ByteSize.rate(job.speed)) at most" : "unlimited")
+        }
         add("instant", job.pointInTime > 0 ? TimeText.instant(nanoseconds: job.pointInTime) : "not fixed yet")
         if job.endedAt > 0 {
             let start = job.pointInTime > 0 ? job.pointInTime : job.createdAt

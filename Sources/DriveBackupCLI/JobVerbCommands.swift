@@ -45,7 +45,8 @@ struct JobResumeCommand: JobVerbCommand {
 
 struct JobCancelCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
-        commandName: "cancel", abstract: "Give a job up. A new target is removed, an existing one stays as it is.")
+        commandName: "cancel",
+        abstract: "Give a job up. A new target is removed, an existing one stays as it is.")
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String
@@ -69,7 +70,8 @@ struct JobSetSpeedCommand: JobVerbCommand {
     @Argument(help: "The job's id.") var id: String
 
     @Argument(
-        help: ArgumentHelp("Bytes a second, such as 50M; 0 is unlimited.", valueName: "rate"), transform: parseRate)
+        help: ArgumentHelp("Bytes a second, such as 50M; 0 is unlimited.", valueName: "rate"),
+        transform: parseRate)
     var speed: Int64
 
     var verb: String { "set the speed of" }
@@ -81,7 +83,8 @@ struct JobSetSpeedCommand: JobVerbCommand {
 
 struct JobFinalizeCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
-        commandName: "finalize", abstract: "End a job that was started with --manual-finalize and is pending.")
+        commandName: "finalize", abstract: "End a job that was started with --manual-finalize and is pending."
+    )
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String
@@ -91,7 +94,8 @@ struct JobFinalizeCommand: JobVerbCommand {
 
 struct JobDismissCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
-        commandName: "dismiss", abstract: "Forget a job that was started with --manual-dismiss and has ended.")
+        commandName: "dismiss", abstract: "Forget a job that was started with --manual-dismiss and has ended."
+    )
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String

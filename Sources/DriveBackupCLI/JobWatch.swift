@@ -19,14 +19,16 @@ struct JobWatch {
     ///
     /// - Parameters:
     ///   - story: what is known of the job.
+    ///   - introduce: begin with what `story` tells.
     ///   - detach: return after `started`.
     ///   - what: what failed if `open` is refused.
     /// - Returns: the job's result as an exit status.
     func run(
-        _ story: JobStory, detach: Bool = false, what: String,
+        _ story: JobStory, introduce: Bool = false, detach: Bool = false, what: String,
         open: @escaping @Sendable () async throws(RPCStatus) -> RPCResponses<JobEvent>
     ) async throws(CommandFailure) -> ExitStatus {
         let reporter = reporter(story)
+        if introduce { await reporter.introduce() }
         let outcome = await withTaskGroup(of: Outcome?.self) { group in
             group.addTask { await .ended(follow(reporter, detach: detach, what: what, open: open)) }
             group.addTask {
@@ -42,20 +44,29 @@ struct JobWatch {
         await client.close()
         let end = await reporter.story
         switch outcome {
-        case .signal(let status):
-            throw CommandFailure(status, farewell(end))
-        case .ended(.failure(let failure)):
-            throw failure
-        case .ended(.success), nil:
-            break
+        case .signal(let status): throw CommandFailure(status, farewell(end))
+        case .ended(.failure(let failure)): throw failure
+        case .ended(.success), nil: return detach ? .done : try result(of: end)
         }
-        if detach { return .done }
-        guard end.end != nil else {
-            throw CommandFailure(
-                .failed, "the agent's report of \(end.id) broke off; '\(session.prefix) job show \(end.id)' tells more")
+    }
+
+    /// Tells the end of a job that has ended already.
+    func tell(_ story: JobStory) async throws(CommandFailure) -> ExitStatus {
+        await reporter(story).conclude()
+        await client.close()
+        return try result(of: story)
+    }
+
+    private func result(of story: JobStory) throws(CommandFailure) -> ExitStatus {
+        switch story.end {
+        case nil:
+            let hint = "'\(session.prefix) job show \(story.id)' tells more"
+            throw CommandFailure(.failed, "the agent's report of \(story.id) broke off; \(hint)")
+        case .failed:
+            throw CommandFailure(.failed, story.ending ?? "")
+        case .completed, .cancelled:
+            return story.exitStatus
         }
-        if case .failed = end.end { throw CommandFailure(.failed, end.ending ?? "") }
-        return end.exitStatus
     }
 
     private func reporter(_ story: JobStory) -> JobReporter {
@@ -69,7 +80,8 @@ struct JobWatch {
                 .lines
             }
         let beginning = ContinuousClock.now
-        return JobReporter(style, console: session.console, stream: isStart ? .error : .output, story: story) {
+        return JobReporter(style, console: session.console, stream: isStart ? .error : .output, story: story)
+        {
             ContinuousClock.now - beginning
         }
     }
@@ -121,7 +133,7 @@ struct JobWatch {
             let hint = "'\(session.prefix) job watch \(story.id) --after \(last)' goes on when it is back"
             let failure = CommandFailure("lost sight of \(story.id)", error)
             guard error.code == .unavailable else { return .failure(failure) }
-            return .failure(CommandFailure(failure.status, "\(failure.message.withoutStop); \(hint)"))
+            return .failure(CommandFailure(failure.status, failure.message.continued(by: hint)))
         }
     }
 
@@ -134,7 +146,7 @@ struct JobWatch {
         guard isStart, !hasStarted, error.code == .unavailable else { return failure }
         // The request may have arrived, or not.
         let hint = "'\(session.prefix) job list' tells whether it was started"
-        return CommandFailure(failure.status, "\(failure.message.withoutStop); \(hint)")
+        return CommandFailure(failure.status, failure.message.continued(by: hint))
     }
 
     private func tick(_ reporter: JobReporter) async -> Outcome? {
@@ -148,7 +160,8 @@ struct JobWatch {
 
     private func farewell(_ story: JobStory) -> String {
         guard !isStart || story.startedAt > 0 else {
-            return "interrupted before the backup was started; '\(session.prefix) job list' tells whether it is"
+            return
+                "interrupted before the backup was started; '\(session.prefix) job list' tells whether it is"
         }
         let job = "\(session.prefix) job"
         return "\(story.id) goes on; '\(job) watch \(story.id)' shows it, '\(job) cancel \(story.id)' ends it"
@@ -156,6 +169,8 @@ struct JobWatch {
 }
 
 extension String {
-    /// The sentence without its full stop, so that it can go on.
-    var withoutStop: String { hasSuffix(".") ? String(dropLast()) : self }
+    /// The sentence with another behind it.
+    func continued(by hint: String) -> String {
+        hasSuffix(".") ? "\(dropLast()); \(hint)" : hasSuffix("?") ? "\(self) \(hint)" : "\(self); \(hint)"
+    }
 }

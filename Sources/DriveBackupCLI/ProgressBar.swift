@@ -82,7 +82,7 @@ private struct Parts {
             left = ColumnText.padded("", to: 13)
         } else {
             pace = ColumnText.padded(rate, to: 10, right: true)
-            left = ColumnText.padded(time, to: 13, right: true)
+            left = ColumnText.padded(time, to: 13)
         }
     }
 

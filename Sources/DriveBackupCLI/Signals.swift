@@ -13,7 +13,8 @@ enum Signals {
     /// Waits for a signal that ends the process and returns how, or returns nil when the task is cancelled. Until then
     /// none of them ends the process by itself, and `onResize` is called when the terminal has another size.
     static func ending(onResize: () async -> Void) async -> ExitStatus? {
-        let (arrivals, continuation) = AsyncStream.makeStream(of: Arrival.self, bufferingPolicy: .bufferingNewest(8))
+        let (arrivals, continuation) = AsyncStream.makeStream(
+            of: Arrival.self, bufferingPolicy: .bufferingNewest(8))
         var sources: [any DispatchSourceSignal] = []
         for (number, arrival) in table {
             // What was ignored when we were started, by nohup for example, stays ignored.

@@ -5,7 +5,7 @@ internal import DriveBackupClient
 struct StartCommand: ToolCommand {
     static let configuration = CommandConfiguration(
         commandName: "start",
-        abstract: "Copy a drive, as it is at this instant, into a new image.",
+        abstract: "Copy a drive, as it is now, and watch it.",
         discussion: """
             Prints the job's id once the point in time is fixed: nothing that is written to the drive after that is \
             in the copy. Then shows progress until the copy is whole and safe on its disk, and exits with the \
@@ -28,13 +28,19 @@ struct StartCommand: ToolCommand {
     @Argument(help: "The file that becomes the copy.")
     var target: String
 
-    @Option(help: "What to copy: full, the whole drive; top, only what its top image holds, on the same backing file.")
+    @Option(
+        help:
+            "What to copy: full, the whole drive; top, only what its top image holds, on the same backing file."
+    )
     var sync: SyncWord = .full
 
     @Option(help: "raw or qcow2 (default: the drive's; with --mode existing the target's own).")
     var format: FormatWord?
 
-    @Option(help: "absolute-paths: make a new image; existing: write into one that is there and has the drive's size.")
+    @Option(
+        help:
+            "absolute-paths: make a new image; existing: write into one that is there and has the drive's size."
+    )
     var mode: ModeWord = .absolutePaths
 
     @Flag(help: "Replace a file of the target's name, once the new one is whole.")
@@ -50,7 +56,8 @@ struct StartCommand: ToolCommand {
     var jobID: String?
 
     @Option(
-        help: ArgumentHelp("Makes a retry harmless: the same key gives the same job for a day.", valueName: "key"))
+        help: ArgumentHelp(
+            "Makes a retry harmless: the same key gives the same job for a day.", valueName: "key"))
     var requestKey: String?
 
     @Flag(help: "Return once the point in time is fixed.")

@@ -20,7 +20,8 @@ struct Surroundings: Sendable {
             free(path)
         }
         return Surroundings(
-            environment: environment, currentDirectory: directory, errorIsTerminal: isatty(STDERR_FILENO) == 1)
+            environment: environment, currentDirectory: directory, errorIsTerminal: isatty(STDERR_FILENO) == 1
+        )
     }
 
     /// The agent to talk to when `--agent` does not say: `$DRIVE_BACKUP_AGENT`, else the local one.
@@ -37,7 +38,8 @@ struct Surroundings: Sendable {
     /// Whether the locale's characters are UTF-8: the first of LC_ALL, LC_CTYPE and LANG that is set decides (POSIX
     /// Base Definitions, 8.2).
     var isUTF8: Bool {
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].compactMap { environment[$0] }.first { !$0.isEmpty } ?? ""
+        let locale =
+            ["LC_ALL", "LC_CTYPE", "LANG"].compactMap { environment[$0] }.first { !$0.isEmpty } ?? ""
         let codeset = locale.lowercased().split(separator: ".", maxSplits: 1).dropFirst().first ?? ""
         return codeset.hasPrefix("utf-8") || codeset.hasPrefix("utf8")
     }
@@ -51,7 +53,8 @@ struct Surroundings: Sendable {
         }
         guard let currentDirectory, currentDirectory.hasPrefix("/") else {
             throw CommandFailure(
-                .failed, "couldn't make \(path) absolute: the current directory cannot be told; give the whole path")
+                .failed,
+                "couldn't make \(path) absolute: the current directory cannot be told; give the whole path")
         }
         var rest = path[...]
         while rest.hasPrefix("./") { rest = rest.dropFirst(2).drop { $0 == "/" } }

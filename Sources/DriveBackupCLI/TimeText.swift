@@ -35,7 +35,8 @@ enum TimeText {
         var parts = tm()
         guard localtime_r(&seconds, &parts) != nil else { return "-" }
         return withUnsafeTemporaryAllocation(of: CChar.self, capacity: 64) { buffer in
-            guard let start = buffer.baseAddress, strftime(start, buffer.count, "%Y-%m-%d %H:%M:%S", &parts) > 0
+            guard let start = buffer.baseAddress,
+                strftime(start, buffer.count, "%Y-%m-%d %H:%M:%S", &parts) > 0
             else { return "-" }
             return String(cString: start)
         }

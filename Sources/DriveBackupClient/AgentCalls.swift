@@ -15,7 +15,9 @@ public struct AgentCalls: Sendable {
     /// - Parameters:
     ///   - sequence: the last event that is known already; 0 for all that the agent still has.
     ///   - follow: go on with events as they happen, without end; otherwise end with the last there is.
-    public func events(after sequence: UInt64 = 0, follow: Bool = true) async throws(RPCStatus) -> RPCResponses<JobEvent> {
+    public func events(after sequence: UInt64 = 0, follow: Bool = true) async throws(RPCStatus)
+        -> RPCResponses<JobEvent>
+    {
         var request = WatchEventsRequest()
         request.afterSequence = sequence
         request.noFollow = !follow

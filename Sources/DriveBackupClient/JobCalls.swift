@@ -24,7 +24,9 @@ public struct JobCalls: Sendable {
 
     /// What happened to a job after the event numbered `sequence`, then what happens; ends with the job, and with
     /// `unavailable` when the connection is lost. `JobEvents` goes on after that.
-    public func watch(_ id: String, after sequence: UInt64 = 0) async throws(RPCStatus) -> RPCResponses<JobEvent> {
+    public func watch(_ id: String, after sequence: UInt64 = 0) async throws(RPCStatus) -> RPCResponses<
+        JobEvent
+    > {
         var request = WatchJobRequest()
         request.jobID = id
         request.afterSequence = sequence

@@ -24,7 +24,8 @@ public struct JobEvents: AsyncSequence, Sendable {
     ///   - patience: how long an agent may be out of reach.
     ///   - onInterruption: called when a connection is lost and another is about to be tried.
     public init(
-        of jobID: String, at address: RPCAddress, after sequence: UInt64 = 0, patience: Duration = .seconds(60),
+        of jobID: String, at address: RPCAddress, after sequence: UInt64 = 0,
+        patience: Duration = .seconds(60),
         onInterruption: @escaping @Sendable (RPCStatus) -> Void = { _ in }
     ) {
         self.jobID = jobID
@@ -48,7 +49,8 @@ public struct JobEvents: AsyncSequence, Sendable {
             sequence = events.sequence
         }
 
-        public mutating func next(isolation actor: isolated (any Actor)?) async throws(RPCStatus) -> JobEvent? {
+        public mutating func next(isolation actor: isolated (any Actor)?) async throws(RPCStatus) -> JobEvent?
+        {
             var outage = Outage(patience: events.patience)
             while !hasEnded {
                 do throws(RPCStatus) {

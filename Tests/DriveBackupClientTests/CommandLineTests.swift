@@ -1,0 +1,156 @@
+internal import ArgumentParser
+import DriveBackupClient
+import Testing
+
+@testable import DriveBackupCLI
+
+@Suite("The command line")
+struct CommandLineTests {
+    private func parse<Command: ToolCommand>(_ line: String, as type: Command.Type) throws -> Command {
+        let parsed = try DriveBackupCommand.parseAsRoot(line.split(separator: " ").map(String.init))
+        return try #require(parsed as? Command)
+    }
+
+    @Test("every option of start reaches the request")
+    func start() throws {
+        let line = """
+            start vm1 out/x.raw --sync top --format raw --mode existing --overwrite --speed 1.5M --job-id j \
+            --request-key k --detach --manual-finalize --manual-dismiss
+            """
+        let request = try parse(line, as: StartCommand.self).request(in: .test())
+        var expected = BackupRequest()
+        expected.drive = "vm1"
+        expected.target = "/work/dir/out/x.raw"
+        expected.sync = .top
+        expected.format = "raw"
+        expected.mode = .existing
+        expected.overwrite = true
+        expected.speed = 1_572_864
+        expected.jobID = "j"
+        expected.requestKey = "k"
+        expected.detach = true
+        expected.manualFinalize = true
+        expected.manualDismiss = true
+        #expect(request == expected)
+    }
+
+    @Test("start without options copies all into a new image as fast as it can")
+    func plainStart() throws {
+        let request = try parse("start vm1 /x", as: StartCommand.self).request(in: .test())
+        var expected = BackupRequest()
+        expected.drive = "vm1"
+        expected.target = "/x"
+        expected.sync = .full
+        expected.mode = .absolutePaths
+        #expect(request == expected)
+    }
+
+    @Test(
+        "the agent's address and --json are taken before and after the command",
+        arguments: [
+            "--agent unix:/a --json job list", "job --agent unix:/a --json list",
+            "job list --agent unix:/a --json",
+            "--json job list --agent=unix:/a", "--agent unix:/a job list --all --json",
+        ])
+    func globals(line: String) throws {
+        let command = try parse(line, as: JobListCommand.self)
+        #expect(command.global.agent == "unix:/a")
+        #expect(command.global.json)
+    }
+
+    @Test("the agent is the option's, else the environment's, else the local one")
+    func defaults() {
+        func agent(_ option: String?, _ variable: String?) -> String {
+            var options = GlobalOptions()
+            options.agent = option
+            options.json = false
+            let environment = variable.map { ["DRIVE_BACKUP_AGENT": $0] } ?? [:]
+            return Session(options, surroundings: .test(environment), console: Capture().console).agent
+        }
+        #expect(agent("unix:/a", "unix:/b") == "unix:/a")
+        #expect(agent(nil, "unix:/b") == "unix:/b")
+        #expect(agent(nil, "") == "unix:/run/drive-backup/agent.sock")
+        #expect(agent(nil, nil) == "unix:/run/drive-backup/agent.sock")
+    }
+
+    @Test(
+        "what is not understood is a usage error in one line, and asks nothing of any agent",
+        arguments: [
+            "", "job", "drive", "nonsense", "start", "start vm1", "start vm1 x y", "start vm1 x --sync none",
+            "start vm1 x --sync incremental", "start vm1 x --mode new", "start vm1 x --format vmdk",
+            "start vm1 x --speed -1", "start vm1 x --speed 99999999999999T", "start vm1 x --speed",
+            "start vm1 x --compress",
+            "start vm1 x --on-source-error ignore", "start vm1 nbd://host/x", "start-group a=b",
+            "export list",
+            "verify x", "restore x y", "job set-speed vm1 -5", "job set-speed vm1 fast", "job cancel",
+            "job watch vm1 --after -1", "events --after x", "--agent foo job list",
+            "--agent tcp://x job list",
+            "drive add vm1", "agent", "agent reboot",
+        ])
+    func usage(line: String) async {
+        let capture = Capture()
+        let status = await CommandLineTool.run(
+            line.split(separator: " ").map(String.init), surroundings: .test(), console: capture.console)
+        #expect(status == .usage)
+        #expect(capture.output.isEmpty)
+        #expect(capture.errorLines.count == 1)
+        #expect(capture.error.hasPrefix("drive-backup: "))
+    }
+
+    @Test(
+        "help and version are no errors",
+        arguments: ["--help", "help", "help start", "start --help", "job -h", "help job cancel", "--version"])
+    func help(line: String) async {
+        let capture = Capture()
+        let status = await CommandLineTool.run(
+            line.split(separator: " ").map(String.init), surroundings: .test(), console: capture.console)
+        #expect(status == .done)
+        #expect(capture.error.isEmpty)
+        #expect(!capture.output.isEmpty)
+    }
+
+    @Test("the first help fits a screen of 24 lines and names only what exists")
+    func firstHelp() async {
+        let capture = Capture()
+        _ = await CommandLineTool.run(["--help"], surroundings: .test(), console: capture.console)
+        #expect(capture.output.split(separator: "\n", omittingEmptySubsequences: false).count <= 25)
+        for word in ["export", "verify", "restore", "start-group", "compress"] {
+            #expect(!capture.output.contains(word))
+        }
+    }
+
+    @Test("an agent that is not there is said in one line, with status 69")
+    func nobody() async {
+        let capture = Capture()
+        let status = await CommandLineTool.run(
+            ["--agent", "unix:/nonexistent/s", "job", "list"], surroundings: .test(), console: capture.console
+        )
+        #expect(status == .unreachable)
+        #expect(capture.errorLines.count == 1)
+        #expect(capture.error.contains("/nonexistent/s"))
+    }
+
+    @Test(
+        "relative paths are meant from the current directory",
+        arguments: [
+            ("x", "/work/dir/x"), ("./x", "/work/dir/x"), (".//./x", "/work/dir/x"),
+            ("../x", "/work/dir/../x"),
+            ("/x", "/x"), ("a:b", "/work/dir/a:b"), ("a/b://c", "/work/dir/a/b://c"),
+        ])
+    func paths(path: String, absolute: String) throws {
+        #expect(try Surroundings.test().absolute(path) == absolute)
+    }
+
+    @Test(
+        "block characters are used where the locale says UTF-8",
+        arguments: [
+            (["LANG": "en_US.UTF-8"], true), (["LANG": "C"], false), ([:], false),
+            (["LC_ALL": "C.utf8"], true),
+            (["LC_ALL": "C", "LANG": "de_DE.UTF-8"], false),
+            (["LC_ALL": "", "LC_CTYPE": "ja_JP.UTF-8"], true),
+            (["LANG": "de_DE.ISO-8859-1"], false),
+        ] as [([String: String], Bool)])
+    func locale(environment: [String: String], isUTF8: Bool) {
+        #expect(Surroundings.test(environment).isUTF8 == isUTF8)
+    }
+}

@@ -3,7 +3,8 @@
 /// Callers have checked the bounds of what comes from outside; a position outside of the buffer is a bug of ours.
 extension UnsafeRawBufferPointer {
     @inline(__always)
-    func bigEndian<Number: FixedWidthInteger>(at position: Int, as type: Number.Type = Number.self) -> Number {
+    func bigEndian<Number: FixedWidthInteger>(at position: Int, as type: Number.Type = Number.self) -> Number
+    {
         precondition(position >= 0 && position <= count - MemoryLayout<Number>.size, "a number in its buffer")
         return Number(bigEndian: loadUnaligned(fromByteOffset: position, as: Number.self))
     }
@@ -11,7 +12,8 @@ extension UnsafeRawBufferPointer {
 
 extension UnsafeMutableRawBufferPointer {
     @inline(__always)
-    func bigEndian<Number: FixedWidthInteger>(at position: Int, as type: Number.Type = Number.self) -> Number {
+    func bigEndian<Number: FixedWidthInteger>(at position: Int, as type: Number.Type = Number.self) -> Number
+    {
         UnsafeRawBufferPointer(self).bigEndian(at: position)
     }
 

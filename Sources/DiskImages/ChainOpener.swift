@@ -26,7 +26,9 @@ struct ChainOpener {
         self.engine = engine
     }
 
-    mutating func open(_ path: String, format: ImageFormat?, readOnly: Bool) async throws(BlockError) -> OpenImage {
+    mutating func open(_ path: String, format: ImageFormat?, readOnly: Bool) async throws(BlockError)
+        -> OpenImage
+    {
         do throws(BlockError) {
             return try await openAll(path, format: format, readOnly: readOnly)
         } catch {
@@ -48,11 +50,14 @@ struct ChainOpener {
             guard links.count < Self.maximumDepth else {
                 throw BlockError(
                     .unsupported,
-                    "Couldn't open \(path): its chain of backing files has more than \(Self.maximumDepth) layers")
+                    "Couldn't open \(path): its chain of backing files has more than \(Self.maximumDepth) layers"
+                )
             }
-            let backing = try await resolveBacking(name, of: current.layer.path)
-            try gate.check(backing)
-            current = try await addBacking(backing, of: current.layer)
+            current = try await Self.naming(current.layer.path) { () async throws(BlockError) -> Link in
+                let backing = try await resolveBacking(name, of: current.layer.path)
+                try gate.check(backing)
+                return try await addBacking(backing, of: current.layer)
+            }
         }
         let devices = makeDevices(readOnly: readOnly)
         let obstacle = top.header?.writeObstacle.map { obstacle in
@@ -85,7 +90,8 @@ struct ChainOpener {
         _ path: String, format: ImageFormat?, readOnly: Bool
     ) async throws(BlockError) -> Link {
         let file = try await HostFile.open(
-            path, readOnly: readOnly, lock: (holding: [.consistentRead], unsharing: [.write, .resize]), on: engine)
+            path, readOnly: readOnly, lock: (holding: [.consistentRead], unsharing: [.write, .resize]),
+            on: engine)
         var link = Link(
             file: file,
             layer: ImageLayer(
@@ -110,7 +116,8 @@ struct ChainOpener {
         return link
     }
 
-    private mutating func addBacking(_ path: String, of overlay: ImageLayer) async throws(BlockError) -> Link {
+    private mutating func addBacking(_ path: String, of overlay: ImageLayer) async throws(BlockError) -> Link
+    {
         if let recorded = overlay.backingFormat {
             guard let format = ImageFormat(rawValue: recorded) else {
                 throw BlockError(
@@ -140,9 +147,17 @@ struct ChainOpener {
                 "Couldn't open \"\(name)\", the backing file of \(overlay): only plain files are supported")
         }
         let directory = overlay.lastIndex(of: "/").map { overlay[...$0] } ?? "./"
+        return try await resolve(name.hasPrefix("/") ? name : directory + name)
+    }
+
+    /// Errors of a backing file say whose it is.
+    private static func naming<Result>(
+        _ overlay: String, _ body: () async throws(BlockError) -> Result
+    ) async throws(BlockError) -> Result {
         do throws(BlockError) {
-            return try await resolve(name.hasPrefix("/") ? name : directory + name)
+            return try await body()
         } catch {
+            guard !error.message.contains(overlay) else { throw error }
             throw BlockError(
                 error.code, "\(error.message) (it is the backing file of \(overlay))", errno: error.errno)
         }

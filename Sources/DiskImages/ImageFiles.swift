@@ -15,7 +15,8 @@ enum ImageFiles {
             UnsafeRawBufferPointer(whole.bytes), fileSize: file.size, name: file.name)
     }
 
-    private static func readStart(of file: HostFile, upTo count: UInt64) async throws(BlockError) -> IOBuffer {
+    private static func readStart(of file: HostFile, upTo count: UInt64) async throws(BlockError) -> IOBuffer
+    {
         let range = ByteRange(offset: 0, length: min(count, file.size))
         let buffer = IOBuffer(count: Int(range.length))
         try await file.read(range, into: buffer.slice)

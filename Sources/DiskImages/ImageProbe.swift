@@ -11,7 +11,8 @@ package enum ImageProbe {
     /// The format of a file that starts with `bytes`.
     ///
     /// Throws `.unsupported`, naming the format, for one that has to be told and that we do not read.
-    package static func probe(_ bytes: UnsafeRawBufferPointer, path: String) throws(BlockError) -> ImageFormat {
+    package static func probe(_ bytes: UnsafeRawBufferPointer, path: String) throws(BlockError) -> ImageFormat
+    {
         guard let name = looksLikeOtherFormat(bytes) else { return .raw }
         if name == ImageFormat.qcow2.rawValue { return .qcow2 }
         throw BlockError(

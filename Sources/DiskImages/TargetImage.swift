@@ -1,6 +1,7 @@
 package import BlockIO
 
-/// Images that backups are written to. Everything runs on the engine of the file.
+/// Images that backups are written to. Everything runs on the engine of the file, which belongs to the device when it
+/// worked, and stays the caller's to close after an error.
 package enum TargetImage {
     /// An existing image, checked and ready to be written.
     package struct Existing: Sendable {

@@ -1,8 +1,9 @@
-@testable internal import DiskImages
 internal import BlockIO
 internal import Foundation
 internal import TestKit
 internal import Testing
+
+@testable internal import DiskImages
 
 @Suite("Existing images as targets")
 struct ExistingTargetTests {
@@ -19,7 +20,9 @@ struct ExistingTargetTests {
         let directory = try TemporaryDirectory()
         let path = directory.file("a.qcow2")
         let size = 2 << 20 | 0x600
-        try await qemuImg(["create", "-q", "-f", "qcow2", "-o", options.joined(separator: ","), path, "\(size)"])
+        try await qemuImg([
+            "create", "-q", "-f", "qcow2", "-o", options.joined(separator: ","), path, "\(size)",
+        ])
         try await qemuIO(path, ["write -P 9 100k 700k", "write -z 300k 64k", "write -P 8 2000k 48k"])
         try await change(path, steps: 40, in: directory)
     }
@@ -50,7 +53,8 @@ struct ExistingTargetTests {
         // 64 table entries of 64 or 256 clusters each: 2 or 8 MiB of file.
         try await qemuImg(["create", "-q", "-f", "qcow2", "-o", options, path, "12M"])
         try await onEngine { engine in
-            let target = try await TargetImage.openExisting(try await openForWriting(path, on: engine), format: nil)
+            let target = try await TargetImage.openExisting(
+                try await openForWriting(path, on: engine), format: nil)
             let buffer = IOBuffer(count: 1 << 20)
             buffer.bytes.initializeMemory(as: UInt8.self, repeating: 3)
             try await withThrowingTaskGroup(of: Void.self) { group in
@@ -78,7 +82,8 @@ struct ExistingTargetTests {
         try await qemuImg(["bitmap", "--add", path, "b"])
         let before = try bytes(of: path)
         try await onEngine { engine in
-            let target = try await TargetImage.openExisting(try await openForWriting(path, on: engine), format: nil)
+            let target = try await TargetImage.openExisting(
+                try await openForWriting(path, on: engine), format: nil)
             #expect(target.format == .qcow2)
             #expect(target.virtualSize == 1 << 20)
             #expect(target.clusterSize == 65536)
@@ -102,14 +107,19 @@ struct ExistingTargetTests {
         let size = 1 << 20
         try write([UInt8](repeating: 5, count: size), to: base)
         try await qemuImg(
-            ["create", "-q", "-f", "qcow2", "-o", "compat=\(compat)", "-b", base, "-F", "raw", path, "\(size)"])
+            [
+                "create", "-q", "-f", "qcow2", "-o", "compat=\(compat)", "-b", base, "-F", "raw", path,
+                "\(size)",
+            ])
         try await onEngine { engine in
-            let target = try await TargetImage.openExisting(try await openForWriting(path, on: engine), format: .qcow2)
+            let target = try await TargetImage.openExisting(
+                try await openForWriting(path, on: engine), format: .qcow2)
             #expect(target.backingName == base)
             let buffer = IOBuffer(count: 128 << 10)
             buffer.bytes.initializeMemory(as: UInt8.self, repeating: 6)
             try await target.device.write(ByteRange(offset: 64 << 10, length: 128 << 10), from: buffer.slice)
-            try await target.device.writeZeroes(ByteRange(offset: 256 << 10, length: 256 << 10), mayUnmap: true)
+            try await target.device.writeZeroes(
+                ByteRange(offset: 256 << 10, length: 256 << 10), mayUnmap: true)
             await #expect(throws: BlockError.self, "the rest of the cluster cannot be read") {
                 try await target.device.write(ByteRange(offset: 0, length: 4096), from: buffer[0..<4096])
             }
@@ -158,7 +168,8 @@ struct ExistingTargetTests {
         let seed = testSeed()
         let expected = try await judge(path, in: directory)
         let model = try await onEngine { engine in
-            let target = try await TargetImage.openExisting(try await openForWriting(path, on: engine), format: nil)
+            let target = try await TargetImage.openExisting(
+                try await openForWriting(path, on: engine), format: nil)
             var changes = RandomChanges(
                 generator: SeededGenerator(seed), model: expected, clusterSize: Int(target.clusterSize))
             try expectEqual(try await contents(of: target.device), changes.model, "before")

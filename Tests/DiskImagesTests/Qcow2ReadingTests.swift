@@ -1,8 +1,9 @@
-@testable internal import DiskImages
 internal import BlockIO
 internal import Foundation
 internal import TestKit
 internal import Testing
+
+@testable internal import DiskImages
 
 @Suite("Reading images that qemu-img made")
 struct Qcow2ReadingTests {
@@ -25,7 +26,8 @@ struct Qcow2ReadingTests {
     }
 
     static let variants: [[String]] = [
-        ["cluster_size=512"], ["cluster_size=1k"], ["cluster_size=2k"], ["cluster_size=4k"], ["cluster_size=8k"],
+        ["cluster_size=512"], ["cluster_size=1k"], ["cluster_size=2k"], ["cluster_size=4k"],
+        ["cluster_size=8k"],
         ["cluster_size=16k"], ["cluster_size=32k"], ["cluster_size=64k"], ["cluster_size=128k"],
         ["cluster_size=256k"], ["cluster_size=512k"], ["cluster_size=1M"], ["cluster_size=2M"],
         ["compat=0.10"], ["compat=0.10", "cluster_size=4k"],
@@ -56,10 +58,13 @@ struct Qcow2ReadingTests {
         let (raw, path) = (directory.file("a.raw"), directory.file("a.qcow2"))
         let disk = try makeDisk(raw, size: 5 << 20 | 0x200, seed: testSeed())
         try await qemuImg(
-            ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=\(type),\(clusterSize)", raw, path])
+            [
+                "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=\(type),\(clusterSize)",
+                raw, path,
+            ])
         try expectEqual(try await readWithUs(path, kind: .ring), disk, "one reader")
         try await onEngine { engine in
-            let image = try await OpenImage.open(path, format: .qcow2, readOnly: true, gate: .closed, on: engine)
+            let image = try await openImage(path, format: .qcow2, on: engine)
             try await withThrowingTaskGroup(of: Void.self) { group in
                 for start in stride(from: 0, to: disk.count - 60_000, by: 50_001) {
                     group.addTask {
@@ -86,26 +91,36 @@ struct Qcow2ReadingTests {
         let middle = directory.file("sub/middle.qcow2")
         let top = directory.file("top.qcow2")
         try await qemuImg(
-            ["create", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "../base.raw", "-F", "raw", middle, "3146240"])
+            [
+                "create", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "../base.raw", "-F", "raw", middle,
+                "3146240",
+            ])
         try await qemuIO(
-            middle, ["write -P 1 100k 30k", "write -z 200k 64k", "write -P 2 1465k 100k", "write -P 3 3000k 72k"])
+            middle,
+            ["write -P 1 100k 30k", "write -z 200k 64k", "write -P 2 1465k 100k", "write -P 3 3000k 72k"])
         try await qemuImg(
-            ["create", "-f", "qcow2", "-o", "cluster_size=128k", "-b", "sub/middle.qcow2", "-F", "qcow2", top, "2M"])
-        try await qemuIO(top, ["write -P 4 300k 300", "write -z 512k 256k", "discard 1M 128k", "write -P 5 2047k 1k"])
+            [
+                "create", "-f", "qcow2", "-o", "cluster_size=128k", "-b", "sub/middle.qcow2", "-F", "qcow2",
+                top, "2M",
+            ])
+        try await qemuIO(
+            top, ["write -P 4 300k 300", "write -z 512k 256k", "discard 1M 128k", "write -P 5 2047k 1k"])
         let expected = try await judge(top, in: directory)
         for piece: UInt64 in [1 << 20, 4096, 33_333] {
             try expectEqual(try await readWithUs(top, piece: piece), expected, "top")
         }
         try expectEqual(try await readWithUs(middle), try await judge(middle, in: directory), "middle")
         try await onEngine { engine in
-            let image = try await OpenImage.open(top, format: nil, readOnly: true, gate: .open, on: engine)
+            let image = try await openImage(top, on: engine)
             #expect(image.layers.map(\.path) == [top, middle, directory.file("base.raw")])
             #expect(image.layers.map(\.format) == [.qcow2, .qcow2, .raw])
             #expect(image.layers.map(\.clusterSize) == [131072, 4096, 0])
             #expect(image.wasProbed)
             let extents = try await allExtents(of: image.device)
             // The layer's own: data, zeroes, a discarded cluster (which hides the backing file), the tail.
-            let allocated = extents.filter(\.isAllocated).map { [$0.range.offset >> 10, $0.range.length >> 10] }
+            let allocated = extents.filter(\.isAllocated).map {
+                [$0.range.offset >> 10, $0.range.length >> 10]
+            }
             #expect(allocated == [[256, 128], [512, 256], [1024, 128], [1920, 128]])
             for extent in extents where extent.isZero {
                 #expect(expected[Int(extent.range.offset)..<Int(extent.range.end)].allSatisfy { $0 == 0 })
@@ -122,7 +137,11 @@ struct Qcow2ReadingTests {
         try await qemuImg(
             ["create", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", "-b", base, "-F", "raw", top])
         try await qemuIO(
-            top, ["write -P 1 3k 9k", "write -z 20k 14k", "write -P 2 70k 100k", "discard 128k 64k", "write -P 3 511k 2k"])
+            top,
+            [
+                "write -P 1 3k 9k", "write -z 20k 14k", "write -P 2 70k 100k", "discard 128k 64k",
+                "write -P 3 511k 2k",
+            ])
         try expectEqual(try await readWithUs(top), try await judge(top, in: directory), "subclusters")
     }
 
@@ -134,7 +153,8 @@ struct Qcow2ReadingTests {
         try await qemuIO(path, ["write -P 1 0 2M"])
         try await qemuImg(["snapshot", "-c", "s", path])
         try await qemuIO(path, ["write -P 2 1M 500k", "write -z 100k 200k"])
-        try expectEqual(try await readWithUs(path), try await judge(path, in: directory), "after the snapshot")
+        try expectEqual(
+            try await readWithUs(path), try await judge(path, in: directory), "after the snapshot")
     }
 
     @Test("an image that was not closed properly can be read and not written")
@@ -143,7 +163,8 @@ struct Qcow2ReadingTests {
         let path = directory.file("a.qcow2")
         try await qemuImg(["create", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "4M"])
         // qemu-io kills itself, so that the dirty bit stays.
-        _ = try await runProcess("qemu-io", ["-c", "write -P 7 0 1M", "-c", "flush", "-c", "sigraise 9", path])
+        _ = try await runProcess(
+            "qemu-io", ["-c", "write -P 7 0 1M", "-c", "flush", "-c", "sigraise 9", path])
         let found = try await readWithUs(path)
         #expect(found.prefix(1 << 20).allSatisfy { $0 == 7 })
         try await onEngine { engine in
@@ -161,7 +182,9 @@ func allExtents(of device: any BlockDevice) async throws -> [Extent] {
     var rest = device.range
     while !rest.isEmpty {
         let some = try await device.extents(in: rest)
-        for extent in some { all.append(extent.range, isZero: extent.isZero, isAllocated: extent.isAllocated) }
+        for extent in some {
+            all.append(extent.range, isZero: extent.isZero, isAllocated: extent.isAllocated)
+        }
         rest = rest.dropFirst(some.reduce(0) { $0 + $1.range.length })
     }
     return all.extents

@@ -1,7 +1,8 @@
-@testable internal import DiskImages
 internal import BlockIO
 internal import TestKit
 internal import Testing
+
+@testable internal import DiskImages
 
 @Suite("New qcow2 images")
 struct Qcow2TargetTests {
@@ -19,7 +20,7 @@ struct Qcow2TargetTests {
                 on: file, format: .qcow2, size: size, backing: nil, clusterSize: 1 << clusterBits)
         } reopened: { engine in
             try await checkClean(path)
-            let image = try await OpenImage.open(path, format: nil, readOnly: true, gate: .closed, on: engine)
+            let image = try await openImage(path, gate: .closed, on: engine)
             let ours = try await contents(of: image.device)
             try expectEqual(ours, try await judge(path, in: directory), "our reading and qemu-img's")
             return image.device
@@ -35,7 +36,7 @@ struct Qcow2TargetTests {
             let file = try await makeEmptyFile(path, on: engine)
             return try await TargetImage.create(on: file, format: .raw, size: size, backing: nil)
         } reopened: { engine in
-            try await OpenImage.open(path, format: .raw, readOnly: true, gate: .closed, on: engine).device
+            try await openImage(path, format: .raw, on: engine).device
         }
     }
 }

@@ -1,8 +1,9 @@
-@testable internal import DiskImages
 internal import BlockIO
 internal import Foundation
 internal import TestKit
 internal import Testing
+
+@testable internal import DiskImages
 
 @Suite("What is refused")
 struct RefusalTests {
@@ -20,33 +21,56 @@ struct RefusalTests {
     static let damages: [Damage] = [
         Damage(what: "version 1", position: 4, bytes: [0, 0, 0, 1], code: .unsupported, word: "version 1"),
         Damage(what: "version 4", position: 4, bytes: [0, 0, 0, 4], code: .unsupported, word: "version 4"),
-        Damage(what: "tiny clusters", position: 20, bytes: [0, 0, 0, 8], code: .corrupt, word: "cluster size"),
-        Damage(what: "huge clusters", position: 20, bytes: [0, 0, 0, 22], code: .corrupt, word: "cluster size"),
+        Damage(
+            what: "tiny clusters", position: 20, bytes: [0, 0, 0, 8], code: .corrupt, word: "cluster size"),
+        Damage(
+            what: "huge clusters", position: 20, bytes: [0, 0, 0, 22], code: .corrupt, word: "cluster size"),
         Damage(what: "encryption", position: 32, bytes: [0, 0, 0, 2], code: .unsupported, word: "encrypted"),
         Damage(what: "a corrupt image", position: 79, bytes: [2], code: .corrupt, word: "marked as corrupt"),
         Damage(what: "external data", position: 79, bytes: [4], code: .unsupported, word: "another file"),
         Damage(what: "an unknown feature", position: 78, bytes: [1], code: .unsupported, word: "number 8"),
         Damage(
-            what: "a compression bit alone", position: 79, bytes: [8], code: .corrupt, word: "compression type"),
-        Damage(what: "a compression type alone", position: 104, bytes: [1], code: .corrupt, word: "compression type"),
-        Damage(what: "unknown compression", position: 104, bytes: [9], code: .unsupported, word: "compression type 9"),
+            what: "a compression bit alone", position: 79, bytes: [8], code: .corrupt,
+            word: "compression type"),
+        Damage(
+            what: "a compression type alone", position: 104, bytes: [1], code: .corrupt,
+            word: "compression type"),
+        Damage(
+            what: "unknown compression", position: 104, bytes: [9], code: .unsupported,
+            word: "compression type 9"),
         Damage(what: "wide refcounts", position: 96, bytes: [0, 0, 0, 7], code: .corrupt, word: "refcounts"),
-        Damage(what: "a short header", position: 100, bytes: [0, 0, 0, 96], code: .corrupt, word: "96 bytes"),
-        Damage(what: "an odd header", position: 100, bytes: [0, 0, 0, 109], code: .corrupt, word: "109 bytes"),
+        Damage(
+            what: "a short header", position: 100, bytes: [0, 0, 0, 96], code: .corrupt, word: "96 bytes"),
+        Damage(
+            what: "an odd header", position: 100, bytes: [0, 0, 0, 109], code: .corrupt, word: "109 bytes"),
         Damage(what: "a large disk", position: 24, bytes: [1], code: .corrupt, word: "L1 table"),
         Damage(what: "a huge L1 table", position: 36, bytes: [0x7f], code: .corrupt, word: "32 MiB"),
-        Damage(what: "an L1 table off its place", position: 47, bytes: [1], code: .corrupt, word: "L1 table is at"),
-        Damage(what: "an L1 table far away", position: 42, bytes: [1], code: .corrupt, word: "end of the file"),
-        Damage(what: "no L1 table", position: 40, bytes: [0, 0, 0, 0, 0, 0, 0, 0], code: .corrupt, word: "offset 0"),
+        Damage(
+            what: "an L1 table off its place", position: 47, bytes: [1], code: .corrupt,
+            word: "L1 table is at"),
+        Damage(
+            what: "an L1 table far away", position: 42, bytes: [1], code: .corrupt, word: "end of the file"),
+        Damage(
+            what: "no L1 table", position: 40, bytes: [0, 0, 0, 0, 0, 0, 0, 0], code: .corrupt,
+            word: "offset 0"),
         Damage(what: "a huge refcount table", position: 56, bytes: [1], code: .corrupt, word: "8 MiB"),
-        Damage(what: "no refcount table", position: 56, bytes: [0, 0, 0, 0], code: .corrupt, word: "refcount table"),
-        Damage(what: "a refcount table far away", position: 48, bytes: [1], code: .corrupt, word: "refcount table"),
-        Damage(what: "a long backing name", position: 16, bytes: [0, 0, 9, 9], code: .corrupt, word: "2313 bytes"),
-        Damage(what: "a backing name elsewhere", position: 8, bytes: [0, 1], code: .corrupt, word: "outside"),
+        Damage(
+            what: "no refcount table", position: 56, bytes: [0, 0, 0, 0], code: .corrupt,
+            word: "refcount table"),
+        Damage(
+            what: "a refcount table far away", position: 48, bytes: [1], code: .corrupt,
+            word: "refcount table"),
+        Damage(
+            what: "a long backing name", position: 16, bytes: [0, 0, 9, 9], code: .corrupt, word: "2313 bytes"
+        ),
+        Damage(
+            what: "a backing name elsewhere", position: 8, bytes: [0, 1], code: .corrupt, word: "outside"),
         Damage(what: "a long extension", position: 116, bytes: [0x7f], code: .corrupt, word: "extension"),
     ]
 
-    @Test("a header that breaks the rules is refused, saying why, for reading and as a target", arguments: damages)
+    @Test(
+        "a header that breaks the rules is refused, saying why, for reading and as a target",
+        arguments: damages)
     func headers(damage: Damage) async throws {
         let directory = try TemporaryDirectory()
         let (base, path) = (directory.file("base.raw"), directory.file("a.qcow2"))
@@ -89,7 +113,8 @@ struct RefusalTests {
     func foreign(format: String) async throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("a")
-        let secret = format == "luks" ? ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"] : []
+        let secret =
+            format == "luks" ? ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"] : []
         let arguments = ["create", "-q", "-f", format] + secret + [path, "4M"]
         guard try await qemuImg(arguments, expecting: nil).status == 0 else { return }
         try await expectRefusal(path, nil, .unsupported, format)
@@ -154,7 +179,9 @@ struct RefusalTests {
         let path = directory.file("a.qcow2")
         try await qemuImg(["create", "-q", "-f", "qcow2", path, "1M"])
         try await onEngine { engine in
-            let image = try await OpenImage.open(path, format: nil, readOnly: false, gate: .closed, on: engine)
+            let image = try await whenUnlocked {
+                try await OpenImage.open(path, format: nil, readOnly: false, gate: .closed, on: engine)
+            }
             let writing = try await runProcess("qemu-io", ["-f", "qcow2", "-c", "write 0 4k", path])
             #expect(writing.status != 0 || writing.error.contains("lock"))
             try await qemuImg(["info", path])
@@ -188,12 +215,13 @@ struct RefusalTests {
     }
 
     private func expectRefusal(
-        _ path: String, _ format: ImageFormat?, _ code: BlockError.Code, _ word: String, gate: ImageGate = .open,
+        _ path: String, _ format: ImageFormat?, _ code: BlockError.Code, _ word: String,
+        gate: ImageGate = .open,
         location: SourceLocation = #_sourceLocation
     ) async throws {
         try await onEngine { engine in
             do {
-                let image = try await OpenImage.open(path, format: format, readOnly: true, gate: gate, on: engine)
+                let image = try await openImage(path, format: format, gate: gate, on: engine)
                 try await image.close()
                 Issue.record("It was opened, though \(word)", sourceLocation: location)
             } catch let error as BlockError {

@@ -1,7 +1,8 @@
-@testable internal import DiskImages
 internal import BlockIO
 internal import Foundation
 internal import TestKit
+
+@testable internal import DiskImages
 
 /// Runs `body` on a new engine, which is shut down afterwards.
 func onEngine<Result: Sendable>(
@@ -24,10 +25,36 @@ func makeEmptyFile(_ path: String, on engine: any IOEngine) async throws -> Host
 }
 
 func openForWriting(_ path: String, on engine: any IOEngine) async throws -> HostFile {
-    try await HostFile.open(
-        path, readOnly: false,
-        lock: (holding: [.consistentRead, .write, .resize], unsharing: [.consistentRead, .write, .resize]),
-        on: engine)
+    try await whenUnlocked {
+        try await HostFile.open(
+            path, readOnly: false,
+            lock: (
+                holding: [.consistentRead, .write, .resize], unsharing: [.consistentRead, .write, .resize]
+            ),
+            on: engine)
+    }
+}
+
+/// Opens again and again while a lock is in the way: a child process of another test that has been forked and has not
+/// yet become its program holds copies of all our descriptors, and so locks that we have given up.
+func whenUnlocked<Opened>(_ open: () async throws -> Opened) async throws -> Opened {
+    for _ in 0..<10_000 {
+        do {
+            return try await open()
+        } catch let error as BlockError where error.code == .locked {
+            _ = await testThreads.blocking { sched_yield() }
+        }
+    }
+    return try await open()
+}
+
+/// Opens an image for reading.
+func openImage(
+    _ path: String, format: ImageFormat? = nil, gate: ImageGate = .open, on engine: any IOEngine
+) async throws -> OpenImage {
+    try await whenUnlocked {
+        try await OpenImage.open(path, format: format, readOnly: true, gate: gate, on: engine)
+    }
 }
 
 /// Everything that a device holds.
@@ -71,7 +98,8 @@ func qemuIO(_ path: String, format: String = "qcow2", _ commands: [String]) asyn
 }
 
 /// The bytes that qemu-img finds in an image and its backing files.
-func judge(_ path: String, format: String = "qcow2", in directory: TemporaryDirectory) async throws -> [UInt8] {
+func judge(_ path: String, format: String = "qcow2", in directory: TemporaryDirectory) async throws -> [UInt8]
+{
     let raw = directory.file("judge-\(UUID().uuidString).raw")
     defer { try? FileManager.default.removeItem(atPath: raw) }
     try await qemuImg(["convert", "-f", format, "-O", "raw", path, raw])
@@ -91,7 +119,7 @@ func readWithUs(
     _ path: String, format: ImageFormat? = .qcow2, piece: UInt64 = 1 << 20, kind: EngineKind = .threads
 ) async throws -> [UInt8] {
     try await onEngine(kind) { engine in
-        let image = try await OpenImage.open(path, format: format, readOnly: true, gate: .open, on: engine)
+        let image = try await openImage(path, format: format, on: engine)
         let found = try await contents(of: image.device, piece: piece)
         try await image.close()
         return found

@@ -29,7 +29,9 @@ enum ClusterDecompressor {
         stream.next_out = output.baseAddress?.assumingMemoryBound(to: UInt8.self)
         stream.avail_out = uInt(output.count)
         let result = CZlib.inflate(&stream, Z_FINISH)
-        if stream.avail_out == 0 && (result == Z_STREAM_END || result == Z_BUF_ERROR || result == Z_OK) { return nil }
+        if stream.avail_out == 0 && (result == Z_STREAM_END || result == Z_BUF_ERROR || result == Z_OK) {
+            return nil
+        }
         return result == Z_STREAM_END || result == Z_BUF_ERROR
             ? "ends after \(output.count - Int(stream.avail_out)) bytes" : "is no deflate stream"
     }

@@ -58,11 +58,14 @@ struct ClusterChanges {
 
     /// The change in flight that touches any of `clusters` and of these begins first.
     func first(overlapping clusters: Range<UInt64>) -> Change? {
-        active.filter { $0.clusters.overlaps(clusters) }.min { $0.clusters.lowerBound < $1.clusters.lowerBound }
+        active.filter { $0.clusters.overlaps(clusters) }.min {
+            $0.clusters.lowerBound < $1.clusters.lowerBound
+        }
     }
 
     mutating func begin(_ clusters: Range<UInt64>) -> Change {
-        precondition(first(overlapping: clusters) == nil, "a cluster's mapping is changed by one task at a time")
+        precondition(
+            first(overlapping: clusters) == nil, "a cluster's mapping is changed by one task at a time")
         let change = Change(clusters)
         active.append(change)
         return change

@@ -107,7 +107,8 @@ extension ClusterMapping {
         switch self {
         case .unallocated: 0
         case .zero: Qcow2Entry.zero
-        case .zeroAllocated(let host, let isShared): host | Qcow2Entry.zero | (isShared ? 0 : Qcow2Entry.copied)
+        case .zeroAllocated(let host, let isShared):
+            host | Qcow2Entry.zero | (isShared ? 0 : Qcow2Entry.copied)
         case .data(let host, let isShared): host | (isShared ? 0 : Qcow2Entry.copied)
         case .compressed: preconditionFailure("compressed clusters are never written")
         }

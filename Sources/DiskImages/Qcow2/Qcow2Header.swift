@@ -55,7 +55,9 @@ struct Qcow2Header: Sendable, Hashable {
         if incompatible & Qcow2Features.Incompatible.dirty != 0 {
             return "it was not closed properly (its dirty bit is set); run qemu-img check -r all on it first"
         }
-        if hasExtendedL2 { return "writing to images with extended L2 entries (subclusters) is not supported" }
+        if hasExtendedL2 {
+            return "writing to images with extended L2 entries (subclusters) is not supported"
+        }
         return nil
     }
 }

@@ -71,7 +71,8 @@ struct Qcow2HeaderParser {
         guard header.refcountOrder <= 6 else {
             throw corrupt("its refcounts are said to have 2 to the power of \(header.refcountOrder) bits")
         }
-        guard length >= 104, length % 8 == 0, UInt64(length) <= min(header.clusterSize, UInt64(bytes.count)) else {
+        guard length >= 104, length % 8 == 0, UInt64(length) <= min(header.clusterSize, UInt64(bytes.count))
+        else {
             throw corrupt("its header is said to have \(length) bytes")
         }
         return Int(length)
@@ -172,13 +173,16 @@ struct Qcow2HeaderParser {
     }
 
     private func checkLayout(_ header: Qcow2Header) throws(BlockError) {
-        guard header.size <= UInt64(Int64.max) else { throw corrupt("its size, \(header.size), is too large") }
+        guard header.size <= UInt64(Int64.max) else {
+            throw corrupt("its size, \(header.size), is too large")
+        }
         guard UInt64(header.l1Entries) * 8 <= Qcow2Header.maximumL1Bytes else {
             throw corrupt("its L1 table with \(header.l1Entries) entries is larger than 32 MiB")
         }
         guard UInt64(header.l1Entries) >= header.size.dividedRoundingUp(by: header.bytesPerL2) else {
             throw corrupt(
-                "its L1 table with \(header.l1Entries) entries is too small for a disk of \(header.size) bytes")
+                "its L1 table with \(header.l1Entries) entries is too small for a disk of \(header.size) bytes"
+            )
         }
         let tableBytes = UInt64(header.refcountTableClusters) << UInt64(header.clusterBits)
         guard tableBytes <= Qcow2Header.maximumRefcountTableBytes, tableBytes > 0 else {

@@ -93,11 +93,13 @@ extension Qcow2Header {
         if let backingName, let backingFormat {
             let (path, format) = (Array(backingName.utf8), Array(backingFormat.utf8))
             let pathPosition = position + 8 + (format.count + 7) & ~7 + 8
-            guard path.count <= Self.maximumBackingNameLength, path.count <= bytes.count - pathPosition, !path.contains(0)
+            guard path.count <= Self.maximumBackingNameLength, path.count <= bytes.count - pathPosition,
+                !path.contains(0)
             else {
                 throw BlockError(
                     .invalid,
-                    "Couldn't create \(name): the name of its backing file, \(backingName), is too long to be recorded")
+                    "Couldn't create \(name): the name of its backing file, \(backingName), is too long to be recorded"
+                )
             }
             bytes.storeBigEndian(UInt32(0xe279_2aca), at: position)
             bytes.storeBigEndian(UInt32(format.count), at: position + 4)

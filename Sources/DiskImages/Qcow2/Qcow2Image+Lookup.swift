@@ -33,7 +33,8 @@ extension Qcow2Image {
         do throws(EntryFault) {
             return try Qcow2Entry.l1(page.bytes.bigEndian(at: position), header)
         } catch {
-            let range = ByteRange(offset: index * header.bytesPerL2, length: header.bytesPerL2).clamped(to: range)
+            let range = ByteRange(offset: index * header.bytesPerL2, length: header.bytesPerL2).clamped(
+                to: range)
             throw corrupt("L1 entry \(index), for \(range) of the disk, \(error.why)", range: range)
         }
     }
@@ -70,7 +71,8 @@ extension Qcow2Image {
                 let mapping = try mapping(at: position, entryAt: Int(entryOffset - page.offset), in: page)
                 if case .compressed = mapping {
                     if let result { return result }
-                    let clusterEnd = position.roundedDown(toMultipleOf: header.clusterSize) + header.clusterSize
+                    let clusterEnd =
+                        position.roundedDown(toMultipleOf: header.clusterSize) + header.clusterSize
                     return Run(mapping: mapping, length: min(end, clusterEnd) - position)
                 }
                 let stepEnd = min(end, position.roundedDown(toMultipleOf: unit) + unit)
@@ -97,7 +99,8 @@ extension Qcow2Image {
             if header.hasExtendedL2 {
                 let subclusterSize = header.clusterSize / 32
                 mapping = try Qcow2Entry.subcluster(
-                    within / subclusterSize, of: mapping, bitmap: page.bytes.bigEndian(at: position + 8), header)
+                    within / subclusterSize, of: mapping, bitmap: page.bytes.bigEndian(at: position + 8),
+                    header)
                 within %= subclusterSize
             }
             switch mapping {

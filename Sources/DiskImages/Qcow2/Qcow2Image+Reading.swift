@@ -19,7 +19,8 @@ extension Qcow2Image {
             switch run.mapping {
             case .unallocated: try await readBacking(part, into: slice)
             case .zero, .zeroAllocated: slice.bytes.fillWithZeroes()
-            case .data(let host, _): try await readFile(ByteRange(offset: host, length: part.length), into: slice)
+            case .data(let host, _):
+                try await readFile(ByteRange(offset: host, length: part.length), into: slice)
             case .compressed(let cluster): try await readCompressed(cluster, part, into: slice)
             }
             done += part.length
@@ -47,7 +48,8 @@ extension Qcow2Image {
             if !present.isEmpty { try await device.read(present, into: buffer[0..<Int(present.length)]) }
         case .notOpen(let backingName):
             throw BlockError(
-                .unsupported, "Couldn't read \(range) of \(name): its backing file \(backingName) is not open",
+                .unsupported,
+                "Couldn't read \(range) of \(name): its backing file \(backingName) is not open",
                 range: range)
         }
     }

@@ -43,7 +43,8 @@ extension Qcow2Image {
         for cluster in clusters {
             let count = try await refcount(of: cluster)
             guard count > 0 else {
-                throw corrupt("the cluster at offset \(cluster * clusterSize) was in use with a refcount of 0")
+                throw corrupt(
+                    "the cluster at offset \(cluster * clusterSize) was in use with a refcount of 0")
             }
             try await setRefcount(of: cluster, to: count - 1)
             if count > 1 { areFree = false }

@@ -66,7 +66,8 @@ extension Qcow2Image {
             isolated.value.pages.markClean(page)
             do throws(BlockError) {
                 try await file.write(
-                    ByteRange(offset: page.offset, length: UInt64(page.buffer.count)), from: page.buffer.slice)
+                    ByteRange(offset: page.offset, length: UInt64(page.buffer.count)), from: page.buffer.slice
+                )
             } catch {
                 isolated.value.pages.markDirty(page)
                 throw error
@@ -92,7 +93,8 @@ extension Qcow2Image {
         }
         freed = waiting
         try await writeRefcounts()
-        let end = max(isolated.value.allocator.position * clusterSize, isolated.value.allocator.minimumFileSize)
+        let end = max(
+            isolated.value.allocator.position * clusterSize, isolated.value.allocator.minimumFileSize)
         if !file.isBlockDevice, file.size > end { try await file.setSize(end) }
         try await file.flush()
         for clusters in unused {

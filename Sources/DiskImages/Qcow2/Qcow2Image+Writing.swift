@@ -76,7 +76,8 @@ extension Qcow2Image {
         guard let change = await beginChange(wanted) else { return 0 }
         defer { isolated.value.changes.end(change) }
         // Look again: only from here on nobody else changes the mapping of these clusters.
-        let found = try await run(at: range.offset, limit: range.clamped(to: bytes(of: change.clusters)).length)
+        let found = try await run(
+            at: range.offset, limit: range.clamped(to: bytes(of: change.clusters)).length)
         if case .data(_, isShared: false) = found.mapping { return 0 }
         let part = range.prefix(found.length)
         var clusters = wanted.lowerBound..<part.end.dividedRoundingUp(by: clusterSize)
@@ -112,7 +113,8 @@ extension Qcow2Image {
     }
 
     /// Writes one cluster, of which `range` is a part, with its old content around the part.
-    private func writeFilled(_ range: ByteRange, from buffer: IOSlice, host: UInt64) async throws(BlockError) {
+    private func writeFilled(_ range: ByteRange, from buffer: IOSlice, host: UInt64) async throws(BlockError)
+    {
         let cluster = range.expanded(toMultipleOf: clusterSize)
         let whole = IOBuffer(count: Int(clusterSize))
         let present = cluster.clamped(to: self.range)

@@ -38,7 +38,8 @@ extension Qcow2Image {
         if areWhole, header.version >= 3 || backing.isNone {
             return try await zero(clusters, mayUnmap: mayUnmap).clamped(to: part).length
         }
-        let piece = part.clamped(to: bytes(of: areWhole ? clusters : clusters.lowerBound..<clusters.lowerBound + 1))
+        let piece = part.clamped(
+            to: bytes(of: areWhole ? clusters : clusters.lowerBound..<clusters.lowerBound + 1))
         if case .data(let host, isShared: false) = run.mapping {
             try await file.writeZeroes(ByteRange(offset: host, length: piece.length), mayUnmap: false)
             return piece.length

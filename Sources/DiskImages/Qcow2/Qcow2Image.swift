@@ -54,7 +54,8 @@ package final class Qcow2Image: BlockDevice {
         self.isNew = isNew
         isolated = EngineIsolated(
             State(
-                pages: MetadataPages(clusterSize: header.clusterSize), refcountTable: header.refcountTableRange,
+                pages: MetadataPages(clusterSize: header.clusterSize),
+                refcountTable: header.refcountTableRange,
                 autoclear: header.autoclear),
             engine: file.engine)
     }

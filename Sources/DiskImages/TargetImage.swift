@@ -69,12 +69,25 @@ package enum TargetImage {
                     throw BlockError(.unsupported, "Couldn't open \(file.name) for writing: \(obstacle)")
                 }
                 let backing = header.backingName.map(Qcow2Image.Backing.notOpen) ?? .none
+                // A drive may end in the middle of the last sector, whose rest then cannot be filled from a backing
+                // file that is not open: it is left to the writer, who knows that it is zero.
+                let contentSize = backing.isNone ? header.size : header.size - min(511, header.size)
                 return Existing(
-                    device: Qcow2Image(file, header: header, backing: backing, isReadOnly: false),
+                    device: Qcow2Image(
+                        file, header: header, backing: backing, isReadOnly: false, contentSize: contentSize),
                     format: .qcow2, virtualSize: header.size, clusterSize: header.clusterSize,
                     backingName: header.backingName, backingFormat: header.backingFormat,
                     wasProbed: format == nil)
             }
         }
+    }
+
+    /// Where in the file of `device`, an image made or opened here, the data of `range` stands: what is to be written
+    /// back after a write to it. In no order; nothing for what has no data there.
+    package static func places(
+        of range: ByteRange, in device: any BlockDevice
+    ) async throws(BlockError) -> [ByteRange] {
+        guard let image = device as? Qcow2Image else { return [range] }
+        return try await image.places(of: range)
     }
 }

@@ -133,6 +133,30 @@ struct ExistingTargetTests {
         try expectEqual(try await judge(path, in: directory), expected, "the overlay")
     }
 
+    @Test("a drive that ends inside of the last sector covers an existing overlay's last cluster")
+    func oddTailOfOverlay() async throws {
+        let directory = try TemporaryDirectory()
+        let (base, path) = (directory.file("base.raw"), directory.file("a.qcow2"))
+        try write([UInt8](repeating: 5, count: 66_048), to: base)
+        try await qemuImg(["create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path, "66048"])
+        try await onEngine { engine in
+            let target = try await TargetImage.openExisting(
+                try await openForWriting(path, on: engine), format: nil)
+            let buffer = IOBuffer(count: 66_000)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 6)
+            let range = ByteRange(offset: 0, length: 66_000)
+            try await target.device.write(range, from: buffer.slice)
+            let places = try await TargetImage.places(of: range, in: target.device)
+            #expect(places.reduce(0) { $0 + $1.length } == 66_000)
+            try await target.device.writeZeroes(ByteRange(offset: 66_000, length: 48), mayUnmap: true)
+            try await target.device.flush()
+            try await target.device.close()
+        }
+        try await checkClean(path)
+        let expected = [UInt8](repeating: 6, count: 66_000) + [UInt8](repeating: 0, count: 48)
+        try expectEqual(try await judge(path, in: directory), expected, "the overlay")
+    }
+
     @Test("a new overlay records its backing file, and its odd tail covers what is below")
     func newOverlay() async throws {
         let directory = try TemporaryDirectory()

@@ -77,6 +77,21 @@ extension Qcow2Image {
         }
     }
 
+    /// Where the data of `range` stands in the file, as far as it is uncompressed.
+    func places(of range: ByteRange) async throws(BlockError) -> [ByteRange] {
+        try check(range, to: "look at")
+        var places: [ByteRange] = []
+        var rest = range
+        while !rest.isEmpty {
+            let run = try await run(at: rest.offset, limit: rest.length)
+            if case .data(let host, _) = run.mapping {
+                places.append(ByteRange(offset: host, length: run.length))
+            }
+            rest = rest.dropFirst(run.length)
+        }
+        return places
+    }
+
     /// The top layer's allocation; where a backing file says what is there, its word on zeroes.
     package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
         try check(range, to: "look at")

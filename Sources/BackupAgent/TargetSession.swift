@@ -75,9 +75,8 @@ final class TargetSession: JobTarget {
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
-            let before = file.size
             try await device.write(range, from: buffer)
-            try await writeBack(range, grownFrom: before)
+            try await writeBack(try await TargetImage.places(of: range, in: device))
         }
     }
 
@@ -89,15 +88,12 @@ final class TargetSession: JobTarget {
 
     /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here is one of a
     /// flush: the data may be lost.
-    private func writeBack(_ range: ByteRange, grownFrom before: UInt64) async throws(BlockError) {
-        // Where an image put its data shows in its growth; without that it may be anywhere in the file.
-        let after = file.size
-        let written =
-            format == .raw
-            ? range : before < after ? ByteRange(before..<after) : ByteRange(offset: 0, length: after)
+    private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
         do throws(BlockError) {
-            try await file.startWriteback(written)
-            for due in window.value.add(written) { try await file.waitForWriteback(due) }
+            for written in places {
+                try await file.startWriteback(written)
+                for due in window.value.add(written) { try await file.waitForWriteback(due) }
+            }
         } catch {
             note(.flush)
             throw error

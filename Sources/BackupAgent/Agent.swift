@@ -100,6 +100,7 @@ package final class Agent: Sendable {
         await drives.closeAll()
         store.close()
         await engines.shutDown()
+        directories.release()
         logger.notice("Stopped")
     }
 
@@ -125,7 +126,7 @@ package final class Agent: Sendable {
     }
 }
 
-/// The agent's own directories, held while this object lives.
+/// The agent's own directories, held until they are released.
 private final class AgentDirectories: Sendable {
     let state: DirectoryLock
     let runtime: DirectoryLock
@@ -133,5 +134,10 @@ private final class AgentDirectories: Sendable {
     init(state: String, runtime: String) throws(AgentError) {
         self.state = try DirectoryLock(path: state, purpose: "state")
         self.runtime = try DirectoryLock(path: runtime, purpose: "runtime")
+    }
+
+    func release() {
+        state.release()
+        runtime.release()
     }
 }

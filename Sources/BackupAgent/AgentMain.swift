@@ -38,7 +38,8 @@ package enum AgentMain {
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: [.init(service: watched, successTerminationBehavior: .gracefullyShutdownGroup)],
-                gracefulShutdownSignals: [.sigterm, .sigint], logger: Logger(label: "services") { _ in AgentLog(level: .error) }))
+                gracefulShutdownSignals: [.sigterm, .sigint],
+                logger: Logger(label: "services") { _ in AgentLog(level: .error) }))
         do {
             try await group.run()
             return true

@@ -1,10 +1,12 @@
 internal import BlockIO
 internal import Glibc
+internal import Synchronization
 
-/// A directory of the agent's own, made where it was missing and held against other agents while this value lives.
-package struct DirectoryLock: ~Copyable, Sendable {
+/// A directory of the agent's own, made where it was missing and held against other agents until it is released.
+package final class DirectoryLock: Sendable {
     package let path: String
     private let descriptor: Int32
+    private let isReleased = Atomic(false)
 
     /// Makes the directory (0700, parents as well) and locks it. Blocks; throws a sentence for the operator.
     package init(path: String, purpose: String) throws(AgentError) {
@@ -24,7 +26,15 @@ package struct DirectoryLock: ~Copyable, Sendable {
         self.descriptor = descriptor
     }
 
-    deinit { close(descriptor) }
+    deinit { release() }
+
+    /// Lets other agents have the directory.
+    package func release() {
+        guard !isReleased.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        // Closing alone would not do while a child that is just being made has a copy of the descriptor.
+        flock(descriptor, LOCK_UN)
+        close(descriptor)
+    }
 
     private static func makeDirectory(_ path: String, purpose: String) throws(AgentError) {
         guard path.hasPrefix("/"), !path.utf8.contains(0) else {
@@ -41,7 +51,8 @@ package struct DirectoryLock: ~Copyable, Sendable {
         }
         do throws(BlockError) { _ = try Directory(path) } catch {
             throw AgentError(
-                .pathInvalid, "Couldn't use the \(purpose) directory \(path): \(error.message)", subject: path)
+                .pathInvalid, "Couldn't use the \(purpose) directory \(path): \(error.message)", subject: path
+            )
         }
     }
 

@@ -173,7 +173,7 @@ package final class EventLog: Sendable {
     }
 }
 
-extension Array<JobEvent> {
+extension [JobEvent] {
     /// The index of the first event with a higher number than `sequence`; the array is sorted.
     fileprivate func partition(after sequence: UInt64) -> Int {
         var low = startIndex

@@ -85,7 +85,8 @@ package final class FileClaims: Sendable {
             let sameName = claim.path == path ? "" : ", there called \(claim.path)"
             return AgentError(
                 .targetIsSource,
-                "Couldn't use \(path) as target: it is a file of the drive \(drive)\(sameName)", subject: drive)
+                "Couldn't use \(path) as target: it is a file of the drive \(drive)\(sameName)",
+                subject: drive)
         case .target(_, let job):
             return AgentError(
                 .targetBusy, "Couldn't use \(path) as target: the job \(job) is using it", subject: job)

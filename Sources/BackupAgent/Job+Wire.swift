@@ -45,7 +45,8 @@ extension JobEvent.Kind {
         case .stateChanged(let state, let previous, let reason):
             var changed = StateChanged()
             changed.state = DriveBackupWire.JobState(rawValue: state.rawValue)
-            changed.previous = previous.map { DriveBackupWire.JobState(rawValue: $0.rawValue) } ?? .unspecified
+            changed.previous =
+                previous.map { DriveBackupWire.JobState(rawValue: $0.rawValue) } ?? .unspecified
             changed.pauseReason = reason.wire
             return .stateChanged(changed)
         case .progress(let progress): return .progress(progress.wire)

@@ -16,7 +16,13 @@ extension JobManager {
             refuse(number, error)
             return
         }
-        announce(number)
+        guard announce(number) else {
+            // A cancel came at the last moment.
+            _ = await records[number]?.target?.giveUp(keep: false)
+            await giveBackDrive(number)
+            refuse(number, cancelledAtStart(spec))
+            return
+        }
         let ticker = Task { await self.tick(number) }
         let failure: BackupFailure?
         do throws(BackupFailure) {
@@ -137,9 +143,9 @@ extension JobManager {
             subject: target)
     }
 
-    /// The point in time is fixed: tells everybody, and the copy begins.
-    private func announce(_ number: JobNumber) {
-        guard var record = records[number] else { return }
+    /// The point in time is fixed: tells everybody, and the copy begins. False when the job was cancelled before.
+    private func announce(_ number: JobNumber) -> Bool {
+        guard var record = records[number], record.machine.state == .created else { return false }
         // Nothing is awaited between here and the copy's first read, and no guest writes to the drive.
         let pointInTime = clock()
         record.info.pointInTime = pointInTime
@@ -149,7 +155,7 @@ extension JobManager {
         let events = log.append(
             [.stateChanged(.created, previous: nil, pauseReason: nil), .started(started)], job: number,
             id: record.spec.jobID)
-        guard let event = events.last else { return }
+        guard let event = events.last else { return false }
         record.started = event
         record.info.lastSequence = event.sequence
         records[number] = record
@@ -157,6 +163,7 @@ extension JobManager {
         report(.started, number)
         record.start.fulfil(.success(event))
         logger.info("The job \(record.spec.jobID) copies \(record.spec.drive) to \(record.info.target)")
+        return true
     }
 
     // MARK: Progress

@@ -100,7 +100,8 @@ package actor JobManager {
         let info = JobInfo(
             id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
-            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss)
+            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss
+        )
         records[number] = Record(
             number: number, spec: spec, control: JobControl(), info: info,
             machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize))
@@ -203,7 +204,9 @@ package actor JobManager {
         }
         let number = record.number
         do throws(JobStateMachine.Refusal) {
-            guard let effects = try records[number]?.machine.handle(verb) else { throw .wrongState(.concluded, verb) }
+            guard let effects = try records[number]?.machine.handle(verb) else {
+                throw .wrongState(.concluded, verb)
+            }
             let before = current(record)
             carryOut(effects, number)
             if verb == .pause { await settle(record) }

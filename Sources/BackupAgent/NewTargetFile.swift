@@ -79,7 +79,8 @@ final class NewTargetFile: Sendable {
             let isRace = error.code == .alreadyExists || error.code == .locked
             guard !isRace else {
                 throw AgentError(
-                    .targetBusy, "Couldn't make \(path): somebody else is making \(partialPath)", subject: path)
+                    .targetBusy, "Couldn't make \(path): somebody else is making \(partialPath)",
+                    subject: path)
             }
             throw AgentError(error, of: .target, subject: path)
         }
@@ -95,7 +96,8 @@ final class NewTargetFile: Sendable {
     func publish() throws(BlockError) {
         guard try owns(partialName) else {
             throw BlockError(
-                .notFound, "Couldn't finish \(path): \(partialPath) was removed or replaced while the job ran")
+                .notFound, "Couldn't finish \(path): \(partialPath) was removed or replaced while the job ran"
+            )
         }
         if overwrites {
             let place = Place(directory: directory, claims: claims, job: job, jobID: jobID)

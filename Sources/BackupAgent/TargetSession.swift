@@ -112,11 +112,13 @@ final class TargetSession: JobTarget {
         }
         try await perform(.finish) { () async throws(BlockError) in
             try await close()
-            guard state.withLock({ state in
-                guard !state.isGivenUp else { return false }
-                state.isPublishing = true
-                return true
-            }) else { throw givenUp() }
+            guard
+                state.withLock({ state in
+                    guard !state.isGivenUp else { return false }
+                    state.isPublishing = true
+                    return true
+                })
+            else { throw givenUp() }
             let place = place
             let published: Result<Void, BlockError> = await engine.blocking {
                 Result { () throws(BlockError) in try place.publish() }
@@ -195,11 +197,13 @@ final class TargetSession: JobTarget {
     private func perform(
         _ operation: JobIOError.Operation, _ body: @Sendable () async throws(BlockError) -> Void
     ) async throws(BlockError) {
-        guard state.withLock({ state in
-            guard !state.isGivenUp else { return false }
-            state.inFlight += 1
-            return true
-        }) else { throw givenUp() }
+        guard
+            state.withLock({ state in
+                guard !state.isGivenUp else { return false }
+                state.inFlight += 1
+                return true
+            })
+        else { throw givenUp() }
         defer {
             let idle = state.withLock { state -> OneShot<Void>? in
                 state.inFlight -= 1

@@ -17,11 +17,13 @@ final class AgentUnderTest: Sendable {
         self.directory = directory
         let socket = "unix:" + directory.file("agent.sock")
         var configuration = AgentConfiguration(
-            listen: [socket], stateDirectory: directory.file("state"), runtimeDirectory: directory.file("run"),
+            listen: [socket], stateDirectory: directory.file("state"),
+            runtimeDirectory: directory.file("run"),
             version: "test")
         configuration.drives = drives
         configuration.allowedDirectories = allowing
-        agent = try await Agent(configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        agent = try await Agent(
+            configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         connection = try await agent.connectInProcess()
         client = DriveBackupClient(connection: connection, address: try RPCAddress(parsing: socket))
     }

@@ -31,7 +31,7 @@ struct BackupTests {
         let test = try await AgentUnderTest(
             drives: [DriveOption(id: "vm1", file: drive, format: .qcow2)], in: directory)
         for sync in [SyncMode.full, .top] where !(sync == .top && format == "raw") {
-            let target = directory.file("\(sync).\(format)")
+            let target = directory.file("\(sync)-target.\(format)")
             let events = try await test.backup(
                 BackupRequest(drive: "vm1", target: target, sync: sync, format: format))
             #expect(events.first?.started?.sync == sync)
@@ -41,7 +41,7 @@ struct BackupTests {
             if format == "qcow2" { try await qemuImg(["check", target]) }
         }
         if format == "qcow2" {
-            let info = try await qemuImg(["info", directory.file("top.qcow2")]).output
+            let info = try await qemuImg(["info", directory.file("top-target.qcow2")]).output
             #expect(info.contains("backing file: \(directory.file("middle.qcow2"))"))
             #expect(info.contains("backing file format: qcow2"))
         }
@@ -76,7 +76,9 @@ struct BackupTests {
         await test.stop()
     }
 
-    @Test("an existing target gets the drive's content and nothing of its own remains", arguments: ["raw", "qcow2"])
+    @Test(
+        "an existing target gets the drive's content and nothing of its own remains",
+        arguments: ["raw", "qcow2"])
     func existing(format: String) async throws {
         let drive = try await chain()
         let target = directory.file("t")
@@ -94,8 +96,8 @@ struct BackupTests {
     func overwrite() async throws {
         let (source, target) = (directory.file("a.raw"), directory.file("t.raw"))
         try await makeRaw(source)
-        try await makeRaw(target, size: "1M", pattern: 1)
-        try await makeRaw(target + ".partial", size: "2M", pattern: 2)
+        try await makeRaw(target, size: "6M", pattern: 1)
+        try await makeRaw(target + ".partial", size: "7M", pattern: 2)
         let test = try await AgentUnderTest(drives: [DriveOption(id: "vm1", file: source)], in: directory)
         let before = try await runProcess("sha256sum", [target]).output
         try await test.start(

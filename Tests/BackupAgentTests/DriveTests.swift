@@ -17,8 +17,11 @@ struct DriveTests {
         let test = try await AgentUnderTest(drives: [], in: directory)
         let added = try await test.client.drives.add("q", file: directory.file("q"))
         #expect(added.format == "qcow2" && added.size == 8 << 20 && added.clusterSize == 65536)
-        #expect(try await test.client.drives.add("r", file: directory.file("r"), readOnly: true).format == "raw")
-        #expect(await status { _ = try await test.client.drives.add("r", file: directory.file("q")) }?.reason == "DRIVE_EXISTS")
+        #expect(
+            try await test.client.drives.add("r", file: directory.file("r"), readOnly: true).format == "raw")
+        #expect(
+            await status { _ = try await test.client.drives.add("r", file: directory.file("q")) }?.reason
+                == "DRIVE_EXISTS")
         await test.stop()
         // What looks like another format now was raw when it was added.
         _ = try await runProcess("cp", [directory.file("q"), directory.file("r")])
@@ -73,7 +76,9 @@ struct DriveTests {
             drives: [DriveOption(id: "vm1", file: directory.file("top"))], in: directory)
         let drives = test.client.drives
         for file in ["top", "base", "hard"] {
-            #expect(await status { _ = try await drives.add("vm2", file: directory.file(file)) }?.reason == "DRIVE_BUSY")
+            #expect(
+                await status { _ = try await drives.add("vm2", file: directory.file(file)) }?.reason
+                    == "DRIVE_BUSY")
         }
         _ = try await drives.add("vm2", file: directory.file("hard"), readOnly: true)
         #expect(try await drives.list().count == 2)
@@ -84,7 +89,9 @@ struct DriveTests {
     func allowed() async throws {
         _ = try await runProcess("mkdir", [directory.file("in")])
         try await makeRaw(directory.file("base"))
-        try await qemuImg(["create", "-f", "qcow2", "-b", directory.file("base"), "-F", "raw", directory.file("in/top")])
+        try await qemuImg([
+            "create", "-f", "qcow2", "-b", directory.file("base"), "-F", "raw", directory.file("in/top"),
+        ])
         _ = try await runProcess("ln", ["-s", directory.file("base"), directory.file("in/link")])
         let test = try await AgentUnderTest(drives: [], allowing: [directory.file("in")], in: directory)
         for file in ["base", "in/top", "in/link", "in/../base"] {
@@ -93,8 +100,12 @@ struct DriveTests {
             }
             #expect(status?.code == .permissionDenied && status?.reason == "PATH_NOT_ALLOWED", "\(file)")
         }
-        #expect(await status { _ = try await test.client.drives.add("v", file: "base") }?.reason == "PATH_INVALID")
-        #expect(await status { _ = try await test.client.drives.add("v", file: directory.file("in/no")) }?.code == .notFound)
+        #expect(
+            await status { _ = try await test.client.drives.add("v", file: "base") }?.reason == "PATH_INVALID"
+        )
+        #expect(
+            await status { _ = try await test.client.drives.add("v", file: directory.file("in/no")) }?.code
+                == .notFound)
         #expect(try await test.client.drives.list().isEmpty)
         await test.stop()
     }
@@ -113,12 +124,16 @@ struct DriveTests {
         for name in ["r", "s"] { try await makeRaw(directory.file(name)) }
         let test = try await AgentUnderTest(
             drives: [DriveOption(id: "vm1", file: directory.file("r"), format: .raw)], in: directory)
-        await #expect(throws: TestKitError.self) { try await qemuIO(directory.file("r"), "raw", ["write 0 64k"]) }
+        await #expect(throws: TestKitError.self) {
+            try await qemuIO(directory.file("r"), "raw", ["write 0 64k"])
+        }
         try await qemuImg(["info", directory.file("r")])
         let other = try BackgroundProcess("qemu-io", ["-f", "raw", directory.file("s")])
         try await other.send("write 0 64k")
         try await other.wait(for: "ops")
-        let status = await status { _ = try await test.client.drives.add("vm2", file: directory.file("s"), format: "raw") }
+        let status = await status {
+            _ = try await test.client.drives.add("vm2", file: directory.file("s"), format: "raw")
+        }
         #expect(status?.reason == "FILE_LOCKED" && status?.code == .failedPrecondition)
         try await other.kill()
         await test.stop()

@@ -1,7 +1,6 @@
 import Synchronization
-import Testing
-
 import TestKit
+import Testing
 
 @testable import BackupAgent
 
@@ -103,7 +102,8 @@ struct EventLogTests {
     @Test("numbers go on after the reservation of the run before")
     func reservations() {
         let reserved = Mutex<[UInt64]>([])
-        let log = EventLog(after: 41, clock: { 0 }, reserve: { number in reserved.withLock { $0.append(number) } })
+        let log = EventLog(
+            after: 41, clock: { 0 }, reserve: { number in reserved.withLock { $0.append(number) } })
         let first = log.append([.pending], job: Self.jobs[0], id: "a")
         #expect(first.first?.sequence == 42)
         #expect(reserved.withLock { $0 } == [42 + EventLog.reservation])

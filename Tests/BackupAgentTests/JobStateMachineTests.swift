@@ -1,6 +1,5 @@
-import Testing
-
 import TestKit
+import Testing
 
 @testable import BackupAgent
 
@@ -36,7 +35,9 @@ struct JobStateMachineTests {
         .concluded: [.dismiss],
     ]
 
-    @Test("each verb is accepted in the states of the table and refused in the others", arguments: JobVerb.allCases)
+    @Test(
+        "each verb is accepted in the states of the table and refused in the others",
+        arguments: JobVerb.allCases)
     func table(verb: JobVerb) {
         for (state, verbs) in Self.allowed {
             var job = machine(in: state)
@@ -156,11 +157,13 @@ struct JobStateMachineTests {
     @Test("a failure names itself, gives the target up, and ends as failed")
     func failure() {
         var job = machine(in: .running)
-        let ioError = JobIOError(side: .target, operation: .write, range: nil, errno: 28, message: "No space.")
+        let ioError = JobIOError(
+            side: .target, operation: .write, range: nil, errno: 28, message: "No space.")
         let failure = JobFailure(error: AgentError(.noSpace, "No space."), ioError: ioError)
         #expect(
             job.handle(.copyFailed(failure)) == [
-                .ioError(ioError), .stateChanged(.aborting, previous: .running, pauseReason: nil), .abandonTarget,
+                .ioError(ioError), .stateChanged(.aborting, previous: .running, pauseReason: nil),
+                .abandonTarget,
             ])
         #expect(
             job.handle(.targetAbandoned) == [

@@ -17,11 +17,15 @@ struct JobTests {
 
     private func again() async throws -> AgentUnderTest {
         try await AgentUnderTest(
-            drives: ["a", "b"].map { DriveOption(id: "vm-" + $0, file: directory.file($0 + ".raw"), format: .raw) },
+            drives: ["a", "b"].map {
+                DriveOption(id: "vm-" + $0, file: directory.file($0 + ".raw"), format: .raw)
+            },
             in: directory)
     }
 
-    private func request(_ drive: String = "vm-a", _ change: (inout BackupRequest) -> Void = { _ in }) -> BackupRequest {
+    private func request(_ drive: String = "vm-a", _ change: (inout BackupRequest) -> Void = { _ in })
+        -> BackupRequest
+    {
         var request = BackupRequest(drive: drive, target: directory.file("t.raw"), sync: .full)
         change(&request)
         return request
@@ -49,7 +53,7 @@ struct JobTests {
         }
         #expect(rest.filter { $0.progress == nil } == Array(events[3...]))
         rest = []
-        for try await event in try await test.client.jobs.watch("vm-a", after: events[5].sequence) {
+        for try await event in try await test.client.jobs.watch("vm-a", after: events[6].sequence) {
             rest.append(event)
         }
         #expect(rest.isEmpty)
@@ -106,13 +110,18 @@ struct JobTests {
         let paused = try await jobs.pause("vm-a")
         #expect(paused.state == .paused && paused.pauseReason == .user)
         #expect(await status { _ = try await jobs.pause("vm-a") }?.message.contains("paused already") == true)
-        #expect(await status { _ = try await jobs.setSpeed("vm-a", bytesPerSecond: -1) }?.code == .invalidArgument)
+        #expect(
+            await status { _ = try await jobs.setSpeed("vm-a", bytesPerSecond: -1) }?.code == .invalidArgument
+        )
         #expect(try await jobs.setSpeed("vm-a", bytesPerSecond: 131072).speed == 131072)
         #expect(try await jobs.get("vm-a").state == .paused)
         #expect(try await test.client.drives.get("vm-a").jobID == "vm-a")
-        #expect(await status { _ = try await test.backup(request { $0.jobID = "x" }) }?.reason == "DRIVE_BUSY")
+        #expect(
+            await status { _ = try await test.backup(request { $0.jobID = "x" }) }?.reason == "DRIVE_BUSY")
         #expect(await status { _ = try await test.client.drives.remove("vm-a") }?.code == .failedPrecondition)
-        let other = request("vm-b") { $0.target = directory.file("t.raw.partial"); $0.mode = .existing }
+        let other = request("vm-b") {
+            $0.target = directory.file("t.raw.partial"); $0.mode = .existing
+        }
         #expect(await status { _ = try await test.backup(other) }?.reason == "TARGET_BUSY")
         let same = await status { _ = try await test.backup(request("vm-b")) }
         #expect(same?.reason == "TARGET_BUSY")
@@ -171,7 +180,8 @@ struct JobTests {
     func disconnected() async throws {
         let test = try await agent()
         let connection = try await test.agent.connectInProcess()
-        var lost = try await connection.stream(BackupsMethods.start, request { $0.speed = 65536 }).makeAsyncIterator()
+        var lost = try await connection.stream(BackupsMethods.start, request { $0.speed = 65536 })
+            .makeAsyncIterator()
         #expect(try await lost.next()?.started != nil)
         await connection.close()
         #expect(try await test.client.jobs.get("vm-a").state == .running)

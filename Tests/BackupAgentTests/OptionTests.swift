@@ -58,7 +58,9 @@ struct OptionTests {
     func targetPaths() throws {
         #expect(try PathPolicy.split("/a/b/c") == ("/a/b", "c"))
         #expect(try PathPolicy.split("/c") == ("/", "c"))
-        for path in ["", "a", "./a", "/", "/a/", "/a/.", "/a/..", "/a\0b", "/" + String(repeating: "x", count: 5000)] {
+        for path in [
+            "", "a", "./a", "/", "/a/", "/a/.", "/a/..", "/a\0b", "/" + String(repeating: "x", count: 5000),
+        ] {
             #expect(throws: AgentError.self) { try PathPolicy.split(path) }
         }
     }

@@ -54,28 +54,38 @@ struct Refused: Sendable, CustomTestStringConvertible {
         Refused("a FIFO to replace", .failedPrecondition, "TARGET_NOT_REGULAR", setUp: "mkfifo t") {
             $0.overwrite = true
         },
-        Refused("a link to replace", .failedPrecondition, "TARGET_NOT_REGULAR", setUp: "echo > f; ln -s f t") {
+        Refused("a link to replace", .failedPrecondition, "TARGET_NOT_REGULAR", setUp: "echo > f; ln -s f t")
+        {
             $0.overwrite = true
         },
         Refused("an orphan", .alreadyExists, "TARGET_PARTIAL_EXISTS", setUp: "echo > t.partial"),
-        Refused("a link in the orphan's place", .alreadyExists, "TARGET_PARTIAL_EXISTS", setUp: "ln -s f t.partial") {
+        Refused(
+            "a link in the orphan's place", .alreadyExists, "TARGET_PARTIAL_EXISTS",
+            setUp: "ln -s f t.partial"
+        ) {
             $0.overwrite = true
         },
         Refused(
-            "the drive as target", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../top.qcow2 t") {
+            "the drive as target", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../top.qcow2 t"
+        ) {
             $0.overwrite = true
         },
-        Refused("the drive by a link", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln -s ../base.raw t") {
+        Refused("the drive by a link", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln -s ../base.raw t")
+        {
             $0.overwrite = true
         },
         Refused(
-            "the drive as partial file", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../base.raw t.partial") {
+            "the drive as partial file", .failedPrecondition, "TARGET_IS_SOURCE",
+            setUp: "ln ../base.raw t.partial"
+        ) {
             $0.overwrite = true
         },
         Refused("the drive, existing", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../top.qcow2 t") {
             $0.mode = .existing
         },
-        Refused("its backing file, existing", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../base.raw t") {
+        Refused(
+            "its backing file, existing", .failedPrecondition, "TARGET_IS_SOURCE", setUp: "ln ../base.raw t"
+        ) {
             $0.mode = .existing
         },
         Refused("top to raw", .failedPrecondition, "BACKING_UNSUPPORTED", sync: .top) { $0.format = "raw" },
@@ -89,10 +99,14 @@ struct Refused: Sendable, CustomTestStringConvertible {
         Refused("an existing FIFO", .failedPrecondition, "TARGET_NOT_REGULAR", setUp: "mkfifo t") {
             $0.mode = .existing
         },
-        Refused("an existing file outside", .permissionDenied, "PATH_NOT_ALLOWED", setUp: "ln -s /etc/hosts t") {
+        Refused(
+            "an existing file outside", .permissionDenied, "PATH_NOT_ALLOWED", setUp: "ln -s /etc/hosts t"
+        ) {
             $0.mode = .existing
         },
-        Refused("a file that is too small", .failedPrecondition, "TARGET_SIZE_MISMATCH", setUp: "truncate -s 1M t") {
+        Refused(
+            "a file that is too small", .failedPrecondition, "TARGET_SIZE_MISMATCH", setUp: "truncate -s 1M t"
+        ) {
             $0.mode = .existing
         },
         Refused(
@@ -101,7 +115,8 @@ struct Refused: Sendable, CustomTestStringConvertible {
         ) { $0.mode = .existing },
         Refused(
             "a corrupt image", .dataLoss, "IMAGE_CORRUPT",
-            setUp: "qemu-img create -f qcow2 t 8M; printf '\\377\\377\\377\\377' | dd of=t bs=1 seek=20 conv=notrunc"
+            setUp:
+                "qemu-img create -f qcow2 t 8M; printf '\\377\\377\\377\\377' | dd of=t bs=1 seek=20 conv=notrunc"
         ) { $0.mode = .existing },
         Refused(
             "a raw file that is no qcow2 image", .dataLoss, "IMAGE_CORRUPT", setUp: "truncate -s 8M t"
@@ -122,7 +137,8 @@ struct RefusalTests {
         #expect(prepared.status == 0, "\(prepared.error)")
         let targets = directory.file("targets")
         let test = try await AgentUnderTest(
-            drives: [DriveOption(id: "vm1", file: directory.file("top.qcow2"))], allowing: [targets], in: directory)
+            drives: [DriveOption(id: "vm1", file: directory.file("top.qcow2"))], allowing: [targets],
+            in: directory)
         var request = refused.request
         request.target = targets + "/" + request.target
         let before = try await snapshot(directory.path)
@@ -131,7 +147,9 @@ struct RefusalTests {
         #expect(status?.reason == refused.reason)
         #expect(status?.message.contains("\n") == false && status?.message.isEmpty == false)
         // The database's log may move meanwhile; nothing else may.
-        func others(_ text: String) -> [Substring] { text.split(separator: "\n").filter { !$0.contains("state") } }
+        func others(_ text: String) -> [Substring] {
+            text.split(separator: "\n").filter { !$0.contains("state") }
+        }
         #expect(others(before) == others(try await snapshot(directory.path)))
         #expect(try await test.client.jobs.list(all: true).isEmpty)
         #expect(try await test.client.agent.info().lastSequence == 0)
@@ -176,8 +194,11 @@ struct RefusalTests {
         var request = BackupRequest(drive: "vm1", target: directory.file("t"), sync: .full, mode: .existing)
         let before = try await snapshot(directory.file(""))
         let status = await status { _ = try await test.backup(request) }
-        #expect(status?.reason == "TARGET_FORMAT_AMBIGUOUS" && status?.message.contains("--format raw") == true)
-        func target(_ text: String) -> [Substring] { text.split(separator: "\n").filter { $0.hasPrefix("t ") } }
+        #expect(
+            status?.reason == "TARGET_FORMAT_AMBIGUOUS" && status?.message.contains("--format raw") == true)
+        func target(_ text: String) -> [Substring] {
+            text.split(separator: "\n").filter { $0.hasPrefix("t ") }
+        }
         #expect(target(before) == target(try await snapshot(directory.file(""))))
         request.format = "raw"
         #expect(try await test.backup(request).last?.completed != nil)

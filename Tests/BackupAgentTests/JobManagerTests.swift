@@ -1,0 +1,237 @@
+import BackupJobs
+import BlockIO
+import DiskImages
+import Logging
+import Synchronization
+import TestKit
+import Testing
+
+@testable import BackupAgent
+
+/// Targets that do what a test says: succeed, fail, or hang until they are let go.
+private final class SimTargets: TargetOpener {
+    struct Script: Sendable {
+        var openHangs = false
+        var openFails: AgentError?
+        var writeHangs = false
+        var completeHangs = false
+        var completeFails: BlockError?
+    }
+
+    let script: Mutex<Script>
+    let letGo = OneShot<Void>()
+    let reached = OneShot<Void>()
+    let givenUp = Mutex(0)
+    let opened = Mutex(0)
+
+    init(_ script: Script = Script()) { self.script = Mutex(script) }
+
+    func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
+        let script = script.withLock { $0 }
+        if let error = script.openFails { throw error }
+        if script.openHangs { await hang() }
+        opened.withLock { $0 += 1 }
+        return SimTarget(self, script, name: spec.path)
+    }
+
+    func hang() async {
+        reached.fulfil(())
+        _ = await letGo.wait()
+    }
+}
+
+private final class SimTarget: JobTarget {
+    let name: String
+    let clusterSize: UInt64 = 65536
+    let format = ImageFormat.raw
+    let isProbedRaw = false
+    let readsAsZero = true
+    let failedOperation: JobIOError.Operation? = nil
+    private let targets: SimTargets
+    private let script: SimTargets.Script
+
+    init(_ targets: SimTargets, _ script: SimTargets.Script, name: String) {
+        (self.targets, self.script, self.name) = (targets, script, name)
+    }
+
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        if script.writeHangs { await targets.hang() }
+    }
+
+    func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
+
+    func complete() async throws(BlockError) {
+        if script.completeHangs { await targets.hang() }
+        if let error = script.completeFails { throw error }
+    }
+
+    func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
+
+    func giveUp(keep: Bool) async -> Bool {
+        targets.givenUp.withLock { $0 += 1 }
+        return false
+    }
+}
+
+@Suite("The job manager with targets that misbehave")
+struct JobManagerTests {
+    private let directory: TemporaryDirectory
+    private let log = EventLog(after: 0)
+
+    init() throws { directory = try TemporaryDirectory() }
+
+    private func manager(_ targets: SimTargets) async throws -> JobManager {
+        let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+        try await makeRaw(directory.file("a.raw"))
+        let drives = DriveRegistry(
+            engines: EnginePool(kind: .threads, maximum: 1), claims: FileClaims(), store: nil, logger: logger)
+        try await drives.openFromCommandLine(
+            DriveOption(id: "vm1", file: directory.file("a.raw"), format: .raw))
+        return JobManager(drives: drives, targets: targets, buffers: BufferPool(), log: log, logger: logger)
+    }
+
+    private let spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
+
+    /// The job's last event, when it has come.
+    private func end(of job: JobNumber, _ manager: JobManager) async -> JobEvent? {
+        var last: UInt64 = 0
+        while true {
+            let (events, isEnd) = await manager.events(of: job, after: last)
+            last = events.last?.sequence ?? last
+            if isEnd { return events.last }
+            if events.isEmpty { await log.waitForEvent(after: last, of: job) }
+        }
+    }
+
+    @Test("a refused target leaves no job, no event and a free drive")
+    func refused() async throws {
+        let targets = SimTargets(.init(openFails: AgentError(.noSpace, "No space.")))
+        let manager = try await manager(targets)
+        await #expect(throws: AgentError(.noSpace, "No space.")) {
+            try await manager.start(spec, access: .everything)
+        }
+        #expect(await manager.list(all: true).isEmpty && log.lastSequence == 0)
+        targets.script.withLock { $0.openFails = nil }
+        let (job, _) = try await manager.start(spec, access: .everything)
+        #expect(await end(of: job, manager)?.kind.isEnd == true)
+        #expect(try await manager.get("vm1").result == .completed)
+    }
+
+    @Test(
+        "a job whose target hangs while it is opened can be cancelled, and the target is given up when it is open"
+    )
+    func hangingOpen() async throws {
+        let targets = SimTargets(.init(openHangs: true))
+        let manager = try await manager(targets)
+        let starting = Task { try await manager.start(spec, access: .everything) }
+        _ = await targets.reached.wait()
+        #expect(try await manager.get("vm1").state == .created)
+        _ = try await manager.perform(.cancel, on: "vm1")
+        let result = await starting.result
+        #expect(throws: AgentError.self) { try result.get() }
+        #expect(await manager.list(all: true).isEmpty && log.lastSequence == 0)
+        targets.script.withLock { $0.openHangs = false }
+        let (job, _) = try await manager.start(spec, access: .everything)
+        _ = await end(of: job, manager)
+        targets.letGo.fulfil(())
+        while targets.givenUp.withLock({ $0 }) == 0 { await Task.yield() }
+    }
+
+    @Test("a job whose target hangs in a write can be cancelled at once")
+    func hangingWrite() async throws {
+        let targets = SimTargets(.init(writeHangs: true))
+        let manager = try await manager(targets)
+        let (job, _) = try await manager.start(spec, access: .everything)
+        _ = await targets.reached.wait()
+        #expect(try await manager.perform(.cancel, on: "vm1").state == .aborting)
+        guard case .cancelled? = await end(of: job, manager)?.kind else {
+            Issue.record("the job did not end as cancelled")
+            return
+        }
+        #expect(try await manager.get("vm1").result == .cancelled)
+        #expect(targets.givenUp.withLock { $0 } == 1)
+        targets.letGo.fulfil(())
+    }
+
+    @Test("a job whose target hangs in its last flush can be cancelled, and a late success changes nothing")
+    func hangingCompletion() async throws {
+        let targets = SimTargets(.init(completeHangs: true))
+        let manager = try await manager(targets)
+        let (job, _) = try await manager.start(spec, access: .everything)
+        _ = await targets.reached.wait()
+        #expect(try await manager.get("vm1").state == .pending)
+        _ = try await manager.perform(.cancel, on: "vm1")
+        let end = await end(of: job, manager)
+        let last = log.lastSequence
+        targets.letGo.fulfil(())
+        // The next job of the drive comes after whatever the first one still had to say.
+        targets.script.withLock { $0.completeHangs = false }
+        let (next, _) = try await manager.start(spec, access: .everything)
+        _ = await self.end(of: next, manager)
+        #expect(log.events(after: last, of: job).isEmpty)
+        if case .cancelled? = end?.kind {} else { Issue.record("the job did not end as cancelled") }
+    }
+
+    @Test("a flush that fails at the end fails the job, and says so twice: as an I/O error and as its end")
+    func failingCompletion() async throws {
+        let error = BlockError("Couldn't flush /t", errno: 5)
+        let targets = SimTargets(.init(completeFails: error))
+        let manager = try await manager(targets)
+        let (job, _) = try await manager.start(spec, access: .everything)
+        guard case .failed(let failure, _)? = await end(of: job, manager)?.kind else {
+            Issue.record("the job did not fail")
+            return
+        }
+        #expect(failure.reason == .ioError && failure.message == error.message)
+        let ioErrors = log.events(after: 0, of: job).compactMap { event -> JobIOError? in
+            if case .ioError(let error) = event.kind { error } else { nil }
+        }
+        #expect(ioErrors.map(\.errno) == [5] && ioErrors.map(\.side) == [.target])
+        #expect(targets.givenUp.withLock { $0 } == 1)
+    }
+
+    @Test("stopping ends every job as failed, hanging ones too, and no job starts afterwards")
+    func stopping() async throws {
+        let targets = SimTargets(.init(writeHangs: true))
+        let manager = try await manager(targets)
+        let (job, _) = try await manager.start(spec, access: .everything)
+        _ = await targets.reached.wait()
+        await manager.stop(within: .seconds(60))
+        guard case .failed(let error, _)? = await end(of: job, manager)?.kind else {
+            Issue.record("the job did not fail")
+            return
+        }
+        #expect(error.reason == .agentStopping)
+        let refusal = await #expect(throws: AgentError.self) {
+            try await manager.start(spec, access: .everything)
+        }
+        #expect(refusal?.reason == .agentStopping)
+        targets.letGo.fulfil(())
+    }
+
+    @Test("of many starts of one drive at once one is accepted")
+    func race() async throws {
+        let targets = SimTargets(.init(completeHangs: true))
+        let manager = try await manager(targets)
+        let outcomes = await withTaskGroup(of: AgentError.Reason?.self) { group in
+            for number in 0..<50 {
+                group.addTask {
+                    var spec = spec
+                    if number.isMultiple(of: 2) { spec.jobID = "job\(number)" }
+                    do throws(AgentError) {
+                        _ = try await manager.start(spec, access: .everything)
+                        return nil
+                    } catch {
+                        return error.reason
+                    }
+                }
+            }
+            return await group.reduce(into: [AgentError.Reason?]()) { $0.append($1) }
+        }
+        #expect(outcomes.filter { $0 == nil }.count == 1)
+        #expect(outcomes.allSatisfy { $0 == nil || $0 == .driveBusy || $0 == .jobExists })
+        #expect(targets.opened.withLock { $0 } == 1)
+        targets.letGo.fulfil(())
+        await manager.stop(within: .seconds(60))
+    }
+}

@@ -23,8 +23,8 @@ package struct AgentConfiguration: Sendable {
 
 /// The agent: all its parts, put together, from the start to the orderly end.
 package final class Agent: Sendable {
-    /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to close:
-    /// together less than the five seconds that stopping may take.
+    /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to
+    /// close: together less than the five seconds that stopping may take.
     static let patience = (jobs: Duration.seconds(3), clients: Duration.milliseconds(700))
 
     private let directories: AgentDirectories
@@ -38,8 +38,8 @@ package final class Agent: Sendable {
     private let sequences: SequenceKeeper
     private let logger: Logger
 
-    /// Does all that can fail before the agent answers: takes its directories, opens its state and the drives, listens.
-    /// Throws one sentence for the operator.
+    /// Does all that can fail before the agent answers: takes its directories, opens its state and the
+    /// drives, listens. Throws one sentence for the operator.
     package init(_ configuration: AgentConfiguration, logger: Logger) async throws(AgentError) {
         self.logger = logger
         let addresses = try configuration.listen.map { text throws(AgentError) in

@@ -1,4 +1,5 @@
-/// Why the agent refused a request, or why a job failed: a stable reason for programs and a sentence for people.
+/// Why the agent refused a request, or why a job failed: a stable reason for programs and a sentence for
+/// people.
 package struct AgentError: Error, Sendable, Hashable {
     package var reason: Reason
     /// A whole sentence with the name, path or number it is about.

@@ -49,7 +49,8 @@ struct AgentHandlers: Sendable {
         return info
     }
 
-    /// All jobs' events. A slow reader costs a number: what it has not read stays in the log, or is merged there.
+    /// All jobs' events. A slow reader costs a number: what it has not read stays in the log, or is merged
+    /// there.
     private func watch(
         after sequence: UInt64, follows: Bool, _ writer: RPCWriter<DriveBackupWire.JobEvent>
     ) async throws(RPCStatus) {

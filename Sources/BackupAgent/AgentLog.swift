@@ -3,8 +3,8 @@ package import Logging
 
 /// Writes log entries to standard error, one line each.
 ///
-/// Under systemd, which says so in JOURNAL_STREAM, a line begins with the priority that the journal understands and has
-/// no time, since the journal knows it.
+/// Under systemd, which says so in JOURNAL_STREAM, a line begins with the priority that the journal
+/// understands and has no time, since the journal knows it.
 package struct AgentLog: LogHandler {
     package var metadata: Logger.Metadata = [:]
     package var logLevel: Logger.Level

@@ -2,7 +2,8 @@ internal import BlockIO
 internal import Glibc
 internal import Synchronization
 
-/// A directory of the agent's own, made where it was missing and held against other agents until it is released.
+/// A directory of the agent's own, made where it was missing and held against other agents until it is
+/// released.
 package final class DirectoryLock: Sendable {
     package let path: String
     private let descriptor: Int32

@@ -15,8 +15,8 @@ package struct DriveOption: Sendable, Hashable {
         self.isReadOnly = isReadOnly
     }
 
-    /// Reads the option's text; a comma inside a value is doubled, as QEMU has it. Throws a sentence about what is
-    /// wrong.
+    /// Reads the option's text; a comma inside a value is doubled, as QEMU has it. Throws a sentence about
+    /// what is wrong.
     package init(parsing text: String) throws(AgentError) {
         var values: [String: String] = [:]
         for part in Self.split(text) {

@@ -34,8 +34,8 @@ package actor DriveRegistry {
 
     // MARK: At the agent's start
 
-    /// Opens a drive of the command line; it passes every gate, since it is the operator's own. Throws a sentence for
-    /// the operator.
+    /// Opens a drive of the command line; it passes every gate, since it is the operator's own. Throws a
+    /// sentence for the operator.
     package func openFromCommandLine(_ option: DriveOption) async throws(AgentError) {
         guard drives[option.id] == nil else {
             throw AgentError(
@@ -50,8 +50,8 @@ package actor DriveRegistry {
         }
     }
 
-    /// Opens what clients have added in earlier runs. A drive that cannot be opened stays listed with its problem, one
-    /// whose id the command line has given to another is left alone.
+    /// Opens what clients have added in earlier runs. A drive that cannot be opened stays listed with its
+    /// problem, one whose id the command line has given to another is left alone.
     package func openStored(_ stored: [StateStore.StoredDrive], access: PathAccess) async {
         for drive in stored where drives[drive.id] == nil {
             let option = DriveOption(

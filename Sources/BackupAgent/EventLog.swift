@@ -2,10 +2,10 @@ internal import Synchronization
 
 // The log keeps events; those who watch keep only a number.
 //
-// State changes, errors and ends stay in `kept`, oldest first, up to a bound. Of progress only the newest of each job
-// is there. A watcher asks for what follows the last sequence number it has seen, sends it at its own pace, and asks
-// again: however slow it is, it costs the agent one number, and what it misses is nothing but progress in between
-// (and, beyond the bound, the oldest events of all jobs).
+// State changes, errors and ends stay in `kept`, oldest first, up to a bound. Of progress only the newest of
+// each job is there. A watcher asks for what follows the last sequence number it has seen, sends it at its
+// own pace, and asks again: however slow it is, it costs the agent one number, and what it misses is nothing
+// but progress in between (and, beyond the bound, the oldest events of all jobs).
 
 /// All that happened to jobs, numbered, for any number of watchers at any point of it.
 package final class EventLog: Sendable {
@@ -58,7 +58,8 @@ package final class EventLog: Sendable {
         state.withLock { state in state.waiters.values.contains { $0.job == nil || $0.job == job } }
     }
 
-    /// Adds events that happened together and wakes those who wait for them. Returns the events with their numbers.
+    /// Adds events that happened together and wakes those who wait for them. Returns the events with their
+    /// numbers.
     @discardableResult
     package func append(_ kinds: [JobEvent.Kind], job: JobNumber, id: String) -> [JobEvent] {
         let time = clock()
@@ -97,8 +98,8 @@ package final class EventLog: Sendable {
         if state.kept.count > bound + bound / 4 { state.kept.removeFirst(state.kept.count - bound) }
     }
 
-    /// The events with higher numbers than `sequence` that the log still has, oldest first; those of one job where it
-    /// is given. At most `limit`: ask again from the last one.
+    /// The events with higher numbers than `sequence` that the log still has, oldest first; those of one job
+    /// where it is given. At most `limit`: ask again from the last one.
     package func events(after sequence: UInt64, of job: JobNumber? = nil, limit: Int = 256) -> [JobEvent] {
         state.withLock { state in
             var found: [JobEvent] = []
@@ -118,8 +119,8 @@ package final class EventLog: Sendable {
         }
     }
 
-    /// Waits until there is an event with a higher number than `sequence` (of `job`, where it is given), or the log
-    /// is closed, or the task is cancelled.
+    /// Waits until there is an event with a higher number than `sequence` (of `job`, where it is given), or
+    /// the log is closed, or the task is cancelled.
     package func waitForEvent(after sequence: UInt64, of job: JobNumber? = nil) async {
         let number = state.withLock { state in
             state.nextWaiter += 1

@@ -18,8 +18,8 @@ struct ExistingTargetFile: Sendable {
             guard entry.kind == .regular || entry.kind == .blockDevice else {
                 throw BlockError(
                     .unsupported,
-                    "Couldn't use \(spec.path) as target: it is \(entry.kind.rawValue), not a regular file or a "
-                        + "block device")
+                    "Couldn't use \(spec.path) as target: it is \(entry.kind.rawValue), not a regular file or "
+                        + "a block device")
             }
             descriptor = try directory.open(name, readOnly: false, followingLinks: true)
         } catch {
@@ -27,8 +27,8 @@ struct ExistingTargetFile: Sendable {
             case .notFound:
                 throw AgentError(
                     .targetMissing,
-                    "Couldn't use \(spec.path) as target: there is no such file (mode absolute-paths makes a new "
-                        + "one)", subject: spec.path)
+                    "Couldn't use \(spec.path) as target: there is no such file (mode absolute-paths makes a "
+                        + "new one)", subject: spec.path)
             case .unsupported:
                 throw AgentError(.targetNotRegular, error.message, subject: spec.path)
             default:
@@ -43,7 +43,8 @@ struct ExistingTargetFile: Sendable {
         }
     }
 
-    /// What is open now, whatever the name led to a moment ago: below the allowed directories, and nobody else's.
+    /// What is open now, whatever the name led to a moment ago: below the allowed directories, and nobody
+    /// else's.
     private static func check(
         _ descriptor: Int32, _ spec: TargetSpec, _ claims: FileClaims
     ) throws(AgentError) -> String {

@@ -3,8 +3,8 @@ internal import Synchronization
 
 /// Who uses which file: all files of all open drives, and the targets of all jobs, by device and inode.
 ///
-/// It is the one place that knows whether a target is a source, whatever path names it. Claims are taken and given up
-/// at once, from any thread.
+/// It is the one place that knows whether a target is a source, whatever path names it. Claims are taken and
+/// given up at once, from any thread.
 package final class FileClaims: Sendable {
     package enum Holder: Sendable, Hashable {
         case drive(String)
@@ -28,8 +28,8 @@ package final class FileClaims: Sendable {
 
     package init() {}
 
-    /// Takes the files of a drive that is being opened. Refused, with nothing taken, when one is a target, or belongs
-    /// to another drive and either writes it.
+    /// Takes the files of a drive that is being opened. Refused, with nothing taken, when one is a target, or
+    /// belongs to another drive and either writes it.
     package func claim(_ files: [DriveFile], forDrive id: String) throws(AgentError) {
         let holder = Holder.drive(id)
         let refusal: AgentError? = claims.withLock { claims in
@@ -62,7 +62,8 @@ package final class FileClaims: Sendable {
         if let refusal { throw refusal }
     }
 
-    /// Takes a file as a job's target (again: no change). Refused when it belongs to a drive or to another job.
+    /// Takes a file as a job's target (again: no change). Refused when it belongs to a drive or to another
+    /// job.
     package func claim(
         _ identities: [FileIdentity], path: String, forTargetOf job: JobNumber, id: String
     ) throws(AgentError) {

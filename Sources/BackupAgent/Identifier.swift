@@ -17,8 +17,8 @@ enum Identifier {
         guard isValid(text) else {
             throw AgentError(
                 .fieldInvalid,
-                "The \(field) \(quoted(text)) is not valid: an id is a letter, then letters, digits, '-', '.' "
-                    + "and '_', at most \(maximumLength) of them",
+                "The \(field) \(quoted(text)) is not valid: an id is a letter, then letters, digits, '-', "
+                    + "'.' and '_', at most \(maximumLength) of them",
                 subject: field)
         }
     }

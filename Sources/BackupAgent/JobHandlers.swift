@@ -56,7 +56,8 @@ extension AgentHandlers {
         try await translate { () async throws(AgentError) in try await jobs.perform(verb, on: id).wire }
     }
 
-    /// A job's events until its last one. A slow reader costs a number: what it has not read stays in the log.
+    /// A job's events until its last one. A slow reader costs a number: what it has not read stays in the
+    /// log.
     private func watch(
         _ job: JobNumber, after sequence: UInt64, _ writer: RPCWriter<DriveBackupWire.JobEvent>
     ) async throws(RPCStatus) {

@@ -42,7 +42,8 @@ extension JobManager {
         }
     }
 
-    /// Takes the drive, opens the target, checks one against the other. When it throws nothing is left of either.
+    /// Takes the drive, opens the target, checks one against the other. When it throws nothing is left of
+    /// either.
     private func prepare(
         _ number: JobNumber, _ spec: BackupSpec, _ access: PathAccess
     ) async throws(AgentError) -> BackupJob {
@@ -86,7 +87,8 @@ extension JobManager {
         }
     }
 
-    /// Opens the target, unless the job is to stop first: then the target is given up when it is open at last.
+    /// Opens the target, unless the job is to stop first: then the target is given up when it is open at
+    /// last.
     private func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
         guard let stop = records[number]?.stop else { throw cancelledAtStart(spec.jobID) }
         let opened = OneShot<Result<any JobTarget, AgentError>>()
@@ -143,7 +145,8 @@ extension JobManager {
             subject: target)
     }
 
-    /// The point in time is fixed: tells everybody, and the copy begins. False when the job was cancelled before.
+    /// The point in time is fixed: tells everybody, and the copy begins. False when the job was cancelled
+    /// before.
     private func announce(_ number: JobNumber) -> Bool {
         guard var record = records[number], record.machine.state == .created else { return false }
         // Nothing is awaited between here and the copy's first read, and no guest writes to the drive.

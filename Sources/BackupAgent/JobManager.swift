@@ -3,10 +3,11 @@ package import BlockIO
 internal import DiskImages
 package import Logging
 
-// The manager owns every job from the request to the history; calls come and go, jobs stay. What it decides, it decides
-// in one step without an await: a verb or a report goes into the job's state machine, the effects come out and
-// are carried out or set off. Work that takes time (opening, copying, completing, giving up) is done by tasks that
-// the job's record keeps, in JobManager+Running.swift; they come back with a report. Nothing here ever sees a block.
+// The manager owns every job from the request to the history; calls come and go, jobs stay. What it decides,
+// it decides in one step without an await: a verb or a report goes into the job's state machine, the effects
+// come out and are carried out or set off. Work that takes time (opening, copying, completing, giving up) is
+// done by tasks that the job's record keeps, in JobManager+Running.swift; they come back with a report.
+// Nothing here ever sees a block.
 
 /// All jobs, running and ended.
 package actor JobManager {
@@ -69,8 +70,9 @@ package actor JobManager {
 
     // MARK: Starting
 
-    /// Starts a backup. Returns its number and its `started` event when the point in time is fixed; the job goes on
-    /// whatever becomes of the caller. When it throws, there is no job and nothing was made or changed.
+    /// Starts a backup. Returns its number and its `started` event when the point in time is fixed; the job
+    /// goes on whatever becomes of the caller. When it throws, there is no job and nothing was made or
+    /// changed.
     package func start(
         _ spec: BackupSpec, access: PathAccess
     ) async throws(AgentError) -> (job: JobNumber, started: JobEvent) {
@@ -92,7 +94,7 @@ package actor JobManager {
         guard live(spec.jobID) == nil else {
             throw AgentError(
                 .jobExists,
-                "There is a job \(spec.jobID) already (give another --job-id, or dismiss it when it has ended)",
+                "There is a job \(spec.jobID) already (give another --job-id, or dismiss it when it ended)",
                 subject: spec.jobID)
         }
         lastNumber += 1
@@ -153,7 +155,8 @@ package actor JobManager {
         throw Self.notFound(id)
     }
 
-    /// Events of a job with higher numbers than `sequence`, and whether all of them are there now and none will follow.
+    /// Events of a job with higher numbers than `sequence`, and whether all of them are there now and none
+    /// will follow.
     package func events(of number: JobNumber, after sequence: UInt64) -> (events: [JobEvent], isEnd: Bool) {
         // Looked at before the log: what is logged later is found next time.
         let past = ended[number]
@@ -230,8 +233,8 @@ package actor JobManager {
         return try get(id)
     }
 
-    /// Gives a job that was asked to pause a moment for what is in flight, so that the answer is usually "paused". A
-    /// target that hangs makes nobody wait.
+    /// Gives a job that was asked to pause a moment for what is in flight, so that the answer is usually
+    /// "paused". A target that hangs makes nobody wait.
     private func settle(_ record: Record) async {
         let quiet = OneShot<Void>()
         let waiting = Task {
@@ -339,7 +342,8 @@ package actor JobManager {
 
     // MARK: The agent's end
 
-    /// Ends all jobs, as failed, and waits for their ends, but no longer than `limit`. No job starts afterwards.
+    /// Ends all jobs, as failed, and waits for their ends, but no longer than `limit`. No job starts
+    /// afterwards.
     package func stop(within limit: Duration) async {
         isStopping = true
         let reason = AgentError(

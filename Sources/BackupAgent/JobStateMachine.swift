@@ -3,14 +3,15 @@
 //   created ─► running ⇄ paused        running ─► waiting ─► pending ─► concluded
 //   any of these ─► aborting ─► concluded
 //
-// The copy runs from `created` (accepted) until it reports its end; it is told to pause, resume or stop by effects. A
-// job is `paused` only when the copy says that nothing is in flight any more, so a pause that was asked for and one
-// that has been reached are different things; verbs look at the first, watchers see the second. In `pending` the
-// target is completed: at once, or when `finalize` arrives. A cancel during that is answered at once as well, and the
-// target decides who was first: when its rename has happened already the job ends as completed, because it is.
+// The copy runs from `created` (accepted) until it reports its end; it is told to pause, resume or stop by
+// effects. A job is `paused` only when the copy says that nothing is in flight any more, so a pause that was
+// asked for and one that has been reached are different things; verbs look at the first, watchers see the
+// second. In `pending` the target is completed: at once, or when `finalize` arrives. A cancel during that is
+// answered at once as well, and the target decides who was first: when its rename has happened already the
+// job ends as completed, because it is.
 
-/// The rules of a job's states and verbs (the verb table of QEMU's jobs, with cancel allowed in every state before
-/// `concluded`).
+/// The rules of a job's states and verbs (the verb table of QEMU's jobs, with cancel allowed in every state
+/// before `concluded`).
 package struct JobStateMachine: Sendable, Hashable {
     package private(set) var state: JobState = .created
     /// Set exactly when the state is `concluded`.
@@ -108,8 +109,8 @@ package struct JobStateMachine: Sendable, Hashable {
         }
     }
 
-    /// Applies what happened. Reports that come too late to matter (a copy that finishes while the job is being
-    /// cancelled) change nothing.
+    /// Applies what happened. Reports that come too late to matter (a copy that finishes while the job is
+    /// being cancelled) change nothing.
     package mutating func handle(_ event: Event) -> [Effect] {
         switch event {
         case .started:
@@ -156,8 +157,8 @@ package struct JobStateMachine: Sendable, Hashable {
     /// Pausing, resuming and changing the speed make sense.
     private var isCopyState: Bool { state == .created || state == .running || state == .paused }
 
-    /// Leaves for `aborting` and stops what runs. The target is given up when the copy has stopped; one that is being
-    /// completed is told to give up at once.
+    /// Leaves for `aborting` and stops what runs. The target is given up when the copy has stopped; one that
+    /// is being completed is told to give up at once.
     private mutating func abort() -> [Effect] {
         let effects = change(to: .aborting)
         if isCopying { return effects + [.stopCopy] }

@@ -40,15 +40,15 @@ package protocol JobTarget: BackupTarget {
     /// What kind of operation the first error was in; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
 
-    /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more from becoming
-    /// so: then true. Returns within a few seconds, whatever the target does; what hangs is left behind and the file
-    /// stays claimed until it returns.
+    /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more
+    /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is
+    /// left behind and the file stays claimed until it returns.
     func giveUp(keep: Bool) async -> Bool
 }
 
 /// Opens targets; the place where a process boundary goes.
 package protocol TargetOpener: Sendable {
-    /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing was made
-    /// or changed.
+    /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing
+    /// was made or changed.
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget
 }

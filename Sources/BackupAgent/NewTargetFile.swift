@@ -1,10 +1,10 @@
 internal import BlockIO
 internal import Synchronization
 
-// A new target is `NAME.partial` until it is whole and durable, then `NAME`. The directory is opened once and every
-// name is looked up in it. Identities are compared before each step that could hurt somebody: before the file is made,
-// before an orphan is removed, before the rename. The file is made exclusively and locked at once; an agent that
-// finds a `.partial` without locks may take it for an orphan.
+// A new target is `NAME.partial` until it is whole and durable, then `NAME`. The directory is opened once and
+// every name is looked up in it. Identities are compared before each step that could hurt somebody: before
+// the file is made, before an orphan is removed, before the rename. The file is made exclusively and locked
+// at once; an agent that finds a `.partial` without locks may take it for an orphan.
 
 /// The names of a target that is being made. All methods block.
 final class NewTargetFile: Sendable {
@@ -26,7 +26,8 @@ final class NewTargetFile: Sendable {
     private let orphan: FileIdentity?
     private let made = Mutex<FileIdentity?>(nil)
 
-    /// Checks that the target can be made; makes and changes nothing, but claims the files that have its names.
+    /// Checks that the target can be made; makes and changes nothing, but claims the files that have its
+    /// names.
     init(checking spec: TargetSpec, overwrites: Bool, claims: FileClaims) throws(AgentError) {
         let (parent, name) = try PathPolicy.split(spec.path)
         directory = try Self.openDirectory(parent, for: spec.path)
@@ -151,8 +152,8 @@ extension NewTargetFile {
             guard entry.kind == .regular else {
                 throw AgentError(
                     .targetNotRegular,
-                    "Couldn't replace \(path): it is \(entry.kind.rawValue) (mode existing writes into what is "
-                        + "there)", subject: path)
+                    "Couldn't replace \(path): it is \(entry.kind.rawValue) (mode existing writes into what "
+                        + "is there)", subject: path)
             }
             guard try isUnlocked(name, path: path) else {
                 throw AgentError(
@@ -161,7 +162,8 @@ extension NewTargetFile {
             }
         }
 
-        /// Checks what has the name of the unfinished target now; the orphan that may be replaced, if there is one.
+        /// Checks what has the name of the unfinished target now; the orphan that may be replaced, if there
+        /// is one.
         func checkPartialName(_ name: String, overwrites: Bool) throws(AgentError) -> FileIdentity? {
             let path = directory.path(of: name)
             guard let entry = try examine(name, path: path) else { return nil }

@@ -1,7 +1,8 @@
 internal import Logging
 internal import Synchronization
 
-/// Writes down which event numbers may have been given out, one reservation after the other, off everybody's way.
+/// Writes down which event numbers may have been given out, one reservation after the other, off everybody's
+/// way.
 final class SequenceKeeper: Sendable {
     private let store: StateStore
     private let logger: Logger

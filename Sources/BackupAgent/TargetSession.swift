@@ -4,16 +4,18 @@ internal import DiskImages
 internal import Logging
 internal import Synchronization
 
-// A target has an engine, and so threads, of its own: whatever hangs there hangs nobody else. What crosses into
-// it are ranges, buffers and a spec, nothing that a process boundary would not carry.
+// A target has an engine, and so threads, of its own: whatever hangs there hangs nobody else. What crosses
+// into it are ranges, buffers and a spec, nothing that a process boundary would not carry.
 //
-// Whether a target becomes complete or is given up is decided once, under the lock, just before it gets its name:
+// Whether a target becomes complete or is given up is decided once, under the lock, just before it gets its
+// name:
 //
 //   open ─ complete() ─► flush, close ─► [given up?] ─ no ─► rename, flush the directory ─► complete
 //   open ─ giveUp() ──► [renaming?] ─ no ─► wait for what is in flight ─► close, remove ─► gone
 //
 // What is in flight on a target that hangs may never return. Then giveUp returns all the same, and the rest
-// (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can be.
+// (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can
+// be.
 
 /// A job's target in this process.
 final class TargetSession: JobTarget {
@@ -86,8 +88,8 @@ final class TargetSession: JobTarget {
         }
     }
 
-    /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here is one of a
-    /// flush: the data may be lost.
+    /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
+    /// is one of a flush: the data may be lost.
     private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
         do throws(BlockError) {
             for written in places {
@@ -157,8 +159,8 @@ final class TargetSession: JobTarget {
         }
     }
 
-    /// Closes and removes what is left once nothing is in flight, and gives up the claim. The task is the session's own,
-    /// since what it waits for may hang.
+    /// Closes and removes what is left once nothing is in flight, and gives up the claim. The task is the
+    /// session's own, since what it waits for may hang.
     private func startCleanup(keep: Bool) -> Task<Void, Never> {
         state.withLock { state in
             if let cleanup = state.cleanup { return cleanup }

@@ -1,7 +1,7 @@
 internal import BlockIO
 
-/// Bounds a target's dirty data: write-back of each chunk is started at once, and waited for when enough newer
-/// data is on its way.
+/// Bounds a target's dirty data: write-back of each chunk is started at once, and waited for when enough
+/// newer data is on its way.
 struct WritebackWindow: Sendable {
     /// How many bytes may be on their way to the disk.
     let bound: UInt64

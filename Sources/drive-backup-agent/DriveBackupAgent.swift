@@ -10,15 +10,16 @@ struct DriveBackupAgent: AsyncParsableCommand {
         commandName: "drive-backup-agent",
         abstract: "Serves disk images as drives and backs them up.",
         discussion: """
-            It runs until SIGTERM or SIGINT, answers `drive-backup` and other clients on its addresses, and logs to \
-            standard error.
+            It runs until SIGTERM or SIGINT, answers `drive-backup` and other clients on its addresses, and logs \
+            to standard error.
 
             Examples:
 
               drive-backup-agent --drive id=vm1,file=/var/lib/vm/vm1.qcow2
 
-              drive-backup-agent --listen unix:/tmp/agent.sock --state-directory /tmp/state \\
-                --runtime-directory /tmp/run --allow-directory /backup \\
+              drive-backup-agent --listen unix:/tmp/agent.sock \\
+                --state-directory /tmp/state --runtime-directory /tmp/run \\
+                --allow-directory /backup \\
                 --drive id=vm1,file=/var/lib/vm/vm1.raw,format=raw,read-only=on
             """,
         version: "drive-backup-agent \(BackupAgentVersion.number)")
@@ -40,16 +41,16 @@ struct DriveBackupAgent: AsyncParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A directory below which clients may add drives and make targets. May be repeated. Without any, root's own \
-            Unix connections may use all, others nothing.
+            A directory below which clients may add drives and make targets. May be repeated. Without any, root's \
+            own Unix connections may use all, others nothing.
             """, valueName: "dir"))
     var allowDirectory: [String] = []
 
     @Option(
         help: ArgumentHelp(
             """
-            A drive: id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]. May be repeated. A comma in a value is \
-            doubled.
+            A drive: id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]. May be repeated. A comma in a value \
+            is doubled.
             """, valueName: "drive"))
     var drive: [String] = []
 

@@ -41,8 +41,15 @@ struct JobWatch {
             return outcome
         }
         await reporter.conclude()
+        var end = await reporter.story
+        // A watch from behind the last event sees none of them: the job itself knows how it ended. What
+        // cannot be asked any more is told as broken off.
+        if end.end == nil, !detach, case .ended(.success)? = outcome,
+            let job = try? await client.jobs.get(end.id)
+        {
+            end = JobStory(job)
+        }
         await client.close()
-        let end = await reporter.story
         switch outcome {
         case .signal(let status): throw CommandFailure(status, farewell(end))
         case .ended(.failure(let failure)): throw failure

@@ -34,7 +34,7 @@ package enum AgentMain {
             _ = write(STDERR_FILENO, line, line.count)
             return false
         }
-        let watched = WatchedService(agent: agent)
+        let watched = WatchedService(agent: agent, logger: logger)
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: [.init(service: watched, successTerminationBehavior: .gracefullyShutdownGroup)],
@@ -62,6 +62,7 @@ package enum AgentMain {
 /// The agent with an alarm clock: what hangs in a system call cannot hold the process.
 private struct WatchedService: Service {
     let agent: Agent
+    let logger: Logger
 
     func run() async throws {
         await withTaskGroup(of: Void.self) { group in
@@ -70,6 +71,7 @@ private struct WatchedService: Service {
                 // It throws when the agent has ended first.
                 guard (try? await gracefulShutdown()) != nil, !Task.isCancelled else { return }
                 guard (try? await Task.sleep(for: AgentMain.patience)) != nil else { return }
+                logger.warning("Something hangs and is left behind: ending all the same")
                 _exit(0)
             }
             await group.next()

@@ -18,13 +18,13 @@ struct Listener: Sendable {
         switch address {
         case .unix(let path):
             try await SocketFile.removeStale(path)
+            let (descriptor, file) = try await SocketFile.bind(path)
             do {
-                let channel = try await bootstrap.bind(unixDomainSocketPath: path).get()
-                return try await Listener(
-                    address: address, channel: channel, socketFile: SocketFile.claim(path))
-            } catch let status as RPCStatus {
-                throw status
+                // The channel owns the descriptor from here on, also if this fails.
+                let channel = try await bootstrap.withBoundSocket(descriptor).get()
+                return Listener(address: address, channel: channel, socketFile: file)
             } catch {
+                await file.remove()
                 throw failure(address, error)
             }
         case .tcp(let host, let port):

@@ -149,9 +149,11 @@ struct ServerMachine {
             }
             takeCall(header, payload, charge: charge, now: now, &effects)
         case .message:
-            let known = calls[header.stream] != nil
-            calls[header.stream]?.charge += charge
-            if !known { budget.give(charge) }
+            if calls[header.stream]?.isDispatched == false {
+                calls[header.stream]?.charge += charge
+            } else {
+                budget.give(charge)  // The payload is thrown away.
+            }
             guard try isOpen(header) else { return }
             takeMessage(header, payload, now: now, &effects)
         case .cancel:

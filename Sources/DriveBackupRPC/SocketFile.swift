@@ -40,15 +40,51 @@ struct SocketFile: Sendable {
             .failedPrecondition, "Couldn't listen on \(address): another process answers there.")
     }
 
-    /// Lets the owner and the group use the socket that was just made, and remembers that it is ours.
-    static func claim(_ path: String) async throws(RPCStatus) -> SocketFile {
-        let file = await onThread { () -> SocketFile? in
-            guard chmod(path, 0o660) == 0, let status = status(path) else { return nil }
-            return SocketFile(path: path, device: status.st_dev, inode: status.st_ino)
+    /// A socket bound to a new file of that name, which its owner and group may use, and the file. (NIO would remove
+    /// whatever has the name at the end.) The socket does not listen yet; the caller closes it.
+    static func bind(_ path: String) async throws(RPCStatus) -> (descriptor: CInt, file: SocketFile) {
+        let result = await onThread { () -> Result<(descriptor: CInt, file: SocketFile), IOError> in
+            let descriptor = socket(
+                AF_UNIX, CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+            guard descriptor >= 0 else { return .failure(IOError(errnoCode: errno, reason: "socket")) }
+            var call = "bind"
+            if bind(descriptor, to: path) {
+                call = "chmod"
+                if chmod(path, 0o660) == 0, let status = status(path) {
+                    return .success(
+                        (descriptor, SocketFile(path: path, device: status.st_dev, inode: status.st_ino)))
+                }
+            }
+            let failure = IOError(errnoCode: errno, reason: call)
+            close(descriptor)
+            return .failure(failure)
         }
-        if let file { return file }
-        throw RPCStatus(
-            .failedPrecondition, "Couldn't listen on unix:\(path): the mode of the socket can't be set.")
+        do {
+            return try result.get()
+        } catch {
+            throw RPCStatus(
+                .failedPrecondition, "Couldn't listen on \(RPCAddress.unix(path: path)): \(error.sentence).")
+        }
+    }
+
+    private static func bind(_ descriptor: CInt, to path: String) -> Bool {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let fits = withUnsafeMutableBytes(of: &address.sun_path) { room in
+            // With its NUL, which the zeroed rest is.
+            guard path.utf8.count < room.count else { return false }
+            room.copyBytes(from: path.utf8)
+            return true
+        }
+        guard fits else {
+            errno = ENAMETOOLONG
+            return false
+        }
+        return withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { pointer in
+                Glibc.bind(descriptor, pointer, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
+            }
+        }
     }
 
     /// Removes the file unless another socket has taken its place.

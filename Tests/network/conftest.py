@@ -83,8 +83,15 @@ class Agent:
         raise KeyError(field)
 
     @property
-    def descriptors(self):
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+    def sockets(self):
+        """How many sockets the agent has open."""
+        count = 0
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            try:
+                count += os.readlink(entry).startswith("socket:")
+            except FileNotFoundError:
+                pass  # Closed meanwhile.
+        return count
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)

@@ -177,12 +177,12 @@ class Wire:
             pass
 
     def is_alive(self, token=0x1234567890ABCDEF):
-        """Whether a PING is answered."""
+        """Waits until a PING is answered; raises Closed if the connection ends instead."""
         self.send(ping(token))
-        received, _ = self.receive_until(PONG)
         message = rpc("Pong")
-        message.ParseFromString(received.payload)
-        return message.token == token
+        while message.token != token:
+            message.ParseFromString(self.receive_until(PONG)[0].payload)
+        return True
 
     def close(self):
         self.file.close()

@@ -3,11 +3,12 @@
 import os
 import random
 import threading
+import time
 
 import pytest
 from drivebackup_client import (
-    CALL, CANCEL, CREDIT, DEADLINE_EXCEEDED, END, FAILED_PRECONDITION, GOAWAY, HELLO, INVALID_ARGUMENT, MESSAGE, OK, PING,
-    STATUS, Client, Closed, Wire, call, credit, frame, hello, ping, rpc, v1)
+    CALL, CANCEL, CREDIT, DEADLINE_EXCEEDED, END, FAILED_PRECONDITION, GOAWAY, HELLO, INVALID_ARGUMENT, MESSAGE,
+    PATIENCE, PING, STATUS, Client, Closed, Wire, call, credit, frame, hello, ping, rpc, v1)
 
 GET_INFO = call(1, "Agent/GetInfo")
 
@@ -71,28 +72,27 @@ def test_a_session_may_be_cut_at_every_byte(agent):
     session = (hello() + ping(7) + call(1, "Drives/Get", v1("GetDriveRequest", id="vm1"))
                + call(3, "Agent/WatchEvents", flags=0) + frame(MESSAGE, 3, b"", END) + credit(3, 1000)
                + frame(CANCEL, 3, rpc("Cancel", reason="no").SerializeToString()))
-    descriptors = agent.descriptors
+    sockets = agent.sockets
     for cut in range(len(session) + 1):
         with Wire(agent.unix if cut % 2 else agent.tcp) as wire:
             wire.send(session[:cut])
             if cut % 3 == 0:
                 wire.receive_hello()
-    wait_for_descriptors(agent, descriptors)
+    wait_for_sockets(agent, sockets)
 
 
-def wait_for_descriptors(agent, count):
-    """Until the agent has closed what it had open for us; pytest's own timeout would end a leak."""
-    import time
-    end = time.monotonic() + 60
-    while agent.descriptors > count:
-        assert time.monotonic() < end, f"{agent.descriptors} descriptors, {count} before"
+def wait_for_sockets(agent, count):
+    """Until the agent has closed what it had open for us."""
+    end = time.monotonic() + PATIENCE
+    while agent.sockets > count:
+        assert time.monotonic() < end, f"{agent.sockets} sockets, {count} before"
 
 
 def test_hundreds_of_hostile_connections_while_a_backup_runs(agent):
     seed = int(os.environ.get("DRIVE_BACKUP_SEED") or random.randrange(1 << 32))
     print(f"DRIVE_BACKUP_SEED={seed}")
     chance = random.Random(seed)
-    descriptors, before = agent.descriptors, agent.status("VmRSS")
+    sockets, before = agent.sockets, agent.status("VmRSS")
 
     def misbehave(number):
         session = hello() + call(1, "Agent/GetInfo") + call(3, "Agent/WatchEvents") + ping(1)
@@ -136,7 +136,7 @@ def test_hundreds_of_hostile_connections_while_a_backup_runs(agent):
         for wire in wires:
             wire.close()
     assert (agent.targets / "hostile.raw").read_bytes() == agent.drive.read_bytes()
-    wait_for_descriptors(agent, descriptors)
+    wait_for_sockets(agent, sockets)
 
 
 def test_random_frames_never_hurt_the_agent(agent):
@@ -179,7 +179,7 @@ def test_a_silent_connection_is_sent_away(agent):
 
 
 def test_connections_come_and_go_by_the_thousand(agent):
-    descriptors = agent.descriptors
+    sockets = agent.sockets
     failures = []
 
     def work():
@@ -196,4 +196,4 @@ def test_connections_come_and_go_by_the_thousand(agent):
     for thread in threads:
         thread.join()
     assert not failures
-    wait_for_descriptors(agent, descriptors)
+    wait_for_sockets(agent, sockets)

@@ -1,10 +1,11 @@
 """What is too much, and what becomes of it."""
 
+import select
 import socket
 
 from drivebackup_client import (
-    CALL, CANCEL, CREDIT, END, GOAWAY, INVALID_ARGUMENT, MESSAGE, OK, PONG, RESOURCE_EXHAUSTED, STATUS, Client, Closed,
-    Wire, call, credit, frame, hello, ping, rpc, v1)
+    CALL, CANCEL, CREDIT, END, INVALID_ARGUMENT, MESSAGE, OK, RESOURCE_EXHAUSTED, STATUS, Client, Wire, call, credit,
+    frame, hello, ping, rpc, v1)
 
 BIG = 5 << 20
 
@@ -50,9 +51,10 @@ def test_the_largest_payload_is_taken(wire):
 def test_the_agent_keeps_to_what_the_client_takes(agent):
     with Wire(agent.unix, hello(max_payload=64)) as wire:
         wire.receive_hello()
-        wire.send(call(1, "Agent/GetInfo") + call(3, "Nothing/" + "x" * 5000))
+        wire.send(call(1, "Agent/GetInfo"))
         status, messages = wire.receive_status(1)
         assert status.code == RESOURCE_EXHAUSTED and not messages
+        wire.send(call(3, "Nothing/" + "x" * 5000))
         received, _ = wire.receive_until(STATUS, 3)
         assert len(received.payload) <= 64
 
@@ -117,7 +119,6 @@ def test_a_client_that_asks_and_never_reads_is_read_no_more(agent):
         sent = 0
         data = ping(1) * 1000
         # Until neither the agent nor the system takes more.
-        import select
         while select.select([], [wire.socket], [], 2)[1] and sent < 1 << 30:
             try:
                 sent += wire.socket.send(data)
@@ -130,7 +131,7 @@ def test_a_client_that_asks_and_never_reads_is_read_no_more(agent):
 
 
 def test_connections_are_counted(own_agent):
-    descriptors = own_agent.descriptors
+    sockets = own_agent.sockets
     wires = [Wire(own_agent.unix) for _ in range(1024)]
     for wire in wires:
         wire.receive_hello()
@@ -140,6 +141,6 @@ def test_connections_are_counted(own_agent):
         one_more.receive_end()
     for wire in wires:
         wire.close()
-    while own_agent.descriptors > descriptors:
+    while own_agent.sockets > sockets:
         pass
     own_agent.check()

@@ -137,9 +137,10 @@ package final class LockKeeper: Sendable {
 
     deinit { close() }
 
-    /// Ends the locks, if nobody else keeps them. Blocks; an error would leave nothing to do.
+    /// Ends the locks, whoever else has the file open. Blocks; an error would leave nothing to do.
     package func close() {
         guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
+        ImageLock.releaseAll(descriptor)
         _ = cblockio_close(descriptor)
     }
 }

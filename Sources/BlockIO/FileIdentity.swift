@@ -36,6 +36,12 @@ package struct FileIdentity: Sendable, Hashable {
         return of(status, descriptor)
     }
 
+    /// The identity of the file that `path` leads to now; nil when it leads nowhere. Blocks.
+    package static func of(path: String) -> FileIdentity? {
+        var status = stat()
+        return stat(path, &status) == 0 ? of(status, -1).identity : nil
+    }
+
     static func of(
         _ status: stat, _ descriptor: Int32
     ) -> (identity: FileIdentity, aliases: [FileIdentity]) {

@@ -59,6 +59,7 @@ extension HostFile {
 
     private func laterFailure(_ first: BlockError) -> BlockError {
         BlockError(
-            first.code, "Couldn't flush \(name): a previous flush failed (\(first.message))", errno: first.errno)
+            first.code, "Couldn't flush \(name): a previous flush failed (\(first.message))",
+            errno: first.errno)
     }
 }

@@ -49,7 +49,8 @@ extension HostFile {
             case let other:
                 throw BlockError(
                     .unsupported,
-                    "Couldn't use \(name): it is \(Self.describe(other)), not a regular file or a block device")
+                    "Couldn't use \(name): it is \(Self.describe(other)), not a regular file or a block device"
+                )
             }
             try Self.checkAccess(descriptor, name: name, readOnly: readOnly)
             (identity, aliases) = FileIdentity.of(status, descriptor)
@@ -72,7 +73,8 @@ extension HostFile {
         }
 
         /// O_APPEND would ignore our offsets, and io_uring would not wait for a disk with O_NONBLOCK.
-        private static func checkAccess(_ descriptor: Int32, name: String, readOnly: Bool) throws(BlockError) {
+        private static func checkAccess(_ descriptor: Int32, name: String, readOnly: Bool) throws(BlockError)
+        {
             let flags = cblockio_flags(descriptor)
             try check(flags, "Couldn't examine \(name)")
             let access = flags & O_ACCMODE

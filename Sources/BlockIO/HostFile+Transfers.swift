@@ -145,7 +145,8 @@ extension HostFile {
         if !isGrowable {
             try check(range, to: verb)
         } else if range.end > UInt64(Int64.max) {
-            throw BlockError(.invalid, "Couldn't \(verb) \(range) of \(name): no file is that long", range: range)
+            throw BlockError(
+                .invalid, "Couldn't \(verb) \(range) of \(name): no file is that long", range: range)
         }
     }
 
@@ -162,6 +163,7 @@ extension HostFile {
     }
 
     func failure(_ verb: String, _ range: ByteRange, _ result: Int) -> BlockError {
-        BlockError("Couldn't \(verb) \(range) of \(name)", errno: Int32(truncatingIfNeeded: -result), range: range)
+        BlockError(
+            "Couldn't \(verb) \(range) of \(name)", errno: Int32(truncatingIfNeeded: -result), range: range)
     }
 }

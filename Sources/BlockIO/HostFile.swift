@@ -30,6 +30,8 @@ package final class HostFile: BlockDevice {
 
     let currentSize: Atomic<UInt64>
     let state: EngineIsolated<State>
+    /// Somebody else has a descriptor of the same open file and ends the locks.
+    private let keepsLocks: Bool
     private let isClosed = Atomic(false)
 
     struct State: Sendable {
@@ -59,25 +61,29 @@ package final class HostFile: BlockDevice {
     /// Takes over an open descriptor, which is closed with this file (and at once after an error).
     ///
     /// It loses O_APPEND and O_NONBLOCK and becomes close-on-exec. Throws `.invalid` when it is not open for reading,
-    /// or not for writing without `readOnly`.
+    /// or not for writing without `readOnly`. With `keepsLocks` its locks outlive `close`: a `LockKeeper` has them.
     package convenience init(
         adopting descriptor: Int32, name: String, readOnly: Bool, growable: Bool = false, lock: Lock? = nil,
-        engine: any IOEngine
+        keepsLocks: Bool = false, engine: any IOEngine
     ) async throws(BlockError) {
         let opened: Result<Opened, BlockError> = await engine.blocking {
             Result { () throws(BlockError) in
                 try Opened(adopting: descriptor, name: name, readOnly: readOnly, lock: lock)
             }
         }
-        self.init(try opened.get(), name: name, isReadOnly: readOnly, isGrowable: growable, engine)
+        self.init(
+            try opened.get(), name: name, isReadOnly: readOnly, isGrowable: growable, keepsLocks: keepsLocks,
+            engine)
     }
 
     private init(
-        _ opened: Opened, name: String, isReadOnly: Bool, isGrowable: Bool, _ engine: any IOEngine
+        _ opened: Opened, name: String, isReadOnly: Bool, isGrowable: Bool, keepsLocks: Bool = false,
+        _ engine: any IOEngine
     ) {
         self.name = name
         self.engine = engine
         self.isReadOnly = isReadOnly
+        self.keepsLocks = keepsLocks
         self.isGrowable = isGrowable && !opened.isBlockDevice
         isBlockDevice = opened.isBlockDevice
         descriptor = opened.descriptor
@@ -90,14 +96,20 @@ package final class HostFile: BlockDevice {
 
     deinit {
         // For error paths on which nobody could await `close`; an error of it has nobody to go to here.
-        if !isClosed.load(ordering: .acquiring) { _ = cblockio_close(descriptor) }
+        guard !isClosed.load(ordering: .acquiring) else { return }
+        if !keepsLocks { ImageLock.releaseAll(descriptor) }
+        _ = cblockio_close(descriptor)
     }
 
     /// Closes the descriptor, which ends its locks. Flushes nothing.
     package func close() async throws(BlockError) {
         guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let descriptor = descriptor
-        let result = await engine.blocking { cblockio_close(descriptor) }
+        let unlocks = !keepsLocks && state.value.lock != nil
+        let result = await engine.blocking {
+            if unlocks { ImageLock.releaseAll(descriptor) }
+            return cblockio_close(descriptor)
+        }
         guard result == 0 else { throw BlockError("Couldn't close \(name)", errno: -result) }
     }
 
@@ -123,7 +135,8 @@ package final class HostFile: BlockDevice {
     package func setSize(_ bytes: UInt64) async throws(BlockError) {
         guard !isReadOnly, !isBlockDevice, bytes <= UInt64(Int64.max) else {
             let why =
-                isReadOnly ? "it is open for reading only"
+                isReadOnly
+                ? "it is open for reading only"
                 : isBlockDevice ? "it is a block device" : "no file can be that long"
             throw BlockError(.invalid, "Couldn't set the size of \(name) to \(bytes) bytes: \(why)")
         }

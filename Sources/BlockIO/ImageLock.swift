@@ -21,6 +21,7 @@ package struct ImageLock: Sendable {
         /// To write what reads the same afterwards.
         package static let writeUnchanged = Permissions(rawValue: 4)
         package static let resize = Permissions(rawValue: 8)
+        /// Everything that can be done.
         package static let all: Permissions = [.consistentRead, .write, .writeUnchanged, .resize]
 
         static let numbers: Range<UInt64> = 0..<4
@@ -86,6 +87,15 @@ package struct ImageLock: Sendable {
         drop(held: old.holding.subtracting(holding), unshared: old.unsharing.subtracting(unsharing))
         self.holding = holding
         self.unsharing = unsharing
+    }
+
+    /// Ends all such locks of an open file description, at once: closing its descriptor does so only when no child process
+    /// that was just started still has a copy of it.
+    package static func releaseAll(_ descriptor: Int32) {
+        for number in Permissions.numbers {
+            _ = cblockio_unlock(descriptor, heldBase + number)
+            _ = cblockio_unlock(descriptor, unsharedBase + number)
+        }
     }
 
     private func take(_ byte: UInt64, for number: UInt64) throws(BlockError) {

@@ -22,7 +22,9 @@ final class JobQueue: Sendable {
     private nonisolated(unsafe) var local: [Entry] = []
 
     /// True on the thread that called `becomeCurrent`.
-    var isCurrent: Bool { cblockio_current_owner() == UnsafeRawPointer(Unmanaged.passUnretained(self).toOpaque()) }
+    var isCurrent: Bool {
+        cblockio_current_owner() == UnsafeRawPointer(Unmanaged.passUnretained(self).toOpaque())
+    }
 
     /// Makes the calling thread the one that serves this queue.
     func becomeCurrent() {

@@ -78,7 +78,8 @@ final class RingQueue {
 
     private func armWakeUp() {
         var request = Request(
-            operation: CBLOCKIO_WAKE, descriptor: wakeDescriptor, address: nil, offset: 0, length: 8, flags: 0,
+            operation: CBLOCKIO_WAKE, descriptor: wakeDescriptor, address: nil, offset: 0, length: 8,
+            flags: 0,
             token: Self.wakeToken)
         prepare(&request)
         isWakeArmed = true

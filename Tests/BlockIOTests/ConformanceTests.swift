@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Foundation
 internal import TestKit
 internal import Testing
 
@@ -11,4 +12,93 @@ struct ConformanceTests {
         let seed = conformance.seed
         try await conformance.check { engine in SimDisk(size: size, engine: engine, seed: seed) }
     }
+
+    @Test(
+        "a file conforms, on a disk and in memory", arguments: ["/tmp", "/dev/shm"], [UInt64(1), 1_048_653])
+    func file(directory: String, size: UInt64) async throws {
+        let path = "\(directory)/drive-backup-conformance.\(UUID())"
+        // The file is of no interest afterwards.
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        let make: Conformance.Maker = { engine in
+            _ = FileManager.default.createFile(atPath: path, contents: nil)
+            try FileHandle(forWritingTo: #require(URL(string: "file://" + path))).truncate(atOffset: size)
+            return try await HostFile.open(path, readOnly: false, on: engine)
+        }
+        try await Conformance(size: size).check(of: make) { engine in
+            try await HostFile.open(path, readOnly: true, on: engine)
+        }
+    }
+
+    @Test("a read-only file conforms and refuses writes")
+    func readOnlyFile() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        var generator = SeededGenerator(7)
+        let contents = (0..<100_001).map { _ in UInt8.random(in: 0...2, using: &generator) / 2 }
+        try Data(contents).write(to: URL(fileURLWithPath: path))
+        var conformance = Conformance(size: 100_001)
+        conformance.contents = contents
+        conformance.rounds = 8
+        try await conformance.check { engine in try await HostFile.open(path, readOnly: true, on: engine) }
+    }
+
+    @Test("a growable file conforms")
+    func growableFile() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        var conformance = Conformance(size: 0)
+        conformance.refusesBeyondEnd = false
+        try await conformance.check { engine in
+            _ = FileManager.default.createFile(atPath: path, contents: nil)
+            return try await HostFile.open(path, readOnly: false, growable: true, on: engine)
+        }
+    }
+
+    @Test("a device that loses a write does not conform")
+    func canary() async throws {
+        await #expect(throws: TestKitError.self) {
+            try await Conformance(size: 1 << 20).check { engine in
+                ForgetfulDisk(SimDisk(size: 1 << 20, engine: engine))
+            }
+        }
+    }
+}
+
+/// Forgets the last byte of every seventh write.
+private final class ForgetfulDisk: BlockDevice {
+    private let disk: SimDisk
+    private let writes: EngineIsolated<Int>
+
+    init(_ disk: SimDisk) {
+        self.disk = disk
+        writes = EngineIsolated(0, engine: disk.engine)
+    }
+
+    var name: String { disk.name }
+    var engine: any IOEngine { disk.engine }
+    var size: UInt64 { disk.size }
+    var isReadOnly: Bool { false }
+    var limits: BlockLimits { disk.limits }
+
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try await disk.read(range, into: buffer)
+    }
+
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        writes.value += 1
+        let forgets = writes.value % 7 == 0 && !range.isEmpty
+        let count = buffer.count - (forgets ? 1 : 0)
+        try await disk.write(range.prefix(UInt64(count)), from: buffer[0..<count])
+    }
+
+    func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
+        try await disk.writeZeroes(range, mayUnmap: mayUnmap)
+    }
+
+    func discard(_ range: ByteRange) async throws(BlockError) { try await disk.discard(range) }
+    func flush() async throws(BlockError) { try await disk.flush() }
+    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
+        try await disk.extents(in: range)
+    }
+    func close() async throws(BlockError) { try await disk.close() }
 }

@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Glibc
 
 /// Random requests to a device and to an array of bytes that says what it must hold.
 struct History {
@@ -48,7 +49,9 @@ struct History {
         for _ in 0..<count - 1 {
             let cut = UInt64.random(in: 0...units, using: &generator)
             cuts.insert(cut)
-            if generator.oneIn(3) { cuts.insert(min(units, cut + UInt64.random(in: 1...16, using: &generator))) }
+            if generator.oneIn(3) {
+                cuts.insert(min(units, cut + UInt64.random(in: 1...16, using: &generator)))
+            }
         }
         let sorted = cuts.sorted()
         var requests: [Request] = []
@@ -80,16 +83,21 @@ struct History {
         case .write:
             // Zeroes too: devices that look for them must not lose them.
             if generator.oneIn(6) { return [UInt8](repeating: 0, count: before.count) }
-            var bytes = before
-            var word = generator.next()
-            for index in bytes.indices {
-                if index % 8 == 0 { word = generator.next() }
-                bytes[index] = UInt8(truncatingIfNeeded: word >> (UInt64(index % 8) * 8))
-            }
-            return bytes
+            return randomBytes(before.count)
         case .writeZeroes: return [UInt8](repeating: 0, count: before.count)
         case .read, .discard, .extents, .flush: return before
         }
+    }
+
+    /// Bytes without zeroes, so that a lost or misplaced one shows; quick in debug builds, too.
+    private mutating func randomBytes(_ count: Int) -> [UInt8] {
+        var words = [UInt64](repeating: 0, count: (count + 7) / 8)
+        for index in words.indices { words[index] = generator.next() | 0x0101_0101_0101_0101 }
+        return words.withUnsafeBytes { Array($0.prefix(count)) }
+    }
+
+    private static func isZero(_ bytes: ArraySlice<UInt8>) -> Bool {
+        bytes.withUnsafeBytes { ZeroDetection.isZero($0) }
     }
 
     /// Makes the request, checks what can be checked, and returns what the range holds now.
@@ -104,13 +112,14 @@ struct History {
             let slice = buffer[8..<8 + request.after.count]
             slice.bytes.copyBytes(from: request.after)
             try await device.write(range, from: slice)
-            if ZeroDetection.isZero(slice.bytes) != request.after.allSatisfy({ $0 == 0 }) {
+            if ZeroDetection.isZero(slice.bytes) != isZero(request.after[...]) {
                 throw TestKitError("A write of \(range) changed the buffer")
             }
         case .writeZeroes(let mayUnmap): try await device.writeZeroes(range, mayUnmap: mayUnmap)
         case .discard:
             try await device.discard(range)
             let now = try await read(range, of: device)
+            guard !isZero(now[...]), !areEqual(now, request.before) else { return now }
             for index in now.indices where now[index] != 0 && now[index] != request.before[index] {
                 throw TestKitError(
                     "After a discard of \(range) byte \(index) of it is neither the old one nor zero")
@@ -158,13 +167,14 @@ struct History {
             guard let last = extents.last else { throw TestKitError("No extents for \(rest)") }
             var position = rest.offset
             for extent in extents {
-                guard extent.range.offset == position, !extent.range.isEmpty, rest.contains(extent.range) else {
-                    throw TestKitError("The extents of \(rest) have \(extent.range) where \(position) was due")
+                guard extent.range.offset == position, !extent.range.isEmpty, rest.contains(extent.range)
+                else {
+                    throw TestKitError(
+                        "The extents of \(rest) have \(extent.range) where \(position) was due")
                 }
                 position = extent.range.end
                 let start = Int(extent.range.offset - range.offset)
-                let isZero = model[start..<start + Int(extent.range.length)].allSatisfy { $0 == 0 }
-                if extent.isZero && !isZero {
+                if extent.isZero && !isZero(model[start..<start + Int(extent.range.length)]) {
                     throw TestKitError("\(extent.range) is said to be zero, and is not")
                 }
             }
@@ -172,10 +182,20 @@ struct History {
         }
     }
 
+    private static func areEqual(_ one: [UInt8], _ other: [UInt8]) -> Bool {
+        guard one.count == other.count else { return false }
+        return one.withUnsafeBytes { one in
+            other.withUnsafeBytes { other in
+                guard let first = one.baseAddress, let second = other.baseAddress else { return true }
+                return memcmp(first, second, one.count) == 0
+            }
+        }
+    }
+
     private static func compare(
         _ found: [UInt8], _ expected: [UInt8], _ range: ByteRange, _ what: String
     ) throws {
-        guard found != expected else { return }
+        guard !areEqual(found, expected) else { return }
         let index = zip(found, expected).enumerated().first { $0.element.0 != $0.element.1 }?.offset ?? 0
         throw TestKitError(
             "A \(what) of \(range) has \(found[index]) at offset \(range.offset + UInt64(index)), "

@@ -1,0 +1,258 @@
+internal import BlockIO
+internal import Foundation
+internal import TestKit
+internal import Testing
+
+@Suite("Host files", .serialized)
+struct HostFileTests {
+    @Test("holes are found and kept", arguments: EngineKind.allCases)
+    func holes(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a.raw")
+            try Data().write(to: URL(fileURLWithPath: path))
+            #expect(truncate(path, 64 << 20) == 0)
+            let file = try await HostFile.open(path, readOnly: false, on: engine)
+            let all = try await file.extents(in: file.range)
+            #expect(all == [Extent(file.range, isZero: true, isAllocated: true)])
+            let data = ByteRange(offset: 1 << 20, length: 1 << 20)
+            let buffer = IOBuffer(count: 1 << 20)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            try await file.write(data, from: buffer.slice)
+            #expect(
+                try await file.extents(in: file.range) == [
+                    Extent(ByteRange(offset: 0, length: 1 << 20), isZero: true, isAllocated: true),
+                    Extent(data, isZero: false, isAllocated: true),
+                    Extent(ByteRange(UInt64(2 << 20)..<(64 << 20)), isZero: true, isAllocated: true),
+                ])
+            #expect(
+                try await file.extents(in: ByteRange(offset: data.offset + 4096, length: 4096)) == [
+                    Extent(
+                        ByteRange(offset: data.offset + 4096, length: 4096), isZero: false, isAllocated: true)
+                ])
+            try await file.writeZeroes(data, mayUnmap: true)
+            #expect(try await file.extents(in: file.range).allSatisfy(\.isZero))
+            try await file.close()
+        }
+    }
+
+    @Test("a missing file, a directory and a FIFO are refused in a sentence")
+    func refusals() async throws {
+        try await onEngine(.preferred()) { engine, directory in
+            let missing = directory.file("none")
+            await expect(.notFound, "Couldn't open \(missing): No such file or directory") {
+                () async throws(BlockError) in
+                _ = try await HostFile.open(missing, readOnly: true, on: engine)
+            }
+            await expect(.unsupported, "a directory, not a regular file") { () async throws(BlockError) in
+                _ = try await HostFile.open(directory.path, readOnly: true, on: engine)
+            }
+            let fifo = directory.file("fifo")
+            #expect(mkfifo(fifo, 0o600) == 0)
+            await expect(.unsupported, "a FIFO") { () async throws(BlockError) in
+                _ = try await HostFile.open(fifo, readOnly: true, on: engine)
+            }
+            await expect(.invalid, "NUL") { () async throws(BlockError) in
+                _ = try await HostFile.open("/tmp/a\0b", readOnly: true, on: engine)
+            }
+            await expect(.unsupported, "a character device") { () async throws(BlockError) in
+                _ = try await HostFile.open("/dev/null", readOnly: true, on: engine)
+            }
+            var ends: [Int32] = [-1, -1]
+            let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+            #expect(socketpair(AF_UNIX, kind, 0, &ends) == 0)
+            let adopted = ends[0]
+            await expect(.unsupported, "a socket") { () async throws(BlockError) in
+                _ = try await HostFile(adopting: adopted, name: "socket", readOnly: true, engine: engine)
+            }
+            // It was closed with the error, which the other end sees.
+            var byte: UInt8 = 0
+            #expect(read(ends[1], &byte, 1) == 0)
+            close(ends[1])
+        }
+    }
+
+    @Test("reading what somebody has cut off is an error, not zeroes", arguments: EngineKind.allCases)
+    func shrunk(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a.raw")
+            try Data(count: 100_000).write(to: URL(fileURLWithPath: path))
+            let file = try await HostFile.open(path, readOnly: true, on: engine)
+            #expect(truncate(path, 5000) == 0)
+            let range = ByteRange(offset: 4096, length: 8192)
+            await expect(.inputOutput, "Couldn't read 8192 bytes at offset 4096 of \(path)") {
+                () async throws(BlockError) in try await file.read(range, into: IOBuffer(count: 8192).slice)
+            }
+            await expect(.inputOutput, "shorter") { () async throws(BlockError) in
+                _ = try await file.extents(in: ByteRange(offset: 50_000, length: 10_000))
+            }
+            try await file.close()
+        }
+    }
+
+    @Test("a growable file grows, and its size with it", arguments: EngineKind.allCases)
+    func grows(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a")
+            try Data().write(to: URL(fileURLWithPath: path))
+            let file = try await HostFile.open(path, readOnly: false, growable: true, on: engine)
+            let buffer = IOBuffer(count: 10)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 3)
+            try await file.write(ByteRange(offset: 5000, length: 10), from: buffer.slice)
+            #expect(file.size == 5010)
+            try await file.writeZeroes(ByteRange(offset: 9000, length: 70_000), mayUnmap: true)
+            #expect(file.size == 79_000)
+            try await file.writeZeroes(ByteRange(offset: 80_000, length: 1001), mayUnmap: false)
+            #expect(file.size == 81_001)
+            try await file.setSize(6000)
+            #expect(file.size == 6000)
+            try await file.flush()
+            try await file.close()
+            var expected = [UInt8](repeating: 0, count: 6000)
+            expected.replaceSubrange(5000..<5010, with: [UInt8](repeating: 3, count: 10))
+            #expect(try [UInt8](Data(contentsOf: URL(fileURLWithPath: path))) == expected)
+        }
+    }
+
+    @Test("an error of the file system names side, place and reason", arguments: EngineKind.allCases)
+    func fullFile(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a")
+            try Data().write(to: URL(fileURLWithPath: path))
+            let file = try await HostFile.open(path, readOnly: false, growable: true, on: engine)
+            // Beyond what any file system stores: EFBIG, which is a kind of "no space".
+            let range = ByteRange(offset: 1 << 62, length: 4096)
+            await expect(
+                .noSpace, "Couldn't write 4096 bytes at offset \(range.offset) of \(path): File too large"
+            ) {
+                () async throws(BlockError) in try await file.write(range, from: IOBuffer(count: 4096).slice)
+            }
+            try await file.close()
+        }
+    }
+
+    @Test("write-back can be started and waited for", arguments: EngineKind.allCases)
+    func writeback(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a")
+            try Data(count: 1 << 20).write(to: URL(fileURLWithPath: path))
+            let file = try await HostFile.open(path, readOnly: false, on: engine)
+            try await file.startWriteback(file.range)
+            try await file.waitForWriteback(file.range)
+            try await file.startWriteback(ByteRange(offset: 5, length: 0))
+            try await file.startWriteback(ByteRange(offset: 0, length: 3 << 30))
+            try await file.flush()
+            try await file.close()
+        }
+    }
+
+    @Test("once a flush has failed no later one succeeds")
+    func lostData() async throws {
+        let inner = ThreadsEngine(name: "inner")
+        let engine = FailingFlushes(inner)
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a")
+        try Data(count: 4096).write(to: URL(fileURLWithPath: path))
+        let opened: Result<HostFile, BlockError> = await inner.run {
+            do throws(BlockError) {
+                return .success(try await HostFile.open(path, readOnly: false, on: engine))
+            } catch { return .failure(error) }
+        }
+        let file = try opened.get()
+        await inner.run {
+            await expect(.inputOutput, "Couldn't flush \(path): Input/output error") {
+                () async throws(BlockError) in try await file.flush()
+            }
+            for _ in 0..<2 {
+                await expect(.inputOutput, "a previous flush failed") {
+                    () async throws(BlockError) in try await file.flush()
+                }
+            }
+            await expect(.inputOutput, "a previous flush failed") { () async throws(BlockError) in
+                try await file.waitForWriteback(file.range)
+            }
+        }
+        await inner.shutDown()
+    }
+
+    @Test("links and other descriptors have the identity of their file")
+    func identity() async throws {
+        try await onEngine(.preferred()) { engine, directory in
+            let (a, b, c) = (directory.file("a"), directory.file("b"), directory.file("c"))
+            try Data(count: 10).write(to: URL(fileURLWithPath: a))
+            try Data(count: 10).write(to: URL(fileURLWithPath: c))
+            #expect(link(a, b) == 0)
+            let first = try await HostFile.open(a, readOnly: true, on: engine)
+            let second = try await HostFile.open(b, readOnly: true, on: engine)
+            let third = try await HostFile.open(c, readOnly: true, on: engine)
+            #expect(first.identity == second.identity)
+            #expect(first.identity != third.identity)
+        }
+    }
+}
+
+/// Runs `body` on an engine of that kind with a directory of its own.
+func onEngine(
+    _ kind: EngineKind, _ body: @escaping @Sendable (any IOEngine, TemporaryDirectory) async throws -> Void
+) async throws {
+    let engine = try kind.makeEngine(name: "test")
+    let directory = try TemporaryDirectory()
+    let result: Result<Void, any Error> = await engine.run {
+        do {
+            try await body(engine, directory)
+            return .success(())
+        } catch {
+            return .failure(error)
+        }
+    }
+    await engine.shutDown()
+    try result.get()
+}
+
+/// Expects an error of that code whose sentence contains `text`.
+func expect(
+    _ code: BlockError.Code, _ text: String, sourceLocation: SourceLocation = #_sourceLocation,
+    _ body: () async throws(BlockError) -> Void
+) async {
+    do {
+        try await body()
+        Issue.record("nothing failed", sourceLocation: sourceLocation)
+    } catch {
+        #expect(error.code == code, sourceLocation: sourceLocation)
+        #expect(error.message.contains(text), sourceLocation: sourceLocation)
+    }
+}
+
+/// An engine whose flushes fail the first time.
+private final class FailingFlushes: IOEngine {
+    private let engine: ThreadsEngine
+    private let flushes: EngineIsolated<Int>
+
+    init(_ engine: ThreadsEngine) {
+        self.engine = engine
+        flushes = EngineIsolated(0, engine: engine)
+    }
+
+    var name: String { engine.name }
+    var isCurrent: Bool { engine.isCurrent }
+    func enqueue(_ job: consuming ExecutorJob) { engine.enqueue(job) }
+    func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int {
+        await engine.read(descriptor, bytes, at: offset)
+    }
+    func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+        await engine.write(descriptor, bytes, at: offset)
+    }
+    func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {
+        flushes.value += 1
+        return flushes.value == 1 ? Int(-EIO) : 0
+    }
+    func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int {
+        await engine.allocate(descriptor, mode: mode, range)
+    }
+    func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int {
+        await engine.synchronizeRange(descriptor, range, flags: flags)
+    }
+    func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
+        await engine.blocking(body)
+    }
+    func shutDown() async { await engine.shutDown() }
+}

@@ -68,9 +68,11 @@ private struct WatchedService: Service {
         await withTaskGroup(of: Void.self) { group in
             group.addTask { await agent.run() }
             group.addTask {
-                // It throws when the agent has ended first.
-                guard (try? await gracefulShutdown()) != nil, !Task.isCancelled else { return }
-                guard (try? await Task.sleep(for: AgentMain.patience)) != nil else { return }
+                // They throw when the agent has ended first.
+                guard (try? await gracefulShutdown()) != nil, !Task.isCancelled,
+                    // As above.
+                    (try? await Task.sleep(for: AgentMain.patience)) != nil
+                else { return }
                 logger.warning("Something hangs and is left behind: ending all the same")
                 _exit(0)
             }

@@ -177,19 +177,35 @@ package actor DriveRegistry {
     }
 
     private func open(_ option: DriveOption, access: PathAccess) async throws(AgentError) -> OpenImage {
+        do throws(AgentError) { return try await openClaimed(option, access: access) } catch {
+            claims.release(.drive(option.id))
+            throw error
+        }
+    }
+
+    private func openClaimed(
+        _ option: DriveOption, access: PathAccess
+    ) async throws(AgentError) -> OpenImage {
+        let engine: any IOEngine
+        do throws(BlockError) { engine = try engines.engine() } catch {
+            throw AgentError(error, of: .drive, subject: option.file)
+        }
+        let file = option.file
+        // A path that leads nowhere is the image's to complain about.
+        let path = await engine.blocking { Self.truePath(file) }
+        if let path {
+            try access.check(path)
+            // Another drive of ours is told from another process before the locks are asked, which know no names.
+            if let identity = await engine.blocking({ FileIdentity.of(path: path) }) {
+                try claims.claim(
+                    [FileClaims.DriveFile(path: path, identities: [identity], isWritten: !option.isReadOnly)],
+                    forDrive: option.id)
+            }
+        }
         let image: OpenImage
         do throws(BlockError) {
-            let engine = try engines.engine()
-            let file = option.file
-            let resolved = await engine.blocking { Self.truePath(file) }
-            // A path that leads nowhere is the image's to complain about.
-            if let resolved {
-                do throws(AgentError) { try access.check(resolved) } catch {
-                    throw BlockError(.denied, error.message)
-                }
-            }
             image = try await OpenImage.open(
-                resolved ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
+                path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
                 on: engine)
         } catch {
             throw AgentError(error, of: .drive, subject: option.file)

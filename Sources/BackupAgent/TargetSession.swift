@@ -126,6 +126,7 @@ final class TargetSession: JobTarget {
                 Result { () throws(BlockError) in try place.publish() }
             }
             let isLeftBehind = state.withLock { state in
+                // The error itself is thrown below.
                 state.isComplete = (try? published.get()) != nil && !state.isLeftBehind
                 state.isPublishing = false
                 return state.isLeftBehind

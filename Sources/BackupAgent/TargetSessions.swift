@@ -51,8 +51,8 @@ private struct TargetOpening {
         guard spec.backing == nil || format != .raw else {
             throw AgentError(
                 .backingUnsupported,
-                "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync top needs (use "
-                    + "--format qcow2, or --sync full)", subject: spec.path)
+                "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync top needs "
+                    + "(use --format qcow2, or --sync full)", subject: spec.path)
         }
         let (spec, claims) = (spec, claims)
         let names = try await blocking { () throws(AgentError) in
@@ -147,6 +147,7 @@ private struct TargetOpening {
         try await block { () async throws(BlockError) in
             try await HostFile(
                 adopting: descriptor, name: name, readOnly: false, growable: growable, lock: lock,
+                keepsLocks: true,
                 engine: engine)
         }
     }

@@ -90,8 +90,7 @@ struct ChainOpener {
         _ path: String, format: ImageFormat?, readOnly: Bool
     ) async throws(BlockError) -> Link {
         let file = try await HostFile.open(
-            path, readOnly: readOnly, lock: (holding: [.consistentRead], unsharing: [.write, .resize]),
-            on: engine)
+            path, readOnly: readOnly, lock: readOnly ? OpenImage.readerLock : OpenImage.ownerLock, on: engine)
         var link = Link(
             file: file,
             layer: ImageLayer(

@@ -30,6 +30,14 @@ package final class OpenImage: Sendable {
     /// Top first; never empty.
     package let layers: [ImageLayer]
 
+    /// Nobody else may write.
+    static let readerLock: HostFile.Lock = (holding: .consistentRead, unsharing: [.write, .resize])
+    /// For an image that may be written later: there is one such owner. `writeUnchanged` is what tells owners of each
+    /// other while nobody writes, since QEMU's readers neither have it nor mind it.
+    static let ownerLock: HostFile.Lock = (
+        holding: [.consistentRead, .writeUnchanged], unsharing: [.write, .resize, .writeUnchanged]
+    )
+
     private let top: HostFile
     private let writeRefusal: BlockError?
 
@@ -70,7 +78,8 @@ package final class OpenImage: Sendable {
             throw BlockError(.denied, "Couldn't lock \(top.name) for writing: it is open for reading only")
         }
         try await engine.run { () async throws(BlockError) in
-            try await top.changeLock(holding: [.consistentRead, .write], unsharing: [.write, .resize])
+            let lock = Self.ownerLock
+            try await top.changeLock(holding: lock.holding.union(.write), unsharing: lock.unsharing)
         }
     }
 

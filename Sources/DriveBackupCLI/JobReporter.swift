@@ -84,7 +84,8 @@ actor JobReporter {
     /// Something may have to be shown because time has passed.
     func tick() {
         let now = clock()
-        if case .lines = style, !hasEnded, story.end == nil, now - lastLine >= .seconds(10) {
+        let isKnown = !story.state.isUnspecified || story.total > 0
+        if case .lines = style, isKnown, !hasEnded, story.end == nil, now - lastLine >= .seconds(10) {
             say(ProgressLine(story, rate: meter.rate(at: now)).text)
         }
         draw()

@@ -45,7 +45,7 @@ struct JobWatch {
         // A watch from behind the last event sees none of them: the job itself knows how it ended. What
         // cannot be asked any more is told as broken off.
         if end.end == nil, !detach, case .ended(.success)? = outcome,
-            let job = try? await client.jobs.get(end.id)
+            let job = try? await client.jobs.get(end.id)  // see above
         {
             end = JobStory(job)
         }

@@ -40,7 +40,7 @@ enum Layers {
         ],
         "DriveBackupClientTests": [
             "DriveBackupCLI", "DriveBackupClient", "DriveBackupRPC", "DriveBackupWire", "ArgumentParser",
-            "Testing",
+            "Logging", "Testing",
         ],
         "BackupAgentTests": [
             "BackupAgent", "BlockIO", "DiskImages", "BackupJobs", "DriveBackupClient", "DriveBackupRPC",

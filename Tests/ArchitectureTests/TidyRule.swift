@@ -29,14 +29,17 @@ extension TidyRule {
         ),
         goodExample: (
             "Sources/BackupAgent/A.swift",
-            "// pread(2) and .wait()\nlet s = \"sleep(1)\"; try await Task.sleep(for: s)"
+            "// pread(2) and .wait()\nlet s = \"sleep(1)\"; try await Task.sleep(for: s)\n"
+                + "_ = await done.wait()\nprivate func sleep(_ d: Duration) async {"
         ),
         check: { file in
             guard !file.isTest, file.module != "BlockIO" else { return [] }
-            return file.indices(
+            let suspects = file.indices(
                 matching:
-                    #/(?:^|[^.\w])(?:pread|pwrite|preadv2?|pwritev2?|sleep|usleep|nanosleep|sem_wait)\s*\(|(?:Glibc|Foundation)\.(?:sleep|pread|pwrite)|\.wait\(\)|DispatchSemaphore|DispatchGroup|NSCondition|Thread\.sleep|\.sync\s*(?:\{|\()/#
+                    #/(?:^|[^.\w])(?:pread|pwrite|preadv2?|pwritev2?|sleep|usleep|nanosleep|sem_wait)\s*\(|(?:Glibc|Foundation)\.(?:sleep|pread|pwrite)|\.wait\(\)|DispatchSemaphore|DispatchGroup|NSCondition|Thread\.sleep|\.sync\s*(?:\{|\(execute)/#
             )
+            // What is awaited gives its thread away while it waits, and what is declared is not called.
+            return suspects.filter { file.code[$0].firstMatch(of: #/\bawait\b|\bfunc\b/#) == nil }
         })
 
     /// A crash of the agent is a crash of every backup on the host.
@@ -94,13 +97,17 @@ extension TidyRule {
             "Sources/A/A.swift", "func f() {\n    Task { await g() }\n    _ = Task.detached { h() }\n}"
         ),
         goodExample: (
-            "Sources/A/A.swift", "let a = Task { await b() }\n// Ends with the process.\nTask { await c() }"
+            "Sources/A/A.swift",
+            "let a = Task { await b() }\n// Ends with the process.\nTask { await c() }\nown(\n    d,\n    Task { await e() })"
         ),
         check: { file in
             guard !file.isTest else { return [] }
             return file.indices(matching: #/^\s*(?:_\s*=\s*)?Task(?:\.detached|\.immediate)?\s*(?:\{|\()/#)
                 .filter { index in
-                    index == 0 || !file.lines[index - 1].trimmingSpaces.hasPrefix("//")
+                    guard index > 0 else { return true }
+                    let above = file.lines[index - 1].trimmingSpaces
+                    // An argument: whoever is called keeps it.
+                    return !above.hasPrefix("//") && !above.hasSuffix(",") && !above.hasSuffix("(")
                 }
         })
 

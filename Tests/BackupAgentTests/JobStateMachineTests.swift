@@ -182,7 +182,8 @@ struct JobStateMachineTests {
             var (ends, abandons, completes) = (0, 0, 0)
             var copies = true
             for _ in 0..<40 {
-                // Only what can happen: a copy ends once, a target is completed or abandoned when it was told to.
+                // Only what can happen: a copy ends once, a target is completed or abandoned when it was told
+                // to.
                 var events: [JobStateMachine.Event] = [.quiescent]
                 if job.state == .created { events.append(.started) }
                 if copies, job.state != .created { events += [.copied, .copyFailed(failure)] }

@@ -8,12 +8,15 @@ struct Listener: Sendable {
     private let channel: any Channel
     private let socketFile: SocketFile?
 
+    /// How many connections the system keeps for us until we take them.
+    private static let backlog: CInt = 1024
+
     static func open(
         _ address: RPCAddress, limits: RPCLimits,
         accept: @escaping @Sendable (any Channel) -> EventLoopFuture<Void>
     ) async throws(RPCStatus) -> Listener {
         let bootstrap = ServerBootstrap(group: MultiThreadedEventLoopGroup.singleton)
-            .serverChannelOption(.backlog, value: 1024)
+            .serverChannelOption(.backlog, value: Int32(Self.backlog))
             .childChannelInitializer(accept)
         switch address {
         case .unix(let path):
@@ -22,6 +25,11 @@ struct Listener: Sendable {
             do {
                 // The channel owns the descriptor from here on, also if this fails.
                 let channel = try await bootstrap.withBoundSocket(descriptor).get()
+                // A socket that was bound elsewhere listens with NIO's default of 128, whatever the option says.
+                // On the loop, where the channel cannot be closed meanwhile.
+                try await channel.eventLoop.submit {
+                    if channel.isActive { listen(descriptor, Self.backlog) }
+                }.get()
                 return Listener(address: address, channel: channel, socketFile: file)
             } catch {
                 await file.remove()

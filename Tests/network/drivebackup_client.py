@@ -110,8 +110,9 @@ class Wire:
     def __init__(self, address, say_hello=None):
         if address.startswith("unix:"):
             self.socket = socket.socket(socket.AF_UNIX)
-            self.socket.settimeout(PATIENCE)
+            # Without a timeout: with one a full queue of connections would be an error rather than a wait.
             self.socket.connect(address[len("unix:"):])
+            self.socket.settimeout(PATIENCE)
         else:
             host, port = address[len("tcp://"):].rsplit(":", 1)
             self.socket = socket.create_connection((host.strip("[]"), int(port)), PATIENCE)

@@ -59,7 +59,7 @@ final class TargetSession: JobTarget {
         name = place.path
         device = opened.device
         format = opened.format
-        clusterSize = opened.format == .raw ? 65536 : max(opened.clusterSize, 512)
+        clusterSize = opened.format == .raw ? 4096 : max(opened.clusterSize, 512)
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
         self.file = file
@@ -93,8 +93,9 @@ final class TargetSession: JobTarget {
     private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
         do throws(BlockError) {
             for written in places {
-                try await file.startWriteback(written)
-                for due in window.value.add(written) { try await file.waitForWriteback(due) }
+                let (start, due) = window.withState { $0.add(written) }
+                for range in start { try await file.startWriteback(range) }
+                for range in due { try await file.waitForWriteback(range) }
             }
         } catch {
             note(.flush)

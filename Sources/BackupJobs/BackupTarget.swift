@@ -8,7 +8,8 @@ package import BlockIO
 package protocol BackupTarget: AnyObject, Sendable {
     /// The target's own name, without `.partial`, for messages.
     var name: String { get }
-    /// The unit of allocation in bytes, a power of two: an image's cluster, 64 KiB for raw.
+    /// The unit of allocation in bytes, a power of two: an image's cluster, a file system's
+    /// block for raw. Zeroes are looked for in this unit.
     var clusterSize: UInt64 { get }
 
     /// Writes `buffer` at `range`. When it returns, the data and the mapping that finds it outlive this process,

@@ -42,6 +42,23 @@ struct ConformanceTests {
         try await conformance.check { engine in try await HostFile.open(path, readOnly: true, on: engine) }
     }
 
+    @Test(
+        "a file conforms where transfers are short and interrupted, and zeroes must be written",
+        arguments: [FaultyEngine.Fault.transfersShort, .allocatesNothing])
+    func faulty(fault: FaultyEngine.Fault) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        let make: Conformance.Maker = { engine in
+            try Data(count: 600_001).write(to: URL(fileURLWithPath: path))
+            return try await HostFile.open(path, readOnly: false, on: FaultyEngine(engine, fault))
+        }
+        var conformance = Conformance(size: 600_001)
+        conformance.rounds = 10
+        try await conformance.check(of: make) { engine in
+            try await HostFile.open(path, readOnly: true, on: engine)
+        }
+    }
+
     @Test("a growable file conforms")
     func growableFile() async throws {
         let directory = try TemporaryDirectory()

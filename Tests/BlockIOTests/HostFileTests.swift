@@ -101,6 +101,8 @@ struct HostFileTests {
             #expect(file.size == 5010)
             try await file.writeZeroes(ByteRange(offset: 9000, length: 70_000), mayUnmap: true)
             #expect(file.size == 79_000)
+            // The hole belongs to the file, too.
+            try await file.read(ByteRange(offset: 9000, length: 70_000), into: IOBuffer(count: 70_000).slice)
             try await file.writeZeroes(ByteRange(offset: 80_000, length: 1001), mayUnmap: false)
             #expect(file.size == 81_001)
             try await file.setSize(6000)
@@ -130,6 +132,23 @@ struct HostFileTests {
         }
     }
 
+    @Test(
+        "zeroes are written where the file system has no better way, however many",
+        arguments: EngineKind.allCases)
+    func writtenZeroes(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a")
+            try Data(repeating: 7, count: 1_000_003).write(to: URL(fileURLWithPath: path))
+            let engine = FaultyEngine(engine, .allocatesNothing)
+            let file = try await HostFile.open(path, readOnly: false, on: engine)
+            try await file.writeZeroes(ByteRange(offset: 1, length: 1_000_001), mayUnmap: true)
+            try await file.discard(file.range)
+            try await file.close()
+            let expected = Data([7]) + Data(count: 1_000_001) + Data([7])
+            #expect(try Data(contentsOf: URL(fileURLWithPath: path)) == expected)
+        }
+    }
+
     @Test("write-back can be started and waited for", arguments: EngineKind.allCases)
     func writeback(kind: EngineKind) async throws {
         try await onEngine(kind) { engine, directory in
@@ -148,7 +167,7 @@ struct HostFileTests {
     @Test("once a flush has failed no later one succeeds")
     func lostData() async throws {
         let inner = ThreadsEngine(name: "inner")
-        let engine = FailingFlushes(inner)
+        let engine = FaultyEngine(inner, .failsFirstFlush)
         let directory = try TemporaryDirectory()
         let path = directory.file("a")
         try Data(count: 4096).write(to: URL(fileURLWithPath: path))
@@ -220,39 +239,4 @@ func expect(
         #expect(error.code == code, sourceLocation: sourceLocation)
         #expect(error.message.contains(text), sourceLocation: sourceLocation)
     }
-}
-
-/// An engine whose flushes fail the first time.
-private final class FailingFlushes: IOEngine {
-    private let engine: ThreadsEngine
-    private let flushes: EngineIsolated<Int>
-
-    init(_ engine: ThreadsEngine) {
-        self.engine = engine
-        flushes = EngineIsolated(0, engine: engine)
-    }
-
-    var name: String { engine.name }
-    var isCurrent: Bool { engine.isCurrent }
-    func enqueue(_ job: consuming ExecutorJob) { engine.enqueue(job) }
-    func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int {
-        await engine.read(descriptor, bytes, at: offset)
-    }
-    func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
-        await engine.write(descriptor, bytes, at: offset)
-    }
-    func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {
-        flushes.value += 1
-        return flushes.value == 1 ? Int(-EIO) : 0
-    }
-    func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int {
-        await engine.allocate(descriptor, mode: mode, range)
-    }
-    func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int {
-        await engine.synchronizeRange(descriptor, range, flags: flags)
-    }
-    func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
-        await engine.blocking(body)
-    }
-    func shutDown() async { await engine.shutDown() }
 }

@@ -71,6 +71,38 @@ struct ConformanceTests {
         }
     }
 
+    @Test("a block device conforms, and is known for the file below it", .enabled(if: Self.canUseLoopDevices))
+    func blockDevice() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        try Data(count: 1_000_960).write(to: URL(fileURLWithPath: path))
+        let made = try await runProcess("losetup", ["--find", "--show", path])
+        try #require(made.status == 0, Comment(rawValue: made.error))
+        let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
+        let result: Result<Void, any Error>
+        do {
+            try await Conformance(size: 1_000_960).check { engine in
+                let below = try await HostFile.open(path, readOnly: true, on: engine)
+                let file = try await HostFile.open(device, readOnly: false, growable: true, on: engine)
+                #expect(file.isBlockDevice && !file.isGrowable)
+                #expect(file.identity != below.identity)
+                #expect(file.aliases == [below.identity])
+                try await below.close()
+                // The next engine's device starts with zeroes as well.
+                try await file.writeZeroes(file.range, mayUnmap: false)
+                return file
+            }
+            result = .success(())
+        } catch {
+            result = .failure(error)
+        }
+        let detached = try await runProcess("losetup", ["--detach", device])
+        #expect(detached.status == 0)
+        try result.get()
+    }
+
+    private static let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
+
     @Test("a device that loses a write does not conform")
     func canary() async throws {
         await #expect(throws: TestKitError.self) {

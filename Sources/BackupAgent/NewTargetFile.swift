@@ -145,15 +145,17 @@ extension NewTargetFile {
             let path = directory.path(of: name)
             guard let entry = try examine(name, path: path) else { return }
             guard overwrites else {
-                throw AgentError(
-                    .targetExists, "Couldn't make \(path): it exists already (--overwrite replaces it)",
-                    subject: path)
+                let what =
+                    entry.kind == .regular
+                    ? "it exists already (--overwrite replaces it)"
+                    : "there is \(entry.kind.rawValue) of that name already"
+                throw AgentError(.targetExists, "Couldn't make \(path): \(what)", subject: path)
             }
             guard entry.kind == .regular else {
                 throw AgentError(
                     .targetNotRegular,
-                    "Couldn't replace \(path): it is \(entry.kind.rawValue) (mode existing writes into what "
-                        + "is there)", subject: path)
+                    "Couldn't replace \(path): it is \(entry.kind.rawValue), not a regular file (choose another name)",
+                    subject: path)
             }
             guard try isUnlocked(name, path: path) else {
                 throw AgentError(

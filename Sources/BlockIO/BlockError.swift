@@ -71,8 +71,8 @@ extension BlockError.Code {
             case EACCES, EPERM, EROFS: .denied
             case ENOSPC, EDQUOT, EFBIG: .noSpace
             case EAGAIN, EBUSY, ETXTBSY: .busy
-            case EOPNOTSUPP, ENOSYS: .unsupported
-            case EINVAL, EISDIR, ELOOP, ENAMETOOLONG: .invalid
+            case EOPNOTSUPP, ENOSYS, EISDIR: .unsupported
+            case EINVAL, ELOOP, ENAMETOOLONG: .invalid
             case ECANCELED: .cancelled
             default: .inputOutput
             }

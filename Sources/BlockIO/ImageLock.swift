@@ -24,7 +24,8 @@ package struct ImageLock: Sendable {
         /// Everything that can be done.
         package static let all: Permissions = [.consistentRead, .write, .writeUnchanged, .resize]
 
-        static let numbers: Range<UInt64> = 0..<4
+        /// All of them, in the order in which conflicts are looked for: that about writing says most.
+        static let numbers: [UInt64] = [1, 3, 2, 0]
 
         func contains(number: UInt64) -> Bool { rawValue & (1 << UInt8(number)) != 0 }
 

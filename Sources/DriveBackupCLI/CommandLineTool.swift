@@ -8,7 +8,12 @@ package enum CommandLineTool {
         // A lost agent or a closed pipe is told by the call that writes, not by a signal that ends everything.
         signal(SIGPIPE, SIG_IGN)
         let arguments = Array(CommandLine.arguments.dropFirst())
-        let status = await run(arguments, surroundings: .current(), console: .standard())
+        let console = Console.standard()
+        guard CommandLine.isUTF8 else {
+            complain("the command line is not UTF-8, which names on the wire are", on: console)
+            exit(ExitStatus.usage.rawValue)
+        }
+        let status = await run(arguments, surroundings: .current(), console: console)
         exit(status.rawValue)
     }
 
@@ -66,5 +71,13 @@ package enum CommandLineTool {
             path.append(word)
         }
         return path
+    }
+}
+
+extension CommandLine {
+    /// Swift mends what is no UTF-8, and would have us name another file than the one that was meant.
+    fileprivate static var isUTF8: Bool {
+        UnsafeBufferPointer(start: unsafeArgv, count: Int(argc))
+            .allSatisfy { $0.map { String(validatingCString: $0) != nil } ?? true }
     }
 }

@@ -46,7 +46,7 @@ struct JobResumeCommand: JobVerbCommand {
 struct JobCancelCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
         commandName: "cancel",
-        abstract: "Give a job up. A new target is removed, an existing one stays as it is.")
+        abstract: "Give a job up. A new target is removed; an existing one stays, written in part.")
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String

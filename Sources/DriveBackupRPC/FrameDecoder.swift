@@ -34,9 +34,10 @@ struct FrameDecoder {
 
     /// Takes bytes off the front of `input` until there is something to report; nil if all were taken before.
     ///
-    /// `admits` is asked before a payload within the limit is held; if it says no, the frame is oversize.
+    /// `admits` is asked when a header within the limit has arrived (with 0 bytes) and before each part of its payload
+    /// is held; if it says no, what is held is dropped, the rest skipped, and the frame is oversize.
     mutating func next(
-        _ input: inout UnsafeRawBufferPointer, admits: (FrameHeader) -> Bool = { _ in true }
+        _ input: inout UnsafeRawBufferPointer, admits: (FrameHeader, Int) -> Bool = { _, _ in true }
     ) throws(FramingError) -> Event? {
         while true {
             switch state {
@@ -46,13 +47,19 @@ struct FrameDecoder {
                 guard header.count == FrameHeader.size else { return nil }
                 let parsed = try Self.parse(header)
                 header.removeAll(keepingCapacity: true)
-                guard parsed.length <= limit, admits(parsed) else {
+                guard parsed.length <= limit, admits(parsed, 0) else {
                     state = .skipping(Int(parsed.length))
                     return .oversize(parsed)
                 }
                 state = .payload(parsed)
             case .payload(let header):
-                payload.append(contentsOf: input.take(Int(header.length) - payload.count))
+                let part = input.take(Int(header.length) - payload.count)
+                guard part.isEmpty || admits(header, part.count) else {
+                    state = .skipping(Int(header.length) - payload.count - part.count)
+                    payload = []
+                    return .oversize(header)
+                }
+                payload.append(contentsOf: part)
                 guard payload.count == header.length else { return nil }
                 state = .header
                 defer { payload = [] }

@@ -88,7 +88,8 @@ struct Link {
     /// Takes bytes off the front of `input` until something has happened that the calls must know; nil if all
     /// were taken before.
     mutating func next(
-        _ input: inout UnsafeRawBufferPointer, now: Int64, admits: (FrameHeader) -> Bool = { _ in true }
+        _ input: inout UnsafeRawBufferPointer, now: Int64,
+        admits: (FrameHeader, Int) -> Bool = { _, _ in true }
     ) throws(FramingError) -> Event? {
         let before = input.count
         defer { heard(before - input.count, now: now) }

@@ -104,15 +104,16 @@ struct ServerMachine {
     private mutating func nextEvent(
         _ input: inout UnsafeRawBufferPointer, now: Int64
     ) throws(FramingError) -> Link.Event? {
-        // Requests are held in memory from their first byte on: the budget is asked before that.
+        // Requests are held in memory from their first byte on, and what counts is what has arrived: to promise much
+        // and send little takes nothing from others.
         var taken = 0
         let budget = budget
         defer { chargeOfFrame += taken }
-        return try link.next(&input, now: now) { header in
+        return try link.next(&input, now: now) { header, count in
             guard header.type == .call || header.type == .message else { return true }
-            let charge = Int(header.length) + Self.chargeOfCall
+            let charge = count == 0 ? Self.chargeOfCall : count
             guard budget.take(charge) else { return false }
-            taken = charge
+            taken += charge
             return true
         }
     }
@@ -120,6 +121,8 @@ struct ServerMachine {
     private mutating func takeOversize(
         _ header: FrameHeader, now: Int64, _ effects: inout [Effect]
     ) throws(FramingError) {
+        budget.give(chargeOfFrame)
+        chargeOfFrame = 0
         if header.type == .call {
             try open(header)
         } else {

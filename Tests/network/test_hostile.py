@@ -197,3 +197,19 @@ def test_connections_come_and_go_by_the_thousand(agent):
         thread.join()
     assert not failures
     wait_for_sockets(agent, sockets)
+
+
+def test_requests_that_are_promised_and_not_sent_take_nothing_from_others(own_agent):
+    wires = []
+    with Client(own_agent.unix) as client:
+        for _ in range(64):
+            wire = Wire(own_agent.unix, hello())
+            wire.receive_hello()
+            wire.send(frame(CALL, 1, payload=b"\x0a", length=4 << 20))
+            wires.append(wire)
+        # Each of them has been looked at: it answers behind what it holds of the request.
+        client.call("Agent/GetInfo")
+        client.call("Agent/GetInfo", v1("GetInfoRequest"))
+    for wire in wires:
+        wire.close()
+    own_agent.check()

@@ -50,6 +50,12 @@ extension JobManager {
         let lease = try await drives.lease(spec.drive, jobID: spec.jobID)
         records[number]?.lease = lease
         let image = lease.image
+        guard image.device.size <= BackupJob.largestDrive else {
+            throw AgentError(
+                .imageUnsupported,
+                "Couldn't back up \(spec.drive): its \(image.device.size) bytes are more than the "
+                    + "\(BackupJob.largestDrive) bytes that a job can keep track of", subject: spec.drive)
+        }
         let backing = image.layers.dropFirst().first
         let sync: BackupSync = backing == nil ? .full : spec.sync
         var targetSpec = TargetSpec(

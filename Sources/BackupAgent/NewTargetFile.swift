@@ -118,9 +118,10 @@ final class NewTargetFile: Sendable {
         try directory.synchronize()
     }
 
-    /// Removes what `create` made, under whichever of its names it is. What is there of others stays.
+    /// Removes what `create` made, under whichever of its names it is. What is there of others stays; and so does, after
+    /// a rename that replaced a file, the new one, which is whole: of two backups one must be left.
     func remove() throws(BlockError) {
-        for candidate in [partialName, name] where try owns(candidate) {
+        for candidate in overwrites ? [partialName] : [partialName, name] where try owns(candidate) {
             try directory.remove(candidate)
         }
         try directory.synchronize()

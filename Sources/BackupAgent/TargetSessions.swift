@@ -107,6 +107,7 @@ private struct TargetOpening {
                 try await TargetImage.openExisting(file, format: spec.format)
             }
             try checkSize(existing, path: found.path)
+            try checkClusters(existing, path: found.path)
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
@@ -130,6 +131,16 @@ private struct TargetOpening {
             .targetSizeMismatch,
             "Couldn't use \(path) as target: its disk has \(size) bytes, the drive has \(spec.size)",
             subject: path)
+    }
+
+    /// A cluster is written by whole buffers; the rest of a larger one would have to come from the backing file, which a
+    /// target does not open.
+    private func checkClusters(_ existing: TargetImage.Existing, path: String) throws(AgentError) {
+        guard existing.backingName != nil, existing.clusterSize > 1 << 20 else { return }
+        throw AgentError(
+            .imageUnsupported,
+            "Couldn't use \(path) as target: it has clusters of \(existing.clusterSize) bytes and a backing file "
+                + "(make it with clusters of at most 1048576 bytes)", subject: path)
     }
 
     // MARK: Helpers

@@ -21,8 +21,8 @@ final class Capture: Sendable {
 }
 
 extension Surroundings {
-    /// A shell in `/work/dir`, whose standard error is a file.
+    /// A shell in `/pool/dir`, whose standard error is a file.
     static func test(_ environment: [String: String] = [:], isTerminal: Bool = false) -> Surroundings {
-        Surroundings(environment: environment, currentDirectory: "/work/dir", errorIsTerminal: isTerminal)
+        Surroundings(environment: environment, currentDirectory: "/pool/dir", errorIsTerminal: isTerminal)
     }
 }

@@ -20,7 +20,7 @@ struct CommandLineTests {
         let request = try parse(line, as: StartCommand.self).request(in: .test())
         var expected = BackupRequest()
         expected.drive = "vm1"
-        expected.target = "/work/dir/out/x.raw"
+        expected.target = "/pool/dir/out/x.raw"
         expected.sync = .top
         expected.format = "raw"
         expected.mode = .existing
@@ -133,9 +133,9 @@ struct CommandLineTests {
     @Test(
         "relative paths are meant from the current directory",
         arguments: [
-            ("x", "/work/dir/x"), ("./x", "/work/dir/x"), (".//./x", "/work/dir/x"),
-            ("../x", "/work/dir/../x"),
-            ("/x", "/x"), ("a:b", "/work/dir/a:b"), ("a/b://c", "/work/dir/a/b://c"),
+            ("x", "/pool/dir/x"), ("./x", "/pool/dir/x"), (".//./x", "/pool/dir/x"),
+            ("../x", "/pool/dir/../x"),
+            ("/x", "/x"), ("a:b", "/pool/dir/a:b"), ("a/b://c", "/pool/dir/a/b://c"),
         ])
     func paths(path: String, absolute: String) throws {
         #expect(try Surroundings.test().absolute(path) == absolute)

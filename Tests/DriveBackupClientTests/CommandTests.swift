@@ -207,7 +207,7 @@ struct CommandTests {
             }
         }
         let run = try await ScriptedAgent.run("--json drive add d ./x.img --format raw --read-only", router)
-        #expect(run.capture.output.contains("\"file\":\"/work/dir/x.img\""))
+        #expect(run.capture.output.contains("\"file\":\"/pool/dir/x.img\""))
         #expect(run.capture.output.contains("\"read_only\":true"))
     }
 

@@ -44,6 +44,7 @@ let targets: [Target] = [
     swift("BlockIO", ["CBlockIO"]),
     swift("DiskImages", ["BlockIO", "CZlib", "CZstd"]),
     swift("BackupJobs", ["BlockIO"]),
+    swift("NBD", ["BlockIO", "CBlockIO"]),
 
     // The wire side.
     swift("DriveBackupWire", ["CWire", "CProtobufC"]),
@@ -57,7 +58,7 @@ let targets: [Target] = [
     swift(
         "BackupAgent",
         [
-            "BlockIO", "DiskImages", "BackupJobs", "DriveBackupRPC", "DriveBackupWire", grdb, lifecycle,
+            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb, lifecycle,
             logging, unixSignals,
         ]),
 
@@ -70,6 +71,7 @@ let targets: [Target] = [
     tests("BlockIOTests", ["BlockIO", "TestKit"]),
     tests("DiskImagesTests", ["DiskImages", "TestKit"]),
     tests("BackupJobsTests", ["BackupJobs", "TestKit"]),
+    tests("NBDTests", ["NBD", "TestKit"]),
     .target(name: "CWireTesting", dependencies: ["CProtobufC"], path: "Tests/CWireTesting"),
     tests(
         "DriveBackupWireTests", ["DriveBackupWire", "CProtobufC", "CWire", "CWireTesting"],

@@ -85,7 +85,7 @@ extension JobManager {
                 sync: sync == .full ? .full : .top, speedBytesPerSecond: record.info.speedBytesPerSecond,
                 targetReadsAsZero: target.readsAsZero)
             return BackupJob(
-                source: image.device, target: target, options: options, buffers: buffers,
+                drive: LiveDrive(image.device), target: target, options: options, record: JobRecord(), staging: Staging(), buffers: buffers,
                 control: record.control)
         } catch {
             _ = await target.giveUp(keep: false)
@@ -250,7 +250,7 @@ extension JobManager {
                 ioError: JobIOError(
                     side: .source, operation: .read, range: failure.range, errno: failure.error.errno,
                     message: failure.error.message))
-        case .target:
+        case .target, .staging:
             return JobFailure(
                 error: AgentError(failure.error, of: .destination, subject: record?.info.target ?? ""),
                 ioError: JobIOError(

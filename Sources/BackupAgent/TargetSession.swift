@@ -82,6 +82,10 @@ final class TargetSession: JobTarget {
         }
     }
 
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try await perform(.read) { () async throws(BlockError) in try await device.read(range, into: buffer) }
+    }
+
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.writeZeroes(range, mayUnmap: true)

@@ -15,7 +15,7 @@ package enum BackupFailure: Error, Sendable, Hashable {
 
 /// A request that failed: whose, which, where and why.
 package struct IOFailure: Error, Sendable, Hashable {
-    package enum Side: String, Sendable, Hashable { case source, target }
+    package enum Side: String, Sendable, Hashable { case source, target, staging }
 
     package enum Operation: String, Sendable, Hashable { case read, write, writeZeroes }
 

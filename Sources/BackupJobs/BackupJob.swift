@@ -10,7 +10,30 @@ package final class BackupJob: Sendable {
             case full
             /// Those of which any part is allocated in the drive's top layer.
             case top
+            /// Only those that the guest overwrites, before it does.
+            case none
         }
+
+        /// What happens when old content cannot be saved (SEMANTICS.md §0, on-cbw-error).
+        package enum SaveFailure: String, Sendable, Hashable {
+            /// The guest's request goes on; the point in time is lost and the job fails.
+            case breakSnapshot
+            /// The guest's request fails.
+            case breakGuestWrite
+        }
+
+        /// What happens when staging is full.
+        package enum StagingFull: String, Sendable, Hashable {
+            /// The job fails, the guest goes on.
+            case fail
+            /// The guest's requests wait for space.
+            case stall
+        }
+
+        package var saveFailure = SaveFailure.breakSnapshot
+        /// How long one piece's saving may take before it counts as failed; zero is for ever.
+        package var saveTimeout = Duration.seconds(5)
+        package var stagingFull = StagingFull.fail
 
         package var sync: Sync
         /// Bytes a second of the drive that are read; 0 is no limit. What is known to be zero costs nothing.
@@ -35,7 +58,8 @@ package final class BackupJob: Sendable {
         }
     }
 
-    package let source: any BlockDevice
+    package let drive: LiveDrive
+    var source: any BlockDevice { drive.device }
     package let target: any BackupTarget
     package let options: Options
     package let control: JobControl
@@ -53,12 +77,15 @@ package final class BackupJob: Sendable {
         return 1 << UInt64(63 - most.leadingZeroBitCount)
     }
 
-    /// Makes a job that has not begun. `options` set the speed and depth of `control`.
+    /// Makes a job that has not begun. `options` set the speed and depth of `control`. `base` is what the drive's top layer
+    /// lies on, for `top`.
     package init(
-        source: any BlockDevice, target: any BackupTarget, options: Options, buffers: BufferPool,
+        drive: LiveDrive, base: (any BlockDevice)? = nil, target: any BackupTarget, options: Options,
+        record: JobRecord, staging: Staging, buffers: BufferPool,
         control: JobControl = JobControl(), clock: JobClock = .system
     ) {
-        self.source = source
+        self.drive = drive
+        let source = drive.device
         self.target = target
         self.options = options
         self.buffers = buffers
@@ -69,6 +96,25 @@ package final class BackupJob: Sendable {
         control.setDepth(options.depth)
         control.begin(total: source.size)
     }
+
+    /// Fixes the point in time of all these jobs, one for each of as many drives, at one instant, and returns when the last
+    /// guest request that was in flight then has ended. From then on old content is saved; `release` ends that.
+    ///
+    /// Throws `.cancelled` when one of them was cancelled meanwhile, `.failed` when the engines could not meet within 200 ms:
+    /// then nothing has begun for any of them.
+    package static func fixPointInTime(of jobs: [BackupJob]) async throws(BackupFailure) {}
+
+    /// Lets the guest go: nothing is saved for this job any more, the view ends, kept discards are passed on. Call it once
+    /// after `fixPointInTime`, when the target is complete or given up; staging and record are the caller's to remove then.
+    package func release() async {}
+
+    /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read with
+    /// `.cancelled` afterwards, and when the point in time is broken.
+    package var view: any BlockDevice { drive.device }
+
+    /// What the operator is to know, once for each cause (staging is getting full, for instance); set before
+    /// `fixPointInTime`.
+    package func onWarning(_ body: @escaping @Sendable (IOFailure) -> Void) {}
 
     /// Copies until every cluster is in the target. Call it once, from anywhere: the work is done on the drive's
     /// engine. The target is neither completed nor abandoned.

@@ -19,6 +19,9 @@ package protocol BackupTarget: AnyObject, Sendable {
     /// Makes `range` read as zeroes, without using space where the format can; it masks a backing file.
     func writeZeroes(_ range: ByteRange) async throws(BlockError)
 
+    /// Reads what was written before, for the view of the point in time: whole or parts of clusters that were written.
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError)
+
     /// Makes everything durable, closes the image, gives the file its final name, flushes the directory and
     /// releases all locks. After an error the target is not complete and `abandon` follows.
     func complete() async throws(BlockError)

@@ -156,7 +156,7 @@ package struct CopyPlan: Sendable {
     }
 
     private func fate(_ isZero: Bool, _ isAllocated: Bool) -> Fate {
-        if sync == .top && !isAllocated { return .notNeeded }
+        if sync != .full && !isAllocated { return .notNeeded }
         return isZero ? .zeroes : .data
     }
 }

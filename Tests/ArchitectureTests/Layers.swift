@@ -11,6 +11,7 @@ enum Layers {
         "BlockIO": ["CBlockIO", "CLiburing"],
         "DiskImages": ["BlockIO", "CZlib", "CZstd"],
         "BackupJobs": ["BlockIO"],
+        "NBD": ["BlockIO", "CBlockIO"],
 
         // The wire side; nothing else in the package knows NIO or libprotobuf-c.
         "DriveBackupWire": ["CWire", "CProtobufC"],
@@ -20,7 +21,7 @@ enum Layers {
 
         // The only place that sees both sides.
         "BackupAgent": [
-            "BlockIO", "DiskImages", "BackupJobs", "DriveBackupRPC", "DriveBackupWire", "GRDB", "Logging",
+            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", "GRDB", "Logging",
             "ServiceLifecycle", "UnixSignals",
         ],
 
@@ -34,6 +35,7 @@ enum Layers {
         "BlockIOTests": ["BlockIO", "TestKit", "Testing"],
         "DiskImagesTests": ["DiskImages", "BlockIO", "TestKit", "Testing"],
         "BackupJobsTests": ["BackupJobs", "BlockIO", "TestKit", "Testing"],
+        "NBDTests": ["NBD", "BlockIO", "TestKit", "Testing"],
         "DriveBackupWireTests": ["DriveBackupWire", "CWire", "CWireTesting", "CProtobufC", "Testing"],
         "DriveBackupRPCTests": [
             "DriveBackupRPC", "DriveBackupWire", "NIOCore", "NIOEmbedded", "NIOPosix", "Logging", "Testing",
@@ -49,7 +51,7 @@ enum Layers {
         "ArchitectureTests": ["Testing"],
     ]
 
-    static let diskSide: Set<String> = ["BlockIO", "DiskImages", "BackupJobs"]
+    static let diskSide: Set<String> = ["BlockIO", "DiskImages", "BackupJobs", "NBD"]
     static let wireSide: Set<String> = ["DriveBackupWire", "DriveBackupRPC", "DriveBackupClient"]
 
     /// What is wrong with the imports of a file, a sentence for each.

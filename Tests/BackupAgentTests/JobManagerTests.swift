@@ -58,6 +58,8 @@ private final class SimTarget: JobTarget {
         if script.writeHangs { await targets.hang() }
     }
 
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {}
+
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
 
     func complete() async throws(BlockError) {

@@ -26,9 +26,9 @@ internal import Testing
             &chance, clusters: 400, hasBacking: false, engine: engine, faults: SimDrive.Faults())
         let target = SimTarget(size: drive.size, clusterSize: 65536, initially: 0xee, sim: nil)
         let job = BackupJob(
-            source: drive, target: target,
+            drive: LiveDrive(drive), target: target,
             options: BackupJob.Options(sync: .full, speedBytesPerSecond: 64 << 20),
-            buffers: pool)
+            record: JobRecord(), staging: Staging(), buffers: pool)
         let control = job.control
         async let steering: Void = {
             for round in 0..<200 {

@@ -57,7 +57,7 @@ struct History {
         let watch = Watch(control: control)
         engine.observe { watch.look() }
         let job = BackupJob(
-            source: drive, target: target, options: options, buffers: pool, control: control,
+            drive: LiveDrive(drive), target: target, options: options, record: JobRecord(), staging: Staging(), buffers: pool, control: control,
             clock: engine.clock)
         var found: [String] = []
         async let interference = interfere()

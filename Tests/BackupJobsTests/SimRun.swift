@@ -24,10 +24,10 @@ final class SimRun: Sendable {
             faults: SimTarget.Faults(hanging: hanging))
         pool = BufferPool(capacity: 16 << 20)
         job = BackupJob(
-            source: drive, target: target,
+            drive: LiveDrive(drive), target: target,
             options: BackupJob.Options(
                 sync: sync, speedBytesPerSecond: speed, targetReadsAsZero: readsAsZero),
-            buffers: pool, clock: engine.clock)
+            record: JobRecord(), staging: Staging(), buffers: pool, clock: engine.clock)
     }
 
     /// Runs the job, and `besides` at the same time; `isStuck` when one of them did not come to its end.

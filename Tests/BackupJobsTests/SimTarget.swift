@@ -86,6 +86,11 @@ final class SimTarget: BackupTarget {
         end(range)
     }
 
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        await sim?.latency()
+        if let part = part(range) { buffer.bytes.copyMemory(from: UnsafeRawBufferPointer(part)) }
+    }
+
     func complete() async throws(BlockError) {}
     func abandon(keep _: Bool) async {}
 

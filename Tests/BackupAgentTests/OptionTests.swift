@@ -69,24 +69,24 @@ struct OptionTests {
     func requestKeys() throws {
         var keys = RequestKeys(bound: 3)
         var spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
-        #expect(try keys.job(for: spec, now: 0) == nil)
+        #expect(try keys.jobs(for: [spec], now: 0) == nil)
         spec.requestKey = "k"
-        keys.remember(spec, job: JobNumber(value: 7), now: 0)
-        #expect(try keys.job(for: spec, now: RequestKeys.lifetime)?.value == 7)
+        keys.remember([spec], jobs: [JobNumber(value: 7)], now: 0)
+        #expect(try keys.jobs(for: [spec], now: RequestKeys.lifetime)?.map(\.value) == [7])
         var other = spec
         other.target = "/u"
-        #expect(throws: AgentError.self) { try keys.job(for: other, now: 1) }
-        #expect(try keys.job(for: other, now: RequestKeys.lifetime + 1) == nil)
+        #expect(throws: AgentError.self) { try keys.jobs(for: [other], now: 1) }
+        #expect(try keys.jobs(for: [other], now: RequestKeys.lifetime + 1) == nil)
         for number in 1...5 {
             spec.requestKey = "k\(number)"
-            keys.remember(spec, job: JobNumber(value: UInt64(number)), now: 0)
+            keys.remember([spec], jobs: [JobNumber(value: UInt64(number))], now: 0)
         }
         spec.requestKey = "k2"
-        #expect(try keys.job(for: spec, now: 0) == nil, "the oldest go first")
+        #expect(try keys.jobs(for: [spec], now: 0) == nil, "the oldest go first")
         spec.requestKey = "k5"
-        #expect(try keys.job(for: spec, now: 0)?.value == 5)
+        #expect(try keys.jobs(for: [spec], now: 0)?.map(\.value) == [5])
         keys.forget(spec)
-        #expect(try keys.job(for: spec, now: 0) == nil)
+        #expect(try keys.jobs(for: [spec], now: 0) == nil)
     }
 
     @Test("every reason has a status that is not OK, and is told to the client by its word")

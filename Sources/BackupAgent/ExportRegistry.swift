@@ -106,7 +106,6 @@ package actor ExportRegistry {
                 await self.end(info.name, within: .zero)
                 throw error
             }
-            self.logger.info("The export \(info.name) of \(info.drive) is served at \(info.address)")
             return info
         }
     }
@@ -125,11 +124,7 @@ package actor ExportRegistry {
         spec.isReadOnly = true
         let full = spec
         return try await turnstile.pass { () async throws(AgentError) in
-            let info = try await self.serve(full, access: access, view: view)
-            self.logger.info(
-                "The export \(info.name), the point in time of the job \(view.jobID), is served at \(info.address)"
-            )
-            return info
+            try await self.serve(full, access: access, view: view)
         }
     }
 
@@ -216,6 +211,8 @@ package actor ExportRegistry {
             info.isFromCommandLine = isFromCommandLine
             entries[spec.name] = Entry(
                 info: info, address: spec.address, place: server.address, job: view?.job)
+            let what = view.map { "the point in time of the job \($0.jobID)" } ?? "the drive \(info.drive)"
+            logger.info("The export \(info.name), \(what), is served at \(info.address)")
             return info
         } catch {
             await drives.detach(export: spec.name, from: spec.drive)

@@ -232,6 +232,7 @@ extension JobManager {
             throw cancelledAtStart(first.spec.jobID)
         }
         for (number, _) in jobs { announce(number, pointInTime: pointInTime) }
+        for (number, _) in jobs { begin(number) }
     }
 
     /// An image that was taken for raw must not look like another format afterwards.
@@ -254,7 +255,7 @@ extension JobManager {
             subject: target)
     }
 
-    /// Tells everybody that a job has started.
+    /// Tells everybody that a job has started. Those of a group are told of one after another, before anything else of any.
     private func announce(_ number: JobNumber, pointInTime: Int64) {
         guard var record = records[number] else { return }
         record.info.pointInTime = pointInTime
@@ -262,17 +263,24 @@ extension JobManager {
             drive: record.spec.drive, target: record.info.target, pointInTime: pointInTime,
             sync: record.info.sync, format: record.info.format?.rawValue ?? "")
         let events = log.append(
-            [.stateChanged(.created, previous: nil, pauseReason: nil), .started(started)]
-                + record.earlyWarnings.map { .ioError($0) },
-            job: number, id: record.spec.jobID)
-        guard events.count > 1, let last = events.last else { return }
-        let event = events[1]
+            [.stateChanged(.created, previous: nil, pauseReason: nil), .started(started)], job: number,
+            id: record.spec.jobID)
+        guard let event = events.last else { return }
         record.started = event
-        record.info.lastSequence = last.sequence
-        record.earlyWarnings = []
+        record.info.lastSequence = event.sequence
         records[number] = record
+    }
+
+    /// The job runs from here on, and whoever started it has an answer.
+    private func begin(_ number: JobNumber) {
+        guard let record = records[number], let event = record.started else { return }
         record.control.setSpeed(record.info.speedBytesPerSecond)
         report(.started, number)
+        let warnings = record.earlyWarnings
+        records[number]?.earlyWarnings = []
+        if let last = log.append(warnings.map { .ioError($0) }, job: number, id: record.spec.jobID).last {
+            records[number]?.info.lastSequence = last.sequence
+        }
         record.start.fulfil(.success(event))
         logger.info("The job \(record.spec.jobID) copies \(record.spec.drive) to \(record.info.target)")
     }

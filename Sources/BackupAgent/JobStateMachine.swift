@@ -151,6 +151,7 @@ package struct JobStateMachine: Sendable, Hashable {
             return effects + [.completeTarget]
         case .copyStopped:
             isCopying = false
+            isDraining = false
             return stopped()
         case .copyFailed(let failure):
             isCopying = false
@@ -222,6 +223,7 @@ package struct JobStateMachine: Sendable, Hashable {
 
     private mutating func conclude(_ result: JobResult) -> [Effect] {
         self.result = result
+        isDraining = false
         return change(to: .concluded) + [.ended(result)]
     }
 

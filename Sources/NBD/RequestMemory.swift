@@ -1,0 +1,154 @@
+internal import BlockIO
+internal import Synchronization
+
+/// The memory that holds the bytes of requests and replies, bounded for all clients together.
+///
+/// What a client may hold depends on what is left: at most half of it. A client alone gets a third of everything;
+/// sixteen that never read their replies get a ninth of a half each, and something is always left for the next one.
+/// Writes longer than `maximumPiece`, which must be whole before any of them is written, have memory of their own, in
+/// the order of asking. (Longer reads travel in pieces.)
+final class RequestMemory: Sendable {
+    /// The longest request that is not called large, in bytes.
+    static let maximumPiece = 2 << 20
+
+    /// For all servers of the process.
+    static let shared = RequestMemory()
+
+    /// What one client holds; kept by the memory's lock.
+    final class Account: Sendable {
+        // SAFETY: read and changed under the lock of the memory that it was made for.
+        fileprivate nonisolated(unsafe) var held = 0
+        fileprivate nonisolated(unsafe) var heldLarge = 0
+        fileprivate nonisolated(unsafe) var isClosed = false
+    }
+
+    private struct Waiter {
+        let account: Account
+        let size: Int
+        let continuation: UnsafeContinuation<IOBuffer?, Never>
+    }
+
+    private struct State {
+        var used = 0
+        var usedLarge = 0
+        /// Free buffers by the logarithm of their size.
+        var free: [[IOBuffer]] = Array(repeating: [], count: 64)
+        var freeBytes = 0
+        var waiters: [Waiter] = []
+    }
+
+    private let capacity: Int
+    private let largeCapacity: Int
+    private let maximumFree: Int
+    private let state = Mutex(State())
+
+    /// Bounds in bytes: for small requests, for large writes, and for what is kept when nobody uses it.
+    init(capacity: Int = 64 << 20, largeCapacity: Int = 64 << 20, maximumFree: Int = 32 << 20) {
+        precondition(largeCapacity >= NBDProtocol.maximumPayload, "a write of the greatest length fits")
+        self.capacity = capacity
+        self.largeCapacity = largeCapacity
+        self.maximumFree = maximumFree
+    }
+
+    /// Somebody waits for memory that others hold.
+    var isContended: Bool { state.withLock { !$0.waiters.isEmpty } }
+    /// The bytes that are lent.
+    var used: Int { state.withLock { $0.used + $0.usedLarge } }
+
+    /// A buffer of at least `count` bytes; nil when it is not to be had at once. Its contents are left over.
+    func takeIfAvailable(_ count: Int, for account: Account) -> IOBuffer? {
+        let size = Self.size(for: count)
+        return state.withLock { state in grant(size, account, &state) }
+    }
+
+    /// A buffer of at least `count` bytes, when it is to be had; nil once the account was closed.
+    func take(_ count: Int, for account: Account) async -> IOBuffer? {
+        if let buffer = takeIfAvailable(count, for: account) { return buffer }
+        return await withUnsafeContinuation { continuation in
+            let size = Self.size(for: count)
+            let answer: IOBuffer?? = state.withLock { state in
+                if account.isClosed { return .some(nil) }
+                if let buffer = grant(size, account, &state) { return buffer }
+                state.waiters.append(Waiter(account: account, size: size, continuation: continuation))
+                return nil
+            }
+            if let answer { continuation.resume(returning: answer) }
+        }
+    }
+
+    /// Gives back what was taken for `account`.
+    func give(_ buffer: IOBuffer, from account: Account) {
+        let size = buffer.count
+        let granted = state.withLock { state in
+            if size > Self.maximumPiece {
+                state.usedLarge -= size
+                account.heldLarge -= size
+            } else {
+                state.used -= size
+                account.held -= size
+            }
+            if state.freeBytes + size <= maximumFree {
+                state.free[size.trailingZeroBitCount].append(buffer)
+                state.freeBytes += size
+            }
+            return state.waiters.isEmpty ? [] : grantWaiting(&state)
+        }
+        for (continuation, buffer) in granted { continuation.resume(returning: buffer) }
+    }
+
+    /// Gives the account's owner nothing more, and ends its wait.
+    func close(_ account: Account) {
+        let waiters = state.withLock { state in
+            account.isClosed = true
+            let waiters = state.waiters.filter { $0.account === account }
+            state.waiters.removeAll { $0.account === account }
+            return waiters
+        }
+        for waiter in waiters { waiter.continuation.resume(returning: nil) }
+    }
+
+    private static func size(for count: Int) -> Int {
+        precondition(count <= NBDProtocol.maximumPayload, "no request is longer than what was announced")
+        let least = max(count, IOBuffer.alignment)
+        return 1 << (Int.bitWidth - (least - 1).leadingZeroBitCount)
+    }
+
+    private func grant(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
+        guard !account.isClosed else { return nil }
+        if size > Self.maximumPiece {
+            guard state.usedLarge + size <= largeCapacity, account.heldLarge + size <= largeCapacity / 2
+            else {
+                return nil
+            }
+            state.usedLarge += size
+            account.heldLarge += size
+        } else {
+            guard account.held + size <= (capacity - state.used) / 2 else { return nil }
+            state.used += size
+            account.held += size
+        }
+        if let buffer = state.free[size.trailingZeroBitCount].popLast() {
+            state.freeBytes -= size
+            return buffer
+        }
+        return IOBuffer(count: size)
+    }
+
+    private func grantWaiting(_ state: inout State) -> [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] {
+        var granted: [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] = []
+        var left: [Waiter] = []
+        var isLargePassed = false
+        for waiter in state.waiters {
+            // A large write is not overtaken by other large ones, or it might never find room.
+            let isLarge = waiter.size > Self.maximumPiece
+            if !(isLarge && isLargePassed), let buffer = grant(waiter.size, waiter.account, &state) {
+                granted.append((waiter.continuation, buffer))
+            } else {
+                isLargePassed = isLargePassed || isLarge
+                left.append(waiter)
+            }
+        }
+        state.waiters = left
+        return granted
+    }
+}

@@ -4,7 +4,8 @@ internal import Glibc
 /// Transfers that a ring's thread makes by itself, since that is quicker than to ask the ring.
 ///
 /// A read that the page cache can answer costs a microsecond; a small write into the page cache costs less than the
-/// worker thread to which the kernel gives it on many file systems. But where the kernel holds back writers, because too
+/// worker thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader
+/// while the thread still goes round. But where the kernel holds back writers, because too
 /// much of what they wrote is not on the disk yet, a write takes as long as it likes, and with it everything that the
 /// thread serves: after one that was slow, writes go to the ring for a while. A turn of the thread has a bound, too, so
 /// that code which never waits does not keep others from what they wait for.
@@ -12,6 +13,7 @@ final class InlineTransfers {
     private static let maximumWrite = 64 << 10
     private static let slowWriteNanoseconds: UInt64 = 1_000_000
     private static let pauseNanoseconds: UInt64 = 500_000_000
+    private static let maximumSend = 64 << 10
     /// What a turn may spend, in bytes of reads; small transfers count as more than they are.
     private static let turn = 8 << 20
     private static let leastRead = 16 << 10
@@ -60,5 +62,16 @@ final class InlineTransfers {
         if end - start > Self.slowWriteNanoseconds { writesPausedUntil = end + Self.pauseNanoseconds }
         left -= max(count, Self.leastWrite)
         return count
+    }
+
+    /// Sends what a socket's buffer has room for: a count or a negated errno; nil when the ring is to do it.
+    func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int? {
+        var total = 0
+        for part in parts {
+            total += part.iov_len
+            if total > Self.maximumSend { return nil }
+        }
+        let count = Int(cblockio_send(socket, parts.baseAddress, parts.count))
+        return count == Int(-EAGAIN) ? nil : count
     }
 }

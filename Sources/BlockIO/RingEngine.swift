@@ -169,7 +169,8 @@ package final class RingEngine: IOEngine {
     }
 
     package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {
-        await perform(
+        if core.queue.isCurrent, let count = inline.send(socket, parts) { return count }
+        return await perform(
             RingQueue.Request(
                 operation: CBLOCKIO_SEND, descriptor: socket, address: parts.baseAddress, message: nil,
                 offset: 0, length: UInt64(parts.count), flags: 0, token: 0))

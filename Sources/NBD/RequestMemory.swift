@@ -16,10 +16,14 @@ final class RequestMemory: Sendable {
 
     /// What one client holds; kept by the memory's lock.
     final class Account: Sendable {
+        fileprivate struct Holdings {
+            var small = 0
+            var large = 0
+            var isClosed = false
+        }
+
         // SAFETY: read and changed under the lock of the memory that it was made for.
-        fileprivate nonisolated(unsafe) var held = 0
-        fileprivate nonisolated(unsafe) var heldLarge = 0
-        fileprivate nonisolated(unsafe) var isClosed = false
+        fileprivate nonisolated(unsafe) var holdings = Holdings()
     }
 
     private struct Waiter {
@@ -67,7 +71,7 @@ final class RequestMemory: Sendable {
         return await withUnsafeContinuation { continuation in
             let size = Self.size(for: count)
             let answer: IOBuffer?? = state.withLock { state in
-                if account.isClosed { return .some(nil) }
+                if account.holdings.isClosed { return .some(nil) }
                 if let buffer = grant(size, account, &state) { return buffer }
                 state.waiters.append(Waiter(account: account, size: size, continuation: continuation))
                 return nil
@@ -82,10 +86,10 @@ final class RequestMemory: Sendable {
         let granted = state.withLock { state in
             if size > Self.maximumPiece {
                 state.usedLarge -= size
-                account.heldLarge -= size
+                account.holdings.large -= size
             } else {
                 state.used -= size
-                account.held -= size
+                account.holdings.small -= size
             }
             if state.freeBytes + size <= maximumFree {
                 state.free[size.trailingZeroBitCount].append(buffer)
@@ -99,7 +103,7 @@ final class RequestMemory: Sendable {
     /// Gives the account's owner nothing more, and ends its wait.
     func close(_ account: Account) {
         let waiters = state.withLock { state in
-            account.isClosed = true
+            account.holdings.isClosed = true
             let waiters = state.waiters.filter { $0.account === account }
             state.waiters.removeAll { $0.account === account }
             return waiters
@@ -114,18 +118,18 @@ final class RequestMemory: Sendable {
     }
 
     private func grant(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
-        guard !account.isClosed else { return nil }
+        guard !account.holdings.isClosed else { return nil }
         if size > Self.maximumPiece {
-            guard state.usedLarge + size <= largeCapacity, account.heldLarge + size <= largeCapacity / 2
+            guard state.usedLarge + size <= largeCapacity, account.holdings.large + size <= largeCapacity / 2
             else {
                 return nil
             }
             state.usedLarge += size
-            account.heldLarge += size
+            account.holdings.large += size
         } else {
-            guard account.held + size <= (capacity - state.used) / 2 else { return nil }
+            guard account.holdings.small + size <= (capacity - state.used) / 2 else { return nil }
             state.used += size
-            account.held += size
+            account.holdings.small += size
         }
         if let buffer = state.free[size.trailingZeroBitCount].popLast() {
             state.freeBytes -= size

@@ -4,9 +4,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/socket.h>
 
 struct io_uring;
+struct msghdr;
 
 enum cblockio_operation {
     CBLOCKIO_READ,

@@ -6,8 +6,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
+
+// The C library's; not included, so that Swift sees one module's.
+struct iovec;
 
 /// accept4(2) with SOCK_CLOEXEC. The listener is non-blocking; what is accepted is not.
 int cblockio_accept(int listener);

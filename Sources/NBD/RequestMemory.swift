@@ -3,13 +3,18 @@ internal import Synchronization
 
 /// The memory that holds the bytes of requests and replies, bounded for all clients together.
 ///
-/// What a client may hold depends on what is left: at most half of it. A client alone gets a third of everything;
-/// sixteen that never read their replies get a ninth of a half each, and something is always left for the next one.
+/// A client starts with little credit, one request at least, and earns more by what it takes and gives: those who never
+/// read their replies hold what they got at first. Whatever its credit, a client holds at most half of what is left, so
+/// that something is left for the next one.
+///
 /// Writes longer than `maximumPiece`, which must be whole before any of them is written, have memory of their own, in
 /// the order of asking. (Longer reads travel in pieces.)
 final class RequestMemory: Sendable {
     /// The longest request that is not called large, in bytes.
     static let maximumPiece = 2 << 20
+
+    fileprivate static let firstCredit = 512 << 10
+    fileprivate static let maximumCredit = 16 << 20
 
     /// For all servers of the process.
     static let shared = RequestMemory()
@@ -19,6 +24,8 @@ final class RequestMemory: Sendable {
         fileprivate struct Holdings {
             var small = 0
             var large = 0
+            /// How much it may hold besides its first request.
+            var credit = RequestMemory.firstCredit
             var isClosed = false
         }
 
@@ -90,6 +97,7 @@ final class RequestMemory: Sendable {
             } else {
                 state.used -= size
                 account.holdings.small -= size
+                account.holdings.credit = min(account.holdings.credit + size, Self.maximumCredit)
             }
             if state.freeBytes + size <= maximumFree {
                 state.free[size.trailingZeroBitCount].append(buffer)
@@ -127,7 +135,9 @@ final class RequestMemory: Sendable {
             state.usedLarge += size
             account.holdings.large += size
         } else {
-            guard account.holdings.small + size <= (capacity - state.used) / 2 else { return nil }
+            let held = account.holdings.small
+            guard held == 0 || held + size <= account.holdings.credit else { return nil }
+            guard held + size <= (capacity - state.used) / 2 else { return nil }
             state.used += size
             account.holdings.small += size
         }

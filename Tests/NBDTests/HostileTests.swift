@@ -200,4 +200,22 @@ struct HostileTests {
         #expect(disk.maximumInFlight <= Transmission.maximumInFlight)
         try await test.stop()
     }
+
+    @Test("a client that stops for a while is left alone as long as it stands in nobody's way")
+    func stopped() async throws {
+        let limits = Self.limits(stall: .milliseconds(20))
+        let test = try await ServerUnderTest.start(limits: limits)
+        _ = try test.addDisk("a", bytes: 64 << 20)
+        let stopped = try await RawClient.open(test.path)
+        try await stopped.send((0..<100).flatMap { RawClient.request(0, cookie: $0, length: 1 << 20) })
+        while limits.memory.used == 0 { await Task.yield() }
+        // Many ticks of the watchdog: handshakes that time out tell them.
+        let other = try await ServerUnderTest.start(limits: Self.limits(handshake: .milliseconds(200)))
+        await (try await RawClient(other.path)).waitForEnd()
+        #expect(!limits.memory.isContended)
+        var last = 0
+        while last < 100 { if try await stopped.reply().isLast { last += 1 } }
+        try await other.stop()
+        try await test.stop()
+    }
 }

@@ -8,7 +8,7 @@ internal import Testing
 @Suite("Hostile clients", .serialized)
 struct HostileTests {
     /// Limits that are not shared with other tests.
-    private static func limits(stall: Duration = .seconds(60), handshake: Duration = .seconds(60))
+    private static func limits(stall: Duration = .seconds(3600), handshake: Duration = .seconds(3600))
         -> NBDLimits
     {
         NBDLimits(
@@ -149,11 +149,15 @@ struct HostileTests {
     func slowHandshake() async throws {
         let test = try await ServerUnderTest.start(limits: Self.limits(handshake: .milliseconds(100)))
         _ = try test.addDisk("a", bytes: 1 << 20)
-        let good = try await RawClient.open(test.path)
+        // On a busy machine its handshake, too, can take too long.
+        var opened: RawClient?
+        while opened == nil { opened = try? await RawClient.open(test.path) }
+        let good = try #require(opened)
         let silent = try await RawClient(test.path)
         let slow = try await RawClient(test.path)
-        try await slow.greet()
-        try await slow.option(3)
+        // Whether the server has hung up by now is the clock's affair; that it does is ours.
+        try? await slow.greet()
+        try? await slow.option(3)
         await silent.waitForEnd()
         await slow.waitForEnd()
         #expect(try await good.ask(0, length: 512).error == 0)
@@ -210,7 +214,7 @@ struct HostileTests {
         try await stopped.send((0..<100).flatMap { RawClient.request(0, cookie: $0, length: 1 << 20) })
         while limits.memory.used == 0 { await Task.yield() }
         // Many ticks of the watchdog: handshakes that time out tell them.
-        let other = try await ServerUnderTest.start(limits: Self.limits(handshake: .milliseconds(200)))
+        let other = try await ServerUnderTest.start(limits: Self.limits(handshake: .milliseconds(300)))
         await (try await RawClient(other.path)).waitForEnd()
         #expect(!limits.memory.isContended)
         var last = 0

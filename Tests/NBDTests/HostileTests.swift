@@ -49,7 +49,7 @@ struct HostileTests {
             [
                 "--name=x", "--ioengine=nbd", "--uri=" + test.uri("a"), "--rw=randrw", "--bs=64k",
                 "--iodepth=16",
-                "--size=64m", "--verify=crc32c", "--verify_fatal=1",
+                "--size=64m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
             ])
         #expect(fio.status == 0, "\(fio.output)\(fio.error)")
         #expect(limits.memory.used <= 64 << 20)

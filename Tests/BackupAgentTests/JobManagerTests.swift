@@ -26,6 +26,8 @@ private final class SimTargets: TargetOpener {
 
     init(_ script: Script = Script()) { self.script = Mutex(script) }
 
+    func check(_ spec: TargetSpec) async throws(AgentError) {}
+
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
         let script = script.withLock { $0 }
         if let error = script.openFails { throw error }

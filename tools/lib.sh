@@ -1,6 +1,6 @@
 # What the tools share; sourced by them, not run.
 #
-# need build|generate|test|demo ...   installs what those need and this machine lacks
+# need build|generate|test|demo|bench ...   installs what those need and this machine lacks
 # need_swift                          stops with a sentence when Swift is missing or too old
 # say TEXT, fail TEXT                 one line for people; fail also ends the script
 
@@ -14,7 +14,8 @@ say() { printf '%s==>%s %s\n' "$bold" "$plain" "$*"; }
 fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # A line: what needs it, the Debian package, and how to see that it is there: a command, a file below
-# the include directories, or "python:MODULE".
+# the include directories, "python:MODULE", "system-python:MODULE" (of the distribution's own interpreter, whichever
+# python3 comes first in PATH), or "static:PROGRAM" (one that needs no libraries).
 requirements='
 build     pkg-config          pkg-config
 build     liburing-dev        liburing.h
@@ -30,13 +31,40 @@ test      qemu-utils          qemu-io
 test      e2fsprogs           mke2fs
 test      python3             python3
 test      python3-venv        python:ensurepip
+test      qemu-utils          qemu-nbd
+test      libnbd-bin          nbdcopy
+test      libnbd-bin          nbdinfo
+test      python3-libnbd      system-python:nbd
+test      fio                 fio
+test      qemu-system-@system@ qemu-system-@machine@
+test      busybox-static      static:/bin/busybox
+test      cpio                cpio
+test      dpkg                dpkg-deb
+test      e2fsprogs           debugfs
+test      e2fsprogs           e2fsck
+bench     qemu-utils          qemu-img
+bench     qemu-utils          qemu-io
+bench     qemu-system-common  qemu-storage-daemon
+bench     fio                 fio
+bench     nbdkit              nbdkit
+bench     libnbd-bin          nbdcopy
+bench     libnbd-bin          nbdfuse
+bench     fuse3               fusermount3
 demo      qemu-utils          qemu-img
 demo      e2fsprogs           mke2fs
 demo      e2fsprogs           debugfs
 '
+# The guest that the tests boot has this machine's architecture.
+case $(uname -m) in
+    aarch64) requirements=${requirements//@system@/arm} ;;
+    *) requirements=${requirements//@system@/x86} ;;
+esac
+requirements=${requirements//@machine@/$(uname -m)}
 
 is_there() {
     case $1 in
+        system-python:*) /usr/bin/python3 -c "import ${1#system-python:}" 2>/dev/null ;;
+        static:*) [ -x "${1#static:}" ] && ! ldd "${1#static:}" >/dev/null 2>&1 ;;
         python:*) python3 -c "import ${1#python:}" 2>/dev/null ;;
         *.h | *.proto) [ -e "/usr/include/$1" ] || [ -e "/usr/local/include/$1" ] \
             || [ -e "/usr/include/$(uname -m)-linux-gnu/$1" ] ;;

@@ -66,9 +66,9 @@ extension JobManager {
 
     /// Completes the target. The drive is given back before anybody hears of it.
     func complete(_ number: JobNumber) async {
-        guard let target = records[number]?.target else { return }
+        guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
         do throws(BlockError) {
-            try await target.complete()
+            try await job.complete()
         } catch {
             report(.targetFailed(finishFailure(error, target)), number)
             return

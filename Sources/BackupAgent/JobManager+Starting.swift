@@ -96,8 +96,17 @@ extension JobManager {
     private func end(_ hold: DriveHold, of number: JobNumber) async {
         if hold.isFixed { await hold.job?.release() }
         await exports?.endSnapshots(of: number)
-        await hold.staging.remove()
-        if let record = hold.record { await hold.lease.live.engine.blocking { record.remove() } }
+        do throws(BlockError) { try await hold.staging.remove() } catch {
+            logger.warning("\(error.message); it is removed when the agent starts again")
+        }
+        if let record = hold.record {
+            let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
+                Result { () throws(BlockError) in try record.remove() }
+            }
+            do throws(BlockError) { try removed.get() } catch {
+                logger.warning("\(error.message); it is removed when the agent starts again")
+            }
+        }
         await drives.giveBack(hold.lease)
     }
 
@@ -111,7 +120,7 @@ extension JobManager {
         let (targetSpec, sync) = targetSpec(number, spec, hold.lease.image, access)
         // What a new target's clusters are is known, so that it is made last of all.
         if case .new = targetSpec.mode {
-            try await makeRecord(number, clusterSize: Self.clusterSize(target: TargetPlace.newClusterSize))
+            try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: TargetPlace.newClusterSize))
         }
         let target = try await open(targetSpec, number)
         guard var record = records[number], record.machine.state == .created, !isStopRequested(number) else {
@@ -127,7 +136,7 @@ extension JobManager {
             if let made = record.hold?.record {
                 made
             } else {
-                try await makeRecord(number, clusterSize: Self.clusterSize(target: target.clusterSize))
+                try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
             }
         var options = BackupJob.Options(
             sync: BackupJob.Options.Sync(sync), speedBytesPerSecond: record.info.speedBytesPerSecond,
@@ -138,16 +147,13 @@ extension JobManager {
         let job = BackupJob(
             drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
             staging: hold.staging, buffers: buffers, control: record.control)
-        job.onWarning { failure in
+        await job.onWarning { failure in
             // Ends at once: it only tells the manager.
             Task { await self.warn(failure, number) }
         }
         records[number]?.hold?.job = job
         return job
     }
-
-    /// The unit of the copy, as the job has it.
-    private static func clusterSize(target: UInt64) -> UInt64 { max(64 << 10, target) }
 
     private func targetSpec(
         _ number: JobNumber, _ spec: BackupSpec, _ image: OpenImage, _ access: PathAccess

@@ -1,15 +1,11 @@
 """Exports asked by others' clients: nbdinfo, qemu-io, nbdcopy."""
 
 import json
-import os
 
 import pytest
 
 from harness import Agent, kind
 from images import MiB, qemu_img, raw, run
-
-pytestmark = pytest.mark.skipif(
-    "DRIVE_BACKUP_LIVE" not in os.environ, reason="set DRIVE_BACKUP_LIVE to ask the exports themselves")
 
 SIZE = 8 * MiB
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import Agent, untouched
+from harness import Agent, free_port, untouched
 from images import MiB, raw
 
 SIZE = 8 * MiB
@@ -135,6 +135,19 @@ def test_sockets_are_made_below_allowed_directories_only(start_agent, disk, targ
         for path in (tmp_path / "x.sock", targets / "out" / "x.sock", targets / ".." / "x.sock"):
             agent.refused("export", "add", "vm1", f"unix:{path}", code=77, says="allowed")
     agent.ok("export", "add", "vm1", f"unix:{targets}/x.sock")
+
+
+def test_who_may_use_no_files_may_add_no_exports(disk):
+    port = free_port()
+    agent = Agent([f"id=vm1,file={disk},format=raw"], listen=[f"tcp://127.0.0.1:{port}"])
+    agent.address = f"tcp://127.0.0.1:{port}"
+    try:
+        agent.start()
+        for address in ("tcp://127.0.0.1:0", f"unix:{agent.directory}/x.sock"):
+            agent.refused("export", "add", "vm1", address, code=77, says="--allow-directory")
+        assert agent.ok("export", "list").objects == []
+    finally:
+        agent.close()
 
 
 def test_the_point_in_time_of_a_job_is_an_export_until_the_job_ends(agent, targets):

@@ -1,6 +1,7 @@
 """Exports asked by others' clients: nbdinfo, qemu-io, nbdcopy."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -83,10 +84,23 @@ def test_a_read_only_export_refuses_writes(agent):
     assert io(address, "write 0 4k").returncode != 0
 
 
-def test_clients_are_counted(agent):
+def test_clients_are_counted_and_disconnected(agent):
     address = f"unix:{agent.directory}/x.sock"
     agent.ok("export", "add", "vm1", address)
     assert agent.ok("export", "list").object["clients"] == 0
+    client = subprocess.Popen(
+        ["qemu-io", "-f", "raw", uri(address)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        client.stdin.write("read 0 512\n")
+        client.stdin.flush()
+        while "ops" not in client.stdout.readline():
+            pass
+        assert agent.ok("export", "list").object["clients"] == 1
+        agent.ok("export", "remove", "vm1")
+        assert agent.ok("export", "list").objects == []
+    finally:
+        client.kill()
+        client.wait()
 
 
 def test_an_address_that_somebody_else_has_is_refused(agent):
@@ -162,3 +176,76 @@ def test_sigterm_ends_exports_in_time_and_leaves_no_socket(disk):
         assert code == 0 and seconds < 5 and not path.exists()
     finally:
         agent.close()
+
+
+# Staging.
+
+
+@pytest.fixture
+def small(start_agent, images, tmp_path):
+    """An agent whose jobs may stage 1 MiB, and an export of its full 8-MiB drive."""
+    disk = raw(images / "vm1.raw", SIZE, [(0, SIZE)])
+    agent = start_agent(
+        f"id=vm1,file={disk},format=raw", arguments=["--staging", f"{tmp_path}/staging,size=1M"])
+    agent.live = f"unix:{agent.directory}/x.sock"
+    agent.ok("export", "add", "vm1", agent.live)
+    agent.disk = disk
+    return agent
+
+
+def test_full_staging_fails_the_job_and_not_the_guest(small, targets):
+    small.slow_job("vm1", targets / "t")
+    stream = small.stream("job", "watch", "vm1")
+    # From the end, where the copy comes last.
+    result = io(small.live, *[f"write -P 7 {offset}M 1M" for offset in (7, 6, 5, 4)])
+    assert result.returncode == 0 and "failed" not in result.stdout, result.stdout
+    assert stream.end() == 1
+    error = stream.events[-1]["failed"]["error"]
+    assert error["reason"] == "STAGING_FULL" and "vm1" in error["message"], error
+    events = [event["io_error"] for event in stream.events if kind(event) == "io_error"]
+    assert [event["side"] for event in events][-1] == "staging" and events[-1]["action"] == "report", events
+    assert all(event["action"] == "warn" for event in events[:-1]), events
+    assert not (targets / "t").exists() and not (targets / "t.partial").exists()
+    assert small.disk.read_bytes()[4 * MiB:] == bytes([7]) * 4 * MiB
+    # The next backup is right.
+    small.backup("vm1", targets / "t")
+    assert (targets / "t").read_bytes() == small.disk.read_bytes()
+
+
+def test_full_staging_makes_the_guest_wait_if_that_was_asked_for(small, targets):
+    before = small.disk.read_bytes()
+    small.slow_job("vm1", targets / "t", "--staging-full", "stall")
+    guest = subprocess.Popen(
+        ["qemu-io", "-f", "raw", *[word for offset in (7, 6, 5, 4) for word in ("-c", f"write -P 7 {offset}M 1M")],
+         uri(small.live)], stdout=subprocess.PIPE, text=True)
+    try:
+        stream = small.stream("job", "watch", "vm1")
+        # Staging is about to be full, and the guest is on its way to wait.
+        stream.until(lambda event: event.get("io_error", {}).get("action") == "warn")
+        usage = small.job("vm1")["staging"]
+        assert 0 < usage["used"] <= usage["limit"] == MiB, usage
+        small.ok("job", "set-speed", "vm1", 0)
+        assert stream.end() == 0
+        out, _ = guest.communicate(timeout=60)
+        assert guest.returncode == 0 and out.count("wrote") == 4, out
+    finally:
+        guest.kill()
+        guest.wait()
+    assert (targets / "t").read_bytes() == before
+
+
+def test_a_cancel_lets_waiting_guests_go(small, targets):
+    small.slow_job("vm1", targets / "t", "--staging-full", "stall")
+    stream = small.stream("job", "watch", "vm1")
+    guest = subprocess.Popen(
+        ["qemu-io", "-f", "raw", "-c", "write -P 7 4M 4M", uri(small.live)], stdout=subprocess.PIPE, text=True)
+    try:
+        stream.until(lambda event: event.get("io_error", {}).get("action") == "warn")
+        small.ok("job", "cancel", "vm1")
+        assert stream.end() == 4
+        out, _ = guest.communicate(timeout=60)
+        assert guest.returncode == 0 and "wrote" in out, out
+    finally:
+        guest.kill()
+        guest.wait()
+    assert small.disk.read_bytes()[4 * MiB:] == bytes([7]) * 4 * MiB

@@ -21,6 +21,8 @@ package actor DriveRegistry {
         var exports: Set<String> = []
         /// A guest may write to it, or might have.
         var isWritten = false
+        /// Requests of an export that is gone do not end: the image must not be closed under them.
+        var isStuck = false
         /// It is being opened or closed: there for the id's sake only.
         var isInTransition = true
     }
@@ -135,6 +137,12 @@ package actor DriveRegistry {
                 "Couldn't remove the drive \(id): the export \(export) serves it (remove that first)",
                 subject: id)
         }
+        guard !drive.isStuck else {
+            throw AgentError(
+                .driveBusy,
+                "Couldn't remove the drive \(id): requests to it that an export left have not ended (a disk that hangs?)",
+                subject: id)
+        }
         drives[id]?.isInTransition = true
         do throws(AgentError) { try await store?.remove(drive: id) } catch {
             drives[id]?.isInTransition = false
@@ -175,7 +183,11 @@ package actor DriveRegistry {
         drives[id]?.exports.insert(name)
     }
 
-    package func detach(export name: String, from id: String) { drives[id]?.exports.remove(name) }
+    /// The export is gone. `isQuiet` says that none of its requests is left.
+    package func detach(export name: String, from id: String, isQuiet: Bool = true) {
+        drives[id]?.exports.remove(name)
+        if !isQuiet { drives[id]?.isStuck = true }
+    }
 
     /// What an export of the drive serves. For a writable one all other processes are told first that the image is being
     /// written; refused when one of them does not allow that.
@@ -296,15 +308,26 @@ package actor DriveRegistry {
 
     /// Closes a drive that may have been written.
     private func close(_ drive: Drive) async {
-        guard let image = drive.image else { return }
-        if drive.isWritten, let live = drive.live {
-            do throws(BlockError) {
-                try await live.engine.run { () async throws(BlockError) in try await live.flush() }
-            } catch {
-                logger.error("The drive \(drive.option.id) could not be flushed: \(error.message)")
-            }
+        guard let image = drive.image, let live = drive.live else { return }
+        let id = drive.option.id
+        guard drive.jobID == nil, !drive.isStuck else {
+            logger.warning("The drive \(id) is left open: requests to it do not end")
+            return
         }
-        await close(image, of: drive.option.id)
+        guard drive.isWritten else { return await close(image, of: id) }
+        claims.release(.drive(id))
+        do throws(BlockError) {
+            try await live.engine.run { () async throws(BlockError) in
+                do throws(BlockError) { try await live.flush() } catch {
+                    // Whatever it was, the files and their locks are to be given up.
+                    try? await live.close()
+                    throw error
+                }
+                try await live.close()
+            }
+        } catch {
+            logger.error("The drive \(id) was not flushed and closed well: \(error.message)")
+        }
     }
 
     private static func info(_ drive: Drive) -> DriveInfo {

@@ -154,27 +154,33 @@ package actor ExportRegistry {
         }
     }
 
-    /// Serves nothing any more; requests that run end, within a second. What is kept over restarts stays kept.
+    /// Serves nothing any more; requests that run end, within a second. What is kept over restarts stays kept. Drives with
+    /// requests that do not end are told of.
     package func shutDown() async {
         isStopping = true
         await turnstile.pass { () async in
-            let servers = await self.takeServers()
+            let servers = await self.servers
             await withTaskGroup(of: Void.self) { group in
-                for server in servers { group.addTask { await server.shutDown(within: Self.patience.stop) } }
+                for (place, server) in servers {
+                    group.addTask {
+                        let isQuiet = await server.shutDown(within: Self.patience.stop)
+                        await self.forget(place, isQuiet: isQuiet)
+                    }
+                }
             }
+        }
+    }
+
+    private func forget(_ place: NBDAddress, isQuiet: Bool) async {
+        servers[place] = nil
+        for (name, entry) in entries where entry.place == place {
+            entries[name] = nil
+            await drives.detach(export: name, from: entry.info.drive, isQuiet: isQuiet)
         }
     }
 
     private func names(of job: JobNumber) -> [String] {
         entries.filter { $0.value.job == job }.keys.sorted()
-    }
-
-    private func takeServers() -> [NBDServer] {
-        defer {
-            servers = [:]
-            entries = [:]
-        }
-        return Array(servers.values)
     }
 
     // MARK: One export
@@ -262,13 +268,17 @@ package actor ExportRegistry {
 
     private func end(_ name: String, within patience: Duration) async {
         guard let entry = entries[name] else { return }
+        var isQuiet = true
         if let place = entry.place, let server = servers[place] {
-            await server.remove(name, within: patience)
+            isQuiet = await server.remove(name, within: patience)
+            if !isQuiet {
+                logger.warning("Requests of the export \(name) have not ended; they are left behind")
+            }
             entries[name]?.place = nil
             await endIfUnused(server)
         }
         entries[name] = nil
-        await drives.detach(export: name, from: entry.info.drive)
+        await drives.detach(export: name, from: entry.info.drive, isQuiet: isQuiet)
     }
 
     private func endIfUnused(_ server: NBDServer) async {

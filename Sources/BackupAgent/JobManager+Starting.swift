@@ -5,7 +5,7 @@ internal import Logging
 
 // The start of a job, or of a group at one instant:
 //
-//   drives leased ─► staging and records made ─► targets opened, new ones made ─► point in time fixed ─► started
+//   drives leased, staging made ─► targets checked ─► targets opened, new ones made ─► point in time fixed ─► started
 //
 // Each step is done for all jobs before the next one begins, the cheapest to undo first. Whatever fails or is cancelled on
 // the way undoes all of them, guests first: no file is left, and no job.
@@ -15,6 +15,7 @@ extension JobManager {
     func run(_ numbers: [JobNumber], _ access: PathAccess) async {
         do throws(AgentError) {
             for number in numbers { try await takeDrive(number) }
+            if numbers.count > 1 { for number in numbers { try await checkTarget(number, access) } }
             var jobs: [(number: JobNumber, job: BackupJob)] = []
             for number in numbers { jobs.append((number, try await prepare(number, access))) }
             try await fixPointInTime(of: jobs)
@@ -175,21 +176,41 @@ extension JobManager {
         return (target, sync)
     }
 
-    /// Opens the target, unless a job that starts with this one is to stop first: then the target is given up when it is
-    /// open at last.
-    private func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
-        guard let stop = records[number]?.stop else { throw cancelledAtStart(spec.jobID) }
-        let opened = OneShot<Result<any JobTarget, AgentError>>()
+    /// Checks the target of a job of a group, before the first one is made.
+    private func checkTarget(_ number: JobNumber, _ access: PathAccess) async throws(AgentError) {
+        guard let spec = records[number]?.spec, let hold = records[number]?.hold else { return }
+        let (targetSpec, _) = targetSpec(number, spec, hold.lease.image, access)
         let targets = targets
+        try await unlessStopped(number) { () async throws(AgentError) in try await targets.check(targetSpec) }
+    }
+
+    private func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
+        let targets = targets
+        return try await unlessStopped(number) { () async throws(AgentError) in
+            try await targets.open(spec)
+        } late: { target in
+            _ = await target.giveUp(keep: false)
+        }
+    }
+
+    /// Does what a target may hang in, unless a job that starts with this one is to stop first: then `late` gets what comes
+    /// of it at last.
+    private func unlessStopped<Value: Sendable>(
+        _ number: JobNumber, _ body: @escaping @Sendable () async throws(AgentError) -> Value,
+        late: @escaping @Sendable (Value) async -> Void = { _ in }
+    ) async throws(AgentError) -> Value {
+        guard let record = records[number] else { throw cancelledAtStart("") }
+        let stop = record.stop
+        let done = OneShot<Result<Value, AgentError>>()
         own(
             number,
             Task {
-                do throws(AgentError) { opened.fulfil(.success(try await targets.open(spec))) } catch {
-                    opened.fulfil(.failure(error))
+                do throws(AgentError) { done.fulfil(.success(try await body())) } catch {
+                    done.fulfil(.failure(error))
                 }
             })
-        let result = await withTaskGroup(of: Result<any JobTarget, AgentError>?.self) { group in
-            group.addTask { await opened.wait() }
+        let result = await withTaskGroup(of: Result<Value, AgentError>?.self) { group in
+            group.addTask { await done.wait() }
             group.addTask {
                 _ = await stop.wait()
                 return nil
@@ -202,9 +223,9 @@ extension JobManager {
         own(
             number,
             Task {
-                if case .success(let target) = await opened.wait() { _ = await target.giveUp(keep: false) }
+                if case .success(let value) = await done.wait() { await late(value) }
             })
-        throw cancelledAtStart(spec.jobID)
+        throw cancelledAtStart(record.spec.jobID)
     }
 
     private func isStopRequested(_ number: JobNumber) -> Bool { records[number]?.stop.value != nil }

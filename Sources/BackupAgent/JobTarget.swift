@@ -52,6 +52,10 @@ package protocol JobTarget: BackupTarget {
 
 /// Opens targets; the place where a process boundary goes.
 package protocol TargetOpener: Sendable {
+    /// Checks what can be checked about a target without making or changing anything, and takes nothing: for groups, in which
+    /// the first target is not to be made when the second one cannot be.
+    func check(_ spec: TargetSpec) async throws(AgentError)
+
     /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing
     /// was made or changed.
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget

@@ -11,11 +11,24 @@ package struct TargetSessions: TargetOpener {
         self.kind = kind
     }
 
-    package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
-        let engine: any IOEngine
-        do throws(BlockError) { engine = try kind.makeEngine(name: "target \(spec.jobID)") } catch {
-            throw AgentError(error, of: .target, subject: spec.path)
+    package func check(_ spec: TargetSpec) async throws(AgentError) {
+        // One that exists is not changed by being opened.
+        guard case .new(let overwrites) = spec.mode else { return }
+        let engine = try engine(for: spec)
+        let (claims, spec) = (claims, spec)
+        let checked: Result<Void, AgentError> = await engine.blocking {
+            Result { () throws(AgentError) in
+                try TargetOpening.checkFormat(spec)
+                _ = try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
+            }
         }
+        claims.release(.target(spec.job, jobID: spec.jobID))
+        await engine.shutDown()
+        try checked.get()
+    }
+
+    package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
+        let engine = try engine(for: spec)
         do throws(AgentError) {
             return try await engine.run { () async throws(AgentError) in
                 let opening = TargetOpening(spec: spec, claims: claims, engine: engine)
@@ -25,6 +38,12 @@ package struct TargetSessions: TargetOpener {
             claims.release(.target(spec.job, jobID: spec.jobID))
             await engine.shutDown()
             throw error
+        }
+    }
+
+    private func engine(for spec: TargetSpec) throws(AgentError) -> any IOEngine {
+        do throws(BlockError) { return try kind.makeEngine(name: "target \(spec.jobID)") } catch {
+            throw AgentError(error, of: .target, subject: spec.path)
         }
     }
 }
@@ -46,7 +65,8 @@ private struct TargetOpening {
 
     // MARK: A new target
 
-    private func make(overwrites: Bool) async throws(AgentError) -> TargetSession {
+    /// A new image of the format can have what it is to have.
+    static func checkFormat(_ spec: TargetSpec) throws(AgentError) {
         let format = spec.format ?? .raw
         guard spec.backing == nil || format != .raw else {
             throw AgentError(
@@ -54,13 +74,17 @@ private struct TargetOpening {
                 "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync \(spec.sync) needs "
                     + "(use --format qcow2, or --sync full)", subject: spec.path)
         }
+    }
+
+    private func make(overwrites: Bool) async throws(AgentError) -> TargetSession {
+        try Self.checkFormat(spec)
         let (spec, claims) = (spec, claims)
         let names = try await blocking { () throws(AgentError) in
             try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
         }
         let descriptor = try await blocking { () throws(AgentError) in try names.create() }
         do throws(AgentError) {
-            return try await fill(descriptor, names, format)
+            return try await fill(descriptor, names, spec.format ?? .raw)
         } catch {
             // Nothing of ours may be left; the error that led here is the one to tell.
             await engine.blocking { try? names.remove() }

@@ -70,7 +70,8 @@ struct GroupTests {
         let refusal = await status { _ = try await run(group("a", "b", "c"), test) }
         #expect(refusal?.reason == "TARGET_EXISTS")
         func files(_ text: String) -> [Substring] { text.split(separator: "\n") }
-        #expect(files(before) == files(try await snapshot(directory.file("out"))))
+        #expect(
+            files(before) == files(try await snapshot(directory.file("out"))), "none was made for a moment")
         #expect(try await test.client.jobs.list(all: true).isEmpty)
         #expect(try await test.client.agent.info().lastSequence == 0)
         #expect(try await snapshot(directory.file("run/jobs")).isEmpty)

@@ -16,6 +16,7 @@ private final class SimTargets: TargetOpener {
         var writeHangs = false
         var completeHangs = false
         var completeFails: BlockError?
+        var giveUpHangs = false
     }
 
     let script: Mutex<Script>
@@ -25,6 +26,8 @@ private final class SimTargets: TargetOpener {
     let opened = Mutex(0)
 
     init(_ script: Script = Script()) { self.script = Mutex(script) }
+
+    func check(_ spec: TargetSpec) async throws(AgentError) {}
 
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
         let script = script.withLock { $0 }
@@ -71,6 +74,7 @@ private final class SimTarget: JobTarget {
 
     func giveUp(keep: Bool) async -> Bool {
         targets.givenUp.withLock { $0 += 1 }
+        if script.giveUpHangs { await targets.hang() }
         return false
     }
 }
@@ -156,6 +160,56 @@ struct JobManagerTests {
         #expect(try await manager.get("vm1").result == .cancelled)
         #expect(targets.givenUp.withLock { $0 } == 1)
         targets.letGo.fulfil(())
+    }
+
+    @Test(
+        "a cancelled job lets go of its drive before its target has returned, and leaves no file of its own")
+    func drivesDoNotWait() async throws {
+        let targets = SimTargets(.init(writeHangs: true, giveUpHangs: true))
+        let manager = try await manager(targets)
+        let (job, _) = try await manager.start(spec, access: .everything)
+        _ = await targets.reached.wait()
+        _ = try await manager.perform(.cancel, on: "vm1")
+        while targets.givenUp.withLock({ $0 }) == 0 { await Task.yield() }
+        #expect(try await manager.get("vm1").state == .aborting)
+        let drive = try await manager.drives.get("vm1")
+        #expect(drive.jobID == nil)
+        #expect(await !manager.hasView(job))
+        await #expect(throws: AgentError.self) { try await manager.view(of: "vm1") }
+        let left = try await runProcess(
+            "sh", ["-c", "ls jobs; ls | grep staging"], directory: directory.path)
+        #expect(left.output.isEmpty)
+        // The drive is free for another job while the first one's target still hangs.
+        targets.script.withLock { $0 = .init() }
+        var next = spec
+        next.jobID = "next"
+        let (second, _) = try await manager.start(next, access: .everything)
+        _ = await end(of: second, manager)
+        #expect(try await manager.get("next").result == .completed)
+        targets.letGo.fulfil(())
+        _ = await end(of: job, manager)
+        #expect(try await manager.get("vm1").result == .cancelled)
+    }
+
+    @Test("a job of a group whose target hangs can be cancelled, and takes the others with it")
+    func hangingGroup() async throws {
+        let targets = SimTargets(.init(openHangs: true))
+        let manager = try await manager(targets)
+        try await makeRaw(directory.file("b.raw"))
+        try await manager.drives.openFromCommandLine(
+            DriveOption(id: "vm2", file: directory.file("b.raw"), format: .raw))
+        let specs = [spec, BackupSpec(drive: "vm2", target: "/u", sync: .full)]
+        let starting = Task { try await manager.start(specs, access: .everything) }
+        _ = await targets.reached.wait()
+        // Not the one whose target hangs.
+        _ = try await manager.perform(.cancel, on: "vm2")
+        let result = await starting.result
+        #expect(throws: AgentError.self) { try result.get() }
+        #expect(await manager.list(all: true).isEmpty && log.lastSequence == 0)
+        #expect(await manager.drives.list().allSatisfy { $0.jobID == nil })
+        targets.letGo.fulfil(())
+        while targets.givenUp.withLock({ $0 }) == 0 { await Task.yield() }
+        #expect(targets.opened.withLock { $0 } == 1)
     }
 
     @Test("a job whose target hangs in its last flush can be cancelled, and a late success changes nothing")

@@ -182,7 +182,7 @@ def test_a_state_directory_that_cannot_be(images):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--export", "drive=x,listen=unix:/x"], ["--staging", "/x"], ["--no-such"], ["--log-level", "loud"], ["surplus"],
+    ["--no-such"], ["--log-level", "loud"], ["surplus"],
     ["--on-completed", "/bin/true"]])
 def test_options_of_later_are_usage_errors(arguments):
     agent = Agent(arguments=arguments)
@@ -192,12 +192,31 @@ def test_options_of_later_are_usage_errors(arguments):
         agent.close()
 
 
+@pytest.mark.parametrize("arguments", [
+    ["--export", "drive=vm1"], ["--export", "vm1"], ["--export", "drive=vm1,listen=/x"], ["--engine", "steam"],
+    ["--export", "drive=vm1,listen=tls://127.0.0.1:1"], ["--export", "drive=vm1,listen=unix:/x,writable=maybe"],
+    ["--export", "drive=vm1,listen=unix:/x", "--export", "drive=vm1,listen=unix:/y"], ["--staging", ""],
+    ["--staging", "/x,size=lots"], ["--staging", "/x,limit=1G"]])
+def test_options_that_make_no_sense_are_usage_errors(arguments):
+    agent = Agent(arguments=arguments)
+    try:
+        assert agent.start_refused().code == 64
+    finally:
+        agent.close()
+
+
+@pytest.mark.parametrize("engine", ["ring", "threads"])
+def test_the_engine_is_chosen(start_agent, engine):
+    assert start_agent(arguments=["--engine", engine]).ok("agent", "info").object["engine"] == engine
+
+
 def test_the_help_tells_what_is_there():
     done = subprocess.run([binary("drive-backup-agent"), "--help"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 0
-    for word in ("--listen", "--state-directory", "--runtime-directory", "--allow-directory", "--drive", "read-only"):
+    for word in ("--listen", "--state-directory", "--runtime-directory", "--allow-directory", "--drive", "read-only",
+                 "--export", "--staging", "--engine"):
         assert word in done.stdout, word
-    for word in ("--export", "--staging", "--on-completed", "--on-failed", "--config"):
+    for word in ("--on-completed", "--on-failed", "--config"):
         assert word not in done.stdout, word
     version = subprocess.run([binary("drive-backup-agent"), "--version"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert version.returncode == 0 and version.stdout.strip()

@@ -30,17 +30,21 @@ def test_words_that_do_not_exist(chained, images, targets):
             ["--format", "vmdk"], ["--speed", "-1"], ["--speed", "fast"], ["--speed", "1X"],
             ["--speed", "99999999999999999999"], ["--speed", "9000000T"], ["--job-id", "9lives"], ["--job-id", "a/b"],
             ["--job-id", "a b"], ["--job-id", "a" * 300], ["--job-id", "-x"], ["--no-such-option"], ["--compress"],
-            ["--on-source-error", "ignore"], ["--on-target-error", "stop"], ["--rebase"], ["surplus"],
+            ["--on-source-error", "ignore"], ["--on-target-error", "stop"], ["surplus"],
+            ["--on-cbw-error", "ignore"], ["--cbw-timeout", "-1"], ["--cbw-timeout", "soon"], ["--staging-full", "wait"],
         ):
             chained.refused("start", "vm1", target, *options, code=64)
         chained.refused("start", "vm1", code=64)
         chained.refused("start", code=64)
-        chained.refused("start-group", f"vm1={target}", code=64)
+        chained.refused("start-group", f"vm1={target}", "--completion", "sometimes", code=64)
+        chained.refused("start-group", f"vm1={target}", "--job-id", "j", code=64)
+        chained.refused("start-group", f"vm1={target}", "--completion", "grouped", says="grouped")
+        chained.refused("start", "vm1", target, "--sync", "none", "--rebase", says="rebase")
         chained.refused("verify", target, code=64)
         chained.refused("no-such-command", code=64)
 
 
-@pytest.mark.parametrize("sync", ["none", "incremental", "bitmap"])
+@pytest.mark.parametrize("sync", ["incremental", "bitmap"])
 def test_modes_of_later(chained, images, targets, sync):
     with untouched(targets, images):
         chained.refused("start", "vm1", targets / "t", "--sync", sync, code=(1, 64))

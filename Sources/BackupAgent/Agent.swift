@@ -6,11 +6,23 @@ internal import ServiceLifecycle
 
 /// What the command line says.
 package struct AgentConfiguration: Sendable {
+    /// The kinds of engine that do the I/O of drives.
+    package enum Engine: String, CaseIterable, Sendable {
+        case ring, threads
+
+        var kind: EngineKind { self == .ring ? .ring : .threads }
+    }
+
     package var listen: [String]
     package var stateDirectory: String
     package var runtimeDirectory: String
     package var allowedDirectories: [String] = []
     package var drives: [DriveOption] = []
+    package var exports: [ExportOption] = []
+    /// nil: in the state directory, bounded by what the file system has to give.
+    package var staging: StagingOption?
+    /// What does the I/O of drives; nil: the best kind that the system allows.
+    package var engine: Engine?
     package var version: String
 
     package init(listen: [String], stateDirectory: String, runtimeDirectory: String, version: String) {
@@ -31,6 +43,7 @@ package final class Agent: Sendable {
     private let store: StateStore
     private let engines: EnginePool
     private let drives: DriveRegistry
+    private let exports: ExportRegistry
     private let jobs: JobManager
     private let log: EventLog
     private let server: RPCServer
@@ -45,7 +58,7 @@ package final class Agent: Sendable {
         let addresses = try configuration.listen.map { text throws(AgentError) in
             do throws(RPCStatus) { return try RPCAddress(parsing: text) } catch { throw AgentError(error) }
         }
-        engines = EnginePool(kind: .preferred())
+        engines = EnginePool(kind: configuration.engine?.kind ?? .preferred())
         let starter: any IOEngine
         do throws(BlockError) { starter = try engines.engine() } catch {
             throw AgentError(error, of: .drive, subject: "")
@@ -58,23 +71,36 @@ package final class Agent: Sendable {
         store = parts.store
         sequences = SequenceKeeper(store: parts.store, logger: logger)
         let claims = FileClaims()
-        drives = DriveRegistry(engines: engines, claims: claims, store: store, logger: logger)
+        drives = DriveRegistry(
+            engines: engines, claims: claims, store: store, journalDirectory: parts.journalDirectory,
+            logger: logger)
+        exports = ExportRegistry(drives: drives, engines: engines, store: store, logger: logger)
+        for line in parts.leftovers { logger.warning("\(line)") }
         let keeper = sequences
         log = EventLog(after: try await store.reservedSequence(), reserve: { keeper.reserve($0) })
         jobs = JobManager(
-            drives: drives, targets: TargetSessions(claims: claims), buffers: BufferPool(), log: log,
-            logger: logger)
+            drives: drives, exports: exports, targets: TargetSessions(claims: claims), files: parts.files,
+            buffers: BufferPool(), log: log, logger: logger)
         let identity = AgentIdentity(
             version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
         handlers = AgentHandlers(
-            drives: drives, jobs: jobs, log: log, policy: parts.policy, identity: identity)
+            drives: drives, exports: exports, jobs: jobs, log: log, policy: parts.policy, identity: identity)
         var limits = RPCLimits()
         limits.software = "drive-backup-agent \(configuration.version)"
         server = RPCServer(listen: addresses, router: handlers.router(), limits: limits, logger: logger)
         for option in configuration.drives { try await drives.openFromCommandLine(option) }
         // Who may add drives when no directories are named may add any: so what is stored passes.
-        await drives.openStored(try await store.drives(), access: parts.policy.access(isTrusted: true))
-        do throws(RPCStatus) { try await server.bind() } catch { throw AgentError(error) }
+        let access = parts.policy.access(isTrusted: true)
+        await drives.openStored(try await store.drives(), access: access)
+        // Guests come back when their drives are whole, and not before.
+        do throws(AgentError) {
+            for option in configuration.exports { try await exports.openFromCommandLine(option) }
+            await exports.openStored(try await store.exports(), access: access)
+            do throws(RPCStatus) { try await server.bind() } catch { throw AgentError(error) }
+        } catch {
+            await exports.shutDown()
+            throw error
+        }
         identity.addresses.fulfil(server.addresses.map(\.description))
     }
 
@@ -93,7 +119,10 @@ package final class Agent: Sendable {
     package func stop() async {
         ServiceManager.stopping()
         logger.notice("Stopping")
+        // Guests' requests end while the jobs do.
+        async let exportsEnded: Void = exports.shutDown()
         await jobs.stop(within: Self.patience.jobs)
+        await exportsEnded
         log.close()
         await server.shutDown(within: Self.patience.clients)
         await sequences.finish()
@@ -116,12 +145,25 @@ package final class Agent: Sendable {
         let policy: PathPolicy
         let directories: AgentDirectories
         let store: StateStore
+        let files: JobFiles
+        let journalDirectory: String
+        /// What an agent that was killed has left, a sentence for each job.
+        let leftovers: [String]
 
         init(_ configuration: AgentConfiguration) throws(AgentError) {
             policy = try PathPolicy(directories: configuration.allowedDirectories)
+            let staging =
+                configuration.staging ?? StagingOption(directory: configuration.stateDirectory + "/staging")
+            let runtime = configuration.runtimeDirectory
             directories = try AgentDirectories(
-                state: configuration.stateDirectory, runtime: configuration.runtimeDirectory)
+                state: configuration.stateDirectory, runtime: runtime, staging: staging.directory)
             store = try StateStore.open(directory: configuration.stateDirectory)
+            journalDirectory = runtime + "/journals"
+            try JobFiles.makeDirectory(journalDirectory)
+            files = JobFiles(
+                recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
+                stagingLimit: staging.limit)
+            leftovers = try files.prepare()
         }
     }
 }
@@ -130,14 +172,17 @@ package final class Agent: Sendable {
 private final class AgentDirectories: Sendable {
     let state: DirectoryLock
     let runtime: DirectoryLock
+    let staging: DirectoryLock
 
-    init(state: String, runtime: String) throws(AgentError) {
+    init(state: String, runtime: String, staging: String) throws(AgentError) {
         self.state = try DirectoryLock(path: state, purpose: "state")
         self.runtime = try DirectoryLock(path: runtime, purpose: "runtime")
+        self.staging = try DirectoryLock(path: staging, purpose: "staging")
     }
 
     func release() {
         state.release()
         runtime.release()
+        staging.release()
     }
 }

@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Glibc
 
 // The one place that says which reason a failed file or image gives.
 
@@ -9,6 +10,10 @@ extension AgentError {
         case target
         /// A running job's drive, or its target.
         case source, destination
+        /// The files of the agent's own that a job needs.
+        case staging
+        /// A socket that exports are served at.
+        case listener
     }
 
     /// The agent's word for a failed operation on a file.
@@ -16,6 +21,8 @@ extension AgentError {
         let isTarget = role == .target || role == .destination
         let reason: Reason =
             switch error.code {
+            case _ where role == .listener: .listenFailed
+            case .noSpace where role == .staging: .stagingFull
             case .notFound: .fileNotFound
             case .alreadyExists: isTarget ? .targetExists : .driveExists
             case .denied: error.errno == 0 ? .pathNotAllowed : .accessDenied
@@ -29,5 +36,20 @@ extension AgentError {
             case .cancelled: .jobCancelled
             }
         self.init(reason, error.message, subject: subject)
+    }
+}
+
+extension AgentError {
+    /// Why a point in time was lost: old content could not be saved.
+    init(lostPointInTimeBy error: BlockError, drive: String) {
+        let reason: Reason =
+            if error.code == .noSpace {
+                .stagingFull
+            } else if error.errno == ETIMEDOUT {
+                .cbwTimeout
+            } else {
+                .snapshotBroken
+            }
+        self.init(reason, error.message, subject: drive)
     }
 }

@@ -7,17 +7,18 @@ extension AgentError.Reason {
     /// gRPC's code for the reason.
     var code: RPCCode {
         switch self {
-        case .driveNotFound, .fileNotFound, .targetMissing, .jobNotFound: .notFound
-        case .driveExists, .targetExists, .targetPartialExists, .jobExists, .requestKeyReused: .alreadyExists
+        case .driveNotFound, .fileNotFound, .targetMissing, .jobNotFound, .exportNotFound: .notFound
+        case .driveExists, .targetExists, .targetPartialExists, .jobExists, .exportExists, .requestKeyReused:
+            .alreadyExists
         case .pathNotAllowed, .accessDenied: .permissionDenied
         case .pathInvalid, .fieldInvalid: .invalidArgument
         case .driveBusy, .driveInvalid, .fileLocked, .imageUnsupported, .targetIsSource, .targetBusy,
             .targetLocked, .targetSizeMismatch, .targetFormatAmbiguous, .targetNotRegular,
-            .backingUnsupported, .jobState:
+            .backingUnsupported, .backingMismatch, .exportInvalid, .listenFailed, .jobState:
             .failedPrecondition
         case .imageCorrupt: .dataLoss
-        case .noSpace: .resourceExhausted
-        case .ioError, .jobCancelled, .agentRestarted: .aborted
+        case .noSpace, .stagingFull: .resourceExhausted
+        case .ioError, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled, .agentRestarted: .aborted
         case .fieldUnimplemented: .unimplemented
         case .agentStopping: .unavailable
         }

@@ -5,6 +5,7 @@ internal import Glibc
 /// What the agent's methods do: they map the wire to the domain and back, and decide nothing.
 struct AgentHandlers: Sendable {
     let drives: DriveRegistry
+    let exports: ExportRegistry
     let jobs: JobManager
     let log: EventLog
     let policy: PathPolicy
@@ -16,6 +17,7 @@ struct AgentHandlers: Sendable {
         var router = RPCRouter()
         addAgent(to: &router)
         addDrives(to: &router)
+        addExports(to: &router)
         addJobs(to: &router)
         return router
     }

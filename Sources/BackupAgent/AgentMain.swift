@@ -93,5 +93,7 @@ extension AgentConfiguration {
         runtimeDirectory = absolute(runtimeDirectory)
         allowedDirectories = allowedDirectories.map(absolute)
         for index in drives.indices { drives[index].file = absolute(drives[index].file) }
+        for index in exports.indices { exports[index].makeAbsolute(in: current) }
+        if let directory = staging?.directory { staging?.directory = absolute(directory) }
     }
 }

@@ -1,3 +1,4 @@
+internal import BackupJobs
 internal import DiskImages
 package import DriveBackupWire
 
@@ -32,18 +33,99 @@ extension BackupSpec {
         requestKey = request.requestKey
         waitsForFinalize = request.manualFinalize
         waitsForDismiss = request.manualDismiss
+        guard !(waitsForFinalize && sync == .none) else {
+            throw Self.invalid(
+                "manual_finalize",
+                "With sync none it is the cancel that ends the job: manual_finalize has no meaning")
+        }
+        keepsTarget = request.keepTarget
         try Self.check(request.onSourceError, "on_source_error")
         try Self.check(request.onTargetError, "on_target_error")
+        try takeSavingOptions(request)
+        guard !request.rebase else {
+            throw AgentError(
+                .fieldUnimplemented,
+                "rebase is not implemented yet (a new target gets the drive's image as its backing file; an existing one "
+                    + "must have it already: 'qemu-img rebase -u' writes it)", subject: "rebase")
+        }
     }
+
+    private mutating func takeSavingOptions(_ request: BackupRequest) throws(AgentError) {
+        switch request.onCbwError {
+        case .unspecified, .breakSnapshot: saveFailure = .breakSnapshot
+        case .breakGuestWrite: saveFailure = .breakGuestWrite
+        default:
+            throw Self.invalid("on_cbw_error", "on_cbw_error: the policy \(request.onCbwError) is not known")
+        }
+        switch request.cbwTimeoutNs {
+        case 0: saveTimeout = .seconds(5)
+        case -1: saveTimeout = .zero
+        case 1...: saveTimeout = .nanoseconds(request.cbwTimeoutNs)
+        default:
+            throw Self.invalid(
+                "cbw_timeout_ns", "The cbw_timeout_ns \(request.cbwTimeoutNs) is negative (-1 is no limit)")
+        }
+        switch request.stagingFull {
+        case .unspecified, .fail: stagingFull = .fail
+        case .stall: stagingFull = .stall
+        default:
+            throw Self.invalid("staging_full", "staging_full: the policy \(request.stagingFull) is not known")
+        }
+    }
+
+    /// The backups of a group; every field is checked, none is looked up.
+    package static func group(_ request: StartGroupRequest) throws(AgentError) -> [BackupSpec] {
+        switch request.completion {
+        case .unspecified, .individual: break
+        case .grouped:
+            throw AgentError(
+                .fieldUnimplemented, "The completion grouped is not implemented yet (individual is)",
+                subject: "completion")
+        default: throw invalid("completion", "The completion \(request.completion) is not known")
+        }
+        guard !request.backups.isEmpty else { throw invalid("backups", "The group has no backups") }
+        guard request.backups.count <= largestGroup else {
+            throw invalid("backups", "The group has more than \(largestGroup) backups")
+        }
+        var specs: [BackupSpec] = []
+        for backup in request.backups {
+            guard !backup.detach, backup.requestKey.isEmpty else {
+                throw invalid("backups", "detach and request_key are the group's, not those of its backups")
+            }
+            var spec = try BackupSpec(backup)
+            for other in specs {
+                if other.drive == spec.drive {
+                    throw invalid(
+                        "backups", "The drive \(spec.drive) is named twice: a group has each drive once")
+                }
+                if other.jobID == spec.jobID {
+                    throw invalid("backups", "The job id \(spec.jobID) is given twice")
+                }
+                if other.target == spec.target {
+                    throw invalid("backups", "The target \(spec.target) is given twice")
+                }
+            }
+            guard request.requestKey.utf8.count <= 255 else {
+                throw invalid("request_key", "The request key is longer than 255 bytes")
+            }
+            spec.requestKey = request.requestKey
+            specs.append(spec)
+        }
+        return specs
+    }
+
+    /// How many drives can be backed up at one instant.
+    static let largestGroup = 256
 
     private static func sync(_ mode: SyncMode) throws(AgentError) -> BackupSync {
         switch mode {
         case .full: return .full
         case .top: return .top
-        case .unspecified: throw invalid("sync", "The sync mode is missing (full or top)")
-        case .none, .incremental, .bitmap:
+        case .none: return .none
+        case .unspecified: throw invalid("sync", "The sync mode is missing (full, top or none)")
+        case .incremental, .bitmap:
             throw AgentError(
-                .fieldUnimplemented, "The sync mode \(mode) is not implemented yet (full and top are)",
+                .fieldUnimplemented, "The sync mode \(mode) is not implemented yet (full, top and none are)",
                 subject: "sync")
         default: throw invalid("sync", "The sync mode \(mode) is not known")
         }

@@ -1,3 +1,4 @@
+package import BackupJobs
 package import DiskImages
 
 /// What a client asked for when it started a backup, checked word by word.
@@ -20,6 +21,12 @@ package struct BackupSpec: Sendable, Hashable {
     package var requestKey = ""
     package var waitsForFinalize = false
     package var waitsForDismiss = false
+    /// What there is of a new target stays when the job does not complete.
+    package var keepsTarget = false
+    package var saveFailure = BackupJob.Options.SaveFailure.breakSnapshot
+    /// Zero: for ever.
+    package var saveTimeout = Duration.seconds(5)
+    package var stagingFull = BackupJob.Options.StagingFull.fail
 
     package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
         self.drive = drive
@@ -50,4 +57,6 @@ package struct JobInfo: Sendable, Hashable {
     package var waitsForDismiss: Bool
     /// The number of its last event.
     package var lastSequence: UInt64 = 0
+    /// nil before the job has staging, and after its end.
+    package var staging: Staging.Usage?
 }

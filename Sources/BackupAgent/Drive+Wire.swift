@@ -19,6 +19,7 @@ extension DriveInfo {
         drive.clusterSize = Int64(clamping: clusterSize)
         drive.jobID = jobID ?? ""
         drive.fromCommandLine = isFromCommandLine
+        drive.exports = exports
         drive.problem = (problem ?? "").replacing("\0", with: "\u{FFFD}")
         return drive
     }

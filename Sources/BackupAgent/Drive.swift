@@ -1,3 +1,5 @@
+internal import BackupJobs
+internal import BlockIO
 package import DiskImages
 
 /// What a client is told about a drive.
@@ -24,10 +26,17 @@ package struct DriveInfo: Sendable, Hashable {
     package var isFromCommandLine: Bool
     /// Why the drive is not open.
     package var problem: String?
+    /// The names of its exports, points in time included, in order.
+    package var exports: [String] = []
 }
 
 /// A drive that a job uses; it stays open until it is given back.
 package struct DriveLease: Sendable {
     let id: String
     let image: OpenImage
+    /// What its guests and its jobs use.
+    let live: LiveDrive
+
+    /// What the image's top layer lies on, for sync `top`; nil where nothing does.
+    var base: (any BlockDevice)? { nil }
 }

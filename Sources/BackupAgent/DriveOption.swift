@@ -7,72 +7,47 @@ package struct DriveOption: Sendable, Hashable {
     /// nil: found out once.
     package var format: ImageFormat?
     package var isReadOnly: Bool
+    /// `format` is raw, and was found out rather than stated: what the guest writes must not make the image look like
+    /// another format.
+    package var isProbedRaw: Bool
 
-    package init(id: String, file: String, format: ImageFormat? = nil, isReadOnly: Bool = false) {
+    package init(
+        id: String, file: String, format: ImageFormat? = nil, isReadOnly: Bool = false,
+        isProbedRaw: Bool = false
+    ) {
         self.id = id
         self.file = file
         self.format = format
         self.isReadOnly = isReadOnly
+        self.isProbedRaw = isProbedRaw
     }
 
     /// Reads the option's text; a comma inside a value is doubled, as QEMU has it. Throws a sentence about
     /// what is wrong.
     package init(parsing text: String) throws(AgentError) {
-        var values: [String: String] = [:]
-        for part in Self.split(text) {
-            guard let equals = part.firstIndex(of: "=") else {
-                throw Self.invalid(text, "'\(part)' is not of the form KEY=VALUE")
-            }
-            let key = String(part[..<equals])
-            guard ["id", "file", "format", "read-only"].contains(key) else {
-                throw Self.invalid(text, "there is no key '\(key)' (known are id, file, format, read-only)")
-            }
-            guard values.updateValue(String(part[part.index(after: equals)...]), forKey: key) == nil else {
-                throw Self.invalid(text, "'\(key)' is given twice")
-            }
+        do throws(OptionText.Refusal) { self = try Self.parse(text) } catch {
+            throw AgentError(
+                .fieldInvalid, "Couldn't understand the drive '\(text)': \(error.why)", subject: "drive")
         }
-        guard let id = values["id"] else { throw Self.invalid(text, "'id' is missing") }
+    }
+
+    private static func parse(_ text: String) throws(OptionText.Refusal) -> DriveOption {
+        let values = try OptionText(
+            OptionText.split(text), keys: ["id", "file", "format", "read-only"])
+        guard let id = values["id"] else { throw OptionText.Refusal(why: "'id' is missing") }
         guard Identifier.isValid(id) else {
-            throw Self.invalid(
-                text, "the id is not valid: it is a letter, then letters, digits, '-', '.' and '_'")
+            throw OptionText.Refusal(
+                why: "the id is not valid: it is a letter, then letters, digits, '-', '.' and '_'")
         }
-        guard let file = values["file"], !file.isEmpty else { throw Self.invalid(text, "'file' is missing") }
+        let file = try values.required("file")
         var format: ImageFormat?
         if let word = values["format"] {
             guard let known = ImageFormat(rawValue: word) else {
-                throw Self.invalid(text, "'\(word)' is no format (raw and qcow2 are)")
+                throw OptionText.Refusal(why: "'\(word)' is no format (raw and qcow2 are)")
             }
             format = known
         }
-        let isReadOnly: Bool
-        switch values["read-only"] {
-        case nil, "off": isReadOnly = false
-        case "on": isReadOnly = true
-        case .some(let word): throw Self.invalid(text, "read-only is 'on' or 'off', not '\(word)'")
-        }
-        self.init(id: id, file: file, format: format, isReadOnly: isReadOnly)
-    }
-
-    private static func invalid(_ text: String, _ why: String) -> AgentError {
-        AgentError(.fieldInvalid, "Couldn't understand the drive '\(text)': \(why)", subject: "drive")
-    }
-
-    /// The parts between single commas, with doubled commas made single ones.
-    private static func split(_ text: String) -> [String] {
-        var parts: [String] = []
-        var part = ""
-        var rest = text[...]
-        while let character = rest.popFirst() {
-            if character != "," {
-                part.append(character)
-            } else if rest.first == "," {
-                rest.removeFirst()
-                part.append(",")
-            } else {
-                parts.append(part)
-                part = ""
-            }
-        }
-        return parts + [part]
+        return DriveOption(
+            id: id, file: file, format: format, isReadOnly: try values.flag("read-only") ?? false)
     }
 }

@@ -1,3 +1,4 @@
+package import BackupJobs
 internal import BlockIO
 internal import DiskImages
 internal import Glibc
@@ -11,9 +12,15 @@ package actor DriveRegistry {
         var option: DriveOption
         var isFromCommandLine: Bool
         var image: OpenImage?
+        /// The image as guests and jobs use it; there whenever `image` is.
+        var live: LiveDrive?
         var problem: AgentError?
         /// The job that uses it.
         var jobID: String?
+        /// The names of its exports.
+        var exports: Set<String> = []
+        /// A guest may write to it, or might have.
+        var isWritten = false
         /// It is being opened or closed: there for the id's sake only.
         var isInTransition = true
     }
@@ -22,10 +29,16 @@ package actor DriveRegistry {
     private let engines: EnginePool
     private let claims: FileClaims
     private let store: StateStore?
+    /// Where drives keep what must outlive a killed agent, and not the host.
+    private let journalDirectory: String?
     private let logger: Logger
 
     /// Makes an empty registry; without `store` nothing is kept.
-    package init(engines: EnginePool, claims: FileClaims, store: StateStore?, logger: Logger) {
+    package init(
+        engines: EnginePool, claims: FileClaims, store: StateStore?, journalDirectory: String? = nil,
+        logger: Logger
+    ) {
+        self.journalDirectory = journalDirectory
         self.engines = engines
         self.claims = claims
         self.store = store
@@ -55,7 +68,8 @@ package actor DriveRegistry {
     package func openStored(_ stored: [StateStore.StoredDrive], access: PathAccess) async {
         for drive in stored where drives[drive.id] == nil {
             let option = DriveOption(
-                id: drive.id, file: drive.file, format: drive.format, isReadOnly: drive.isReadOnly)
+                id: drive.id, file: drive.file, format: drive.format, isReadOnly: drive.isReadOnly,
+                isProbedRaw: drive.isProbedRaw)
             drives[drive.id] = Drive(option: option, isFromCommandLine: false)
             do throws(AgentError) {
                 finish(drive.id, try await open(option, access: access))
@@ -92,7 +106,8 @@ package actor DriveRegistry {
                 try await store?.add(
                     StateStore.StoredDrive(
                         id: option.id, file: option.file, format: image.format,
-                        isReadOnly: option.isReadOnly))
+                        isReadOnly: option.isReadOnly,
+                        isProbedRaw: image.wasProbed && image.format == .raw))
             } catch {
                 await close(image, of: option.id)
                 throw error
@@ -114,12 +129,18 @@ package actor DriveRegistry {
                 "Couldn't remove the drive \(id): it was given on the agent's command line", subject: id)
         }
         try checkUnused(drive)
+        if let export = drive.exports.min() {
+            throw AgentError(
+                .driveBusy,
+                "Couldn't remove the drive \(id): the export \(export) serves it (remove that first)",
+                subject: id)
+        }
         drives[id]?.isInTransition = true
         do throws(AgentError) { try await store?.remove(drive: id) } catch {
             drives[id]?.isInTransition = false
             throw error
         }
-        if let image = drive.image { await close(image, of: id) }
+        await close(drive)
         drives[id] = nil
     }
 
@@ -138,19 +159,52 @@ package actor DriveRegistry {
     /// Takes the drive for a job; it is given back with `giveBack`.
     package func lease(_ id: String, jobID: String) throws(AgentError) -> DriveLease {
         try check(id)
-        guard let image = drives[id]?.image else { throw Self.notFound(id) }
+        guard let image = drives[id]?.image, let live = drives[id]?.live else { throw Self.notFound(id) }
         drives[id]?.jobID = jobID
-        return DriveLease(id: id, image: image)
+        return DriveLease(id: id, image: image, live: live)
     }
 
     package func giveBack(_ lease: DriveLease) { drives[lease.id]?.jobID = nil }
 
-    /// Closes all drives; nothing uses them any more.
-    package func closeAll() async {
-        for (id, drive) in drives {
-            if let image = drive.image { await close(image, of: id) }
+    // MARK: For exports
+
+    /// Notes that an export of that name belongs to the drive, which cannot be removed until `detach`. Throws when there is
+    /// no such drive.
+    package func attach(export name: String, to id: String) throws(AgentError) {
+        _ = try find(id)
+        drives[id]?.exports.insert(name)
+    }
+
+    package func detach(export name: String, from id: String) { drives[id]?.exports.remove(name) }
+
+    /// What an export of the drive serves. For a writable one all other processes are told first that the image is being
+    /// written; refused when one of them does not allow that.
+    package func device(of id: String, forWriting isWritten: Bool) async throws(AgentError) -> LiveDrive {
+        let drive = try find(id)
+        guard let image = drive.image, let live = drive.live else {
+            let why = drive.problem.map { ": \($0.message)" } ?? ""
+            throw AgentError(.driveInvalid, "The drive \(id) is not available\(why)", subject: id)
         }
+        guard isWritten else { return live }
+        guard !drive.option.isReadOnly else {
+            throw AgentError(
+                .exportInvalid, "Couldn't make a writable export of the drive \(id): it is read-only",
+                subject: id)
+        }
+        do throws(BlockError) { try await image.takeWritePermission() } catch {
+            throw AgentError(error, of: .drive, subject: drive.option.file)
+        }
+        drives[id]?.isWritten = true
+        return live
+    }
+
+    /// Flushes and closes all drives; nothing uses them any more.
+    package func closeAll() async {
+        let all = drives.values
         drives = [:]
+        await withTaskGroup(of: Void.self) { group in
+            for drive in all { group.addTask { await self.close(drive) } }
+        }
     }
 
     // MARK: Helpers
@@ -173,6 +227,7 @@ package actor DriveRegistry {
 
     private func finish(_ id: String, _ image: OpenImage) {
         drives[id]?.image = image
+        drives[id]?.live = LiveDrive(image.device)
         drives[id]?.isInTransition = false
     }
 
@@ -239,11 +294,25 @@ package actor DriveRegistry {
         }
     }
 
+    /// Closes a drive that may have been written.
+    private func close(_ drive: Drive) async {
+        guard let image = drive.image else { return }
+        if drive.isWritten, let live = drive.live {
+            do throws(BlockError) {
+                try await live.engine.run { () async throws(BlockError) in try await live.flush() }
+            } catch {
+                logger.error("The drive \(drive.option.id) could not be flushed: \(error.message)")
+            }
+        }
+        await close(image, of: drive.option.id)
+    }
+
     private static func info(_ drive: Drive) -> DriveInfo {
         var info = DriveInfo(
             id: drive.option.id, file: drive.option.file, format: drive.image?.format ?? drive.option.format,
             isReadOnly: drive.option.isReadOnly, jobID: drive.jobID,
-            isFromCommandLine: drive.isFromCommandLine, problem: drive.problem?.message)
+            isFromCommandLine: drive.isFromCommandLine, problem: drive.problem?.message,
+            exports: drive.exports.sorted())
         guard let image = drive.image else { return info }
         info.size = image.device.size
         info.clusterSize = image.layers.first?.clusterSize ?? 0

@@ -1,3 +1,4 @@
+internal import BackupJobs
 internal import BlockIO
 internal import DiskImages
 package import DriveBackupWire
@@ -23,6 +24,9 @@ extension JobInfo {
         job.manualFinalize = waitsForFinalize
         job.manualDismiss = waitsForDismiss
         job.lastSequence = lastSequence
+        job.staging = staging.map { usage in
+            StagingUsage(used: Int64(clamping: usage.used), limit: Int64(clamping: usage.limit))
+        }
         return job
     }
 }
@@ -91,7 +95,7 @@ extension JobIOError {
         event.length = Int64(clamping: range?.length ?? 0)
         event.errno = errno
         event.message = message.replacing("\0", with: "\u{FFFD}")
-        event.action = .report
+        event.action = ErrorAction(rawValue: action.rawValue)
         event.count = 1
         return event
     }

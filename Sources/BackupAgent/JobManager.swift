@@ -20,10 +20,15 @@ package actor JobManager {
         var machine: JobStateMachine
         /// The start's outcome: the `started` event, or the refusal.
         let start = OneShot<Result<JobEvent, AgentError>>()
-        /// Raised when the job is to stop, for what waits before the copy begins.
-        let stop = OneShot<Void>()
+        /// Raised when a job that starts with this one is to stop, for what waits before the copy begins.
+        let stop: OneShot<Void>
         var target: (any JobTarget)?
-        var lease: DriveLease?
+        /// What it has of its drive, until it lets go of it.
+        var hold: DriveHold?
+        /// Lets go of the drive.
+        var lettingGo: Task<Void, Never>?
+        /// What the operator was to know before the job had started.
+        var earlyWarnings: [JobIOError] = []
         var started: JobEvent?
         /// Why a job that has not started has to go.
         var startRefusal: AgentError?
@@ -43,7 +48,10 @@ package actor JobManager {
     static let historyBound = 1000
 
     let drives: DriveRegistry
+    /// Where points in time are exported; nil in tests that have none.
+    let exports: ExportRegistry?
     let targets: any TargetOpener
+    let files: JobFiles
     let buffers: BufferPool
     let log: EventLog
     let clock: @Sendable () -> Int64
@@ -57,11 +65,14 @@ package actor JobManager {
     private var isStopping = false
 
     package init(
-        drives: DriveRegistry, targets: any TargetOpener, buffers: BufferPool, log: EventLog,
-        clock: @escaping @Sendable () -> Int64 = WallClock.now, logger: Logger
+        drives: DriveRegistry, exports: ExportRegistry? = nil, targets: any TargetOpener, files: JobFiles,
+        buffers: BufferPool, log: EventLog, clock: @escaping @Sendable () -> Int64 = WallClock.now,
+        logger: Logger
     ) {
         self.drives = drives
+        self.exports = exports
         self.targets = targets
+        self.files = files
         self.buffers = buffers
         self.log = log
         self.clock = clock
@@ -76,40 +87,68 @@ package actor JobManager {
     package func start(
         _ spec: BackupSpec, access: PathAccess
     ) async throws(AgentError) -> (job: JobNumber, started: JobEvent) {
-        let number = try await accept(spec, access)
-        guard let outcome = await outcome(of: number) else {
-            throw AgentError(.jobCancelled, "The call was given up; the job \(spec.jobID) goes on")
-        }
-        return (number, try outcome.get())
+        let jobs = try await start([spec], access: access)
+        guard let job = jobs.first else { throw AgentError(.jobNotFound, "The job is not known any more") }
+        return job
     }
 
-    private func accept(_ spec: BackupSpec, _ access: PathAccess) async throws(AgentError) -> JobNumber {
+    /// Starts backups of as many drives at one point in time, as `start` does: all, or none. All specs have the same
+    /// request key.
+    package func start(
+        _ specs: [BackupSpec], access: PathAccess
+    ) async throws(AgentError) -> [(job: JobNumber, started: JobEvent)] {
+        var jobs: [(job: JobNumber, started: JobEvent)] = []
+        for number in try await accept(specs, access) {
+            guard let outcome = await outcome(of: number) else {
+                let ids = specs.map(\.jobID).joined(separator: ", ")
+                throw AgentError(
+                    .jobCancelled,
+                    specs.count == 1
+                        ? "The call was given up; the job \(ids) goes on"
+                        : "The call was given up; the jobs \(ids) go on")
+            }
+            jobs.append((number, try outcome.get()))
+        }
+        return jobs
+    }
+
+    private func accept(_ specs: [BackupSpec], _ access: PathAccess) async throws(AgentError) -> [JobNumber] {
         try checkNotStopping()
-        if let known = try keys.job(for: spec, now: clock()) { return known }
-        // The drive is looked at first for the sake of the message; the lease decides.
-        try await drives.check(spec.drive)
+        if let known = try keys.jobs(for: specs, now: clock()) { return known }
+        // The drives are looked at first for the sake of the message; the leases decide.
+        for spec in specs { try await drives.check(spec.drive) }
         // Others may have come in between.
         try checkNotStopping()
-        if let known = try keys.job(for: spec, now: clock()) { return known }
-        guard live(spec.jobID) == nil else {
+        if let known = try keys.jobs(for: specs, now: clock()) { return known }
+        for spec in specs where live(spec.jobID) != nil {
             throw AgentError(
                 .jobExists,
                 "There is a job \(spec.jobID) already (give another --job-id, or dismiss it when it ended)",
                 subject: spec.jobID)
         }
+        let stop = OneShot<Void>()
+        let numbers = specs.map { spec in
+            let record = makeRecord(spec, stop)
+            records[record.number] = record
+            return record.number
+        }
+        keys.remember(specs, jobs: numbers, now: clock())
+        let task = Task { await self.run(numbers, access) }
+        for number in numbers { own(number, task) }
+        return numbers
+    }
+
+    private func makeRecord(_ spec: BackupSpec, _ stop: OneShot<Void>) -> Record {
         lastNumber += 1
-        let number = JobNumber(value: lastNumber)
         let info = JobInfo(
             id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss
         )
-        records[number] = Record(
-            number: number, spec: spec, control: JobControl(), info: info,
-            machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize))
-        keys.remember(spec, job: number, now: clock())
-        own(number, Task { await self.run(number, spec, access) })
-        return number
+        return Record(
+            number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
+            machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize, drains: spec.sync == .none),
+            stop: stop)
     }
 
     private func checkNotStopping() throws(AgentError) {
@@ -180,6 +219,7 @@ package actor JobManager {
         info.pauseReason = record.machine.pauseReason
         info.error = record.machine.state == .concluded ? record.machine.failure?.error : nil
         if record.started != nil { info.progress = progress(of: record) }
+        info.staging = record.started == nil ? nil : record.hold?.staging.usage
         return info
     }
 
@@ -198,8 +238,11 @@ package actor JobManager {
 
     // MARK: Verbs
 
-    /// Does what is asked for, or refuses and changes nothing. Returns what the job is then.
-    package func perform(_ verb: JobVerb, on id: String) async throws(AgentError) -> JobInfo {
+    /// Does what is asked for, or refuses and changes nothing. Returns what the job is then. `isForced` is about cancel: a
+    /// job that could end well by it is given up, too.
+    package func perform(
+        _ verb: JobVerb, on id: String, isForced: Bool = false
+    ) async throws(AgentError) -> JobInfo {
         guard let record = live(id) else {
             guard let number = last(id), let past = ended[number] else { throw Self.notFound(id) }
             // It has ended and was dismissed: what it refuses is what a concluded job refuses.
@@ -207,7 +250,7 @@ package actor JobManager {
         }
         let number = record.number
         do throws(JobStateMachine.Refusal) {
-            guard let effects = try records[number]?.machine.handle(verb) else {
+            guard let effects = try records[number]?.machine.handle(verb, isForced: isForced) else {
                 throw .wrongState(.concluded, verb)
             }
             let before = current(record)
@@ -286,6 +329,7 @@ package actor JobManager {
             case .stopCopy:
                 record.control.cancel()
                 record.stop.fulfil(())
+            case .finishCopy: record.control.finish()
             case .completeTarget: own(number, Task { await self.complete(number) })
             case .abandonTarget: own(number, Task { await self.giveUp(number) })
             case .ended(let result):

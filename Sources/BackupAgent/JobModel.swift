@@ -38,6 +38,7 @@ package enum JobVerb: String, Sendable, Hashable, CaseIterable {
 package enum BackupSync: Int32, Sendable, Hashable {
     case full = 1
     case top
+    case none
 }
 
 /// A job's number inside one run of the agent. Ids are used again, numbers never.
@@ -58,15 +59,18 @@ package struct JobProgress: Sendable, Hashable {
 /// A failed operation of a job, as its `io_error` event tells it.
 package struct JobIOError: Sendable, Hashable {
     /// Raw values are those of `drivebackup.v1.Side`.
-    package enum Side: Int32, Sendable, Hashable { case source = 1, target }
+    package enum Side: Int32, Sendable, Hashable { case source = 1, target, staging }
     /// Raw values are those of `drivebackup.v1.Operation`.
     package enum Operation: Int32, Sendable, Hashable { case read = 1, write, flush, open, finish }
+    /// What was done about it. Raw values are those of `drivebackup.v1.ErrorAction`.
+    package enum Action: Int32, Sendable, Hashable { case report = 1, warn = 4 }
 
     var side: Side
     var operation: Operation
     var range: ByteRange?
     var errno: Int32
     var message: String
+    var action = Action.report
 }
 
 /// Why a job failed: what its clients are told, and the operation behind it where there was one.

@@ -9,6 +9,12 @@
 // second. In `pending` the target is completed: at once, or when `finalize` arrives. A cancel during that is
 // answered at once as well, and the target decides who was first: when its rename has happened already the
 // job ends as completed, because it is.
+//
+// A job of sync mode `none` never ends by itself: its good end is a cancel. Then it drains, in `aborting`:
+//
+//   running, paused ─ cancel ─► aborting: copies what was saved ─► completes the target ─► concluded, completed
+//                                  │ cancel again, or force
+//                                  └─► gives the target up ─► concluded, cancelled
 
 /// The rules of a job's states and verbs (the verb table of QEMU's jobs, with cancel allowed in every state
 /// before `concluded`).
@@ -21,6 +27,10 @@ package struct JobStateMachine: Sendable, Hashable {
     package private(set) var failure: JobFailure?
 
     private let waitsForFinalize: Bool
+    /// The job's first cancel is its good end.
+    private let drains: Bool
+    /// That cancel has come, and nothing since that would spoil it.
+    private var isDraining = false
     private var isPauseAsked = false
     private var isFinalizing = false
     private var isCopying = true
@@ -55,6 +65,8 @@ package struct JobStateMachine: Sendable, Hashable {
         case pauseCopy
         case resumeCopy
         case stopCopy
+        /// Copy what was saved until now, and nothing else.
+        case finishCopy
         case completeTarget
         case abandonTarget
         /// The job has ended; the last effect of its life.
@@ -71,12 +83,15 @@ package struct JobStateMachine: Sendable, Hashable {
         case alreadyFinalizing
     }
 
-    package init(waitsForFinalize: Bool) {
+    /// - Parameter drains: the job is one of sync mode `none`.
+    package init(waitsForFinalize: Bool, drains: Bool = false) {
         self.waitsForFinalize = waitsForFinalize
+        self.drains = drains
     }
 
-    /// Applies what somebody asked for, or refuses it and changes nothing.
-    package mutating func handle(_ verb: JobVerb) throws(Refusal) -> [Effect] {
+    /// Applies what somebody asked for, or refuses it and changes nothing. `isForced` is about cancel only: the job is given
+    /// up, even if it could end well by it.
+    package mutating func handle(_ verb: JobVerb, isForced: Bool = false) throws(Refusal) -> [Effect] {
         switch verb {
         case .pause:
             guard isCopyState else { throw .wrongState(state, verb) }
@@ -95,7 +110,8 @@ package struct JobStateMachine: Sendable, Hashable {
         case .cancel:
             switch state {
             case .concluded: throw .wrongState(state, verb)
-            case .aborting: return []
+            case .aborting: return isDraining ? stopDraining() : []
+            case .running where drains && !isForced, .paused where drains && !isForced: return drain()
             default: return abort()
             }
         case .finalize:
@@ -122,6 +138,10 @@ package struct JobStateMachine: Sendable, Hashable {
             return change(to: .paused)
         case .copied:
             isCopying = false
+            if isDraining {
+                isFinalizing = true
+                return [.completeTarget]
+            }
             guard state == .running || state == .paused else { return stopped() }
             isPauseAsked = false
             pauseReason = nil
@@ -131,9 +151,11 @@ package struct JobStateMachine: Sendable, Hashable {
             return effects + [.completeTarget]
         case .copyStopped:
             isCopying = false
+            isDraining = false
             return stopped()
         case .copyFailed(let failure):
             isCopying = false
+            if isDraining { return failDraining(failure) }
             guard state != .aborting, state != .concluded else { return stopped() }
             return fail(failure) + [.abandonTarget]
         case .targetCompleted:
@@ -142,12 +164,17 @@ package struct JobStateMachine: Sendable, Hashable {
             return conclude(.completed)
         case .targetFailed(let failure):
             isFinalizing = false
+            if isDraining { return failDraining(failure) }
             guard state == .pending else { return [] }
             return fail(failure) + [.abandonTarget]
         case .targetAbandoned:
             guard state == .aborting, !isCopying else { return [] }
             return conclude(failure == nil ? .cancelled : .failed)
         case .mustFail(let failure):
+            if isDraining {
+                self.failure = failure
+                return stopDraining()
+            }
             guard state != .aborting, state != .concluded else { return [] }
             self.failure = failure
             return abort()
@@ -165,6 +192,25 @@ package struct JobStateMachine: Sendable, Hashable {
         return effects + [.abandonTarget]
     }
 
+    /// Begins the good end of a job of sync mode `none`. A paused job drains nothing.
+    private mutating func drain() -> [Effect] {
+        isDraining = true
+        defer { isPauseAsked = false }
+        return (isPauseAsked ? [.resumeCopy] : []) + change(to: .aborting) + [.finishCopy]
+    }
+
+    /// Gives a job up that was about to end well.
+    private mutating func stopDraining() -> [Effect] {
+        isDraining = false
+        return isCopying ? [.stopCopy] : [.abandonTarget]
+    }
+
+    private mutating func failDraining(_ failure: JobFailure) -> [Effect] {
+        isDraining = false
+        self.failure = failure
+        return (failure.ioError.map { [.ioError($0)] } ?? []) + [.abandonTarget]
+    }
+
     /// The copy of a job that is being given up has ended.
     private func stopped() -> [Effect] {
         state == .aborting ? [.abandonTarget] : []
@@ -177,6 +223,7 @@ package struct JobStateMachine: Sendable, Hashable {
 
     private mutating func conclude(_ result: JobResult) -> [Effect] {
         self.result = result
+        isDraining = false
         return change(to: .concluded) + [.ended(result)]
     }
 

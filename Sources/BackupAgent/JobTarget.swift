@@ -1,5 +1,5 @@
 package import BackupJobs
-internal import BlockIO
+package import BlockIO
 package import DiskImages
 
 /// What a backup's target has to be, as data, so that a process of its own can be told it.
@@ -11,10 +11,12 @@ package struct TargetSpec: Sendable {
         case existing
     }
 
-    /// A file that a new image names as what lies below it.
+    /// A file that the image names as what lies below it.
     package struct Backing: Sendable, Hashable {
         package var path: String
         package var format: ImageFormat
+        /// Device and inode, of what it lies on, too.
+        package var identities: [FileIdentity] = []
     }
 
     package var path: String
@@ -23,6 +25,8 @@ package struct TargetSpec: Sendable {
     package var format: ImageFormat?
     /// The drive's size in bytes, which is the target's.
     package var size: UInt64
+    package var sync: BackupSync
+    /// What a new image gets as its backing file, and what an existing one must have where it matters.
     package var backing: Backing?
     /// What the client who asked may use.
     package var access: PathAccess

@@ -1,8 +1,8 @@
-/// The keys that make a retried start harmless: which job each of them has started, for a day.
+/// The keys that make a retried start harmless: which job, or jobs of a group, each of them has started, for a day.
 struct RequestKeys: Sendable {
     private struct Entry: Sendable {
-        var spec: BackupSpec
-        var job: JobNumber
+        var specs: [BackupSpec]
+        var jobs: [JobNumber]
         var time: Int64
     }
 
@@ -18,24 +18,27 @@ struct RequestKeys: Sendable {
         self.bound = bound
     }
 
-    /// The job that the key has started before, if it has. Throws when that was another request.
-    mutating func job(for spec: BackupSpec, now: Int64) throws(AgentError) -> JobNumber? {
-        guard !spec.requestKey.isEmpty else { return nil }
+    /// The jobs that the key has started before, in the order of `specs`, if it has. Throws when that was another request.
+    mutating func jobs(for specs: [BackupSpec], now: Int64) throws(AgentError) -> [JobNumber]? {
+        let key = Self.key(of: specs)
+        guard !key.isEmpty else { return nil }
         forget(before: now - Self.lifetime)
-        guard let entry = entries[spec.requestKey] else { return nil }
-        guard entry.spec == spec else {
+        guard let entry = entries[key] else { return nil }
+        guard entry.specs == specs else {
+            let id = entry.specs.first?.jobID ?? ""
             throw AgentError(
                 .requestKeyReused,
-                "The request key \(Identifier.quoted(spec.requestKey)) belongs to another request, which "
-                    + "started the job \(entry.spec.jobID)", subject: entry.spec.jobID)
+                "The request key \(Identifier.quoted(key)) belongs to another request, which started the job \(id)",
+                subject: id)
         }
-        return entry.job
+        return entry.jobs
     }
 
-    mutating func remember(_ spec: BackupSpec, job: JobNumber, now: Int64) {
-        guard !spec.requestKey.isEmpty else { return }
-        if entries.updateValue(Entry(spec: spec, job: job, time: now), forKey: spec.requestKey) == nil {
-            order.append(spec.requestKey)
+    mutating func remember(_ specs: [BackupSpec], jobs: [JobNumber], now: Int64) {
+        let key = Self.key(of: specs)
+        guard !key.isEmpty else { return }
+        if entries.updateValue(Entry(specs: specs, jobs: jobs, time: now), forKey: key) == nil {
+            order.append(key)
         }
         while order.count > bound { entries[order.removeFirst()] = nil }
     }
@@ -46,6 +49,9 @@ struct RequestKeys: Sendable {
         entries[spec.requestKey] = nil
         order.removeAll { $0 == spec.requestKey }
     }
+
+    /// All specs of a request have its key.
+    private static func key(of specs: [BackupSpec]) -> String { specs.first?.requestKey ?? "" }
 
     private mutating func forget(before time: Int64) {
         while let oldest = order.first, let entry = entries[oldest], entry.time < time {

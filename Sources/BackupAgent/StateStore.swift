@@ -11,6 +11,16 @@ package final class StateStore: Sendable {
         package var file: String
         package var format: ImageFormat
         package var isReadOnly: Bool
+        /// The format is raw and was found out when the drive was added, not stated.
+        package var isProbedRaw: Bool
+    }
+
+    /// An export of a drive that a client has added.
+    package struct StoredExport: Sendable, Hashable {
+        package var name: String
+        package var drive: String
+        package var address: String
+        package var isReadOnly: Bool
     }
 
     /// The name of the database in the state directory.
@@ -64,18 +74,33 @@ package final class StateStore: Sendable {
                 table.column("value", .integer).notNull()
             }
         }
+        migrator.registerMigration("2: exports, and raw drives that were probed") { database in
+            try database.alter(table: "drive") { table in
+                table.add(column: "probedRaw", .boolean).notNull().defaults(to: false)
+            }
+            // It is not known any more; taken for probed, a raw drive is safe.
+            try database.execute(sql: "UPDATE drive SET probedRaw = (format = 'raw')")
+            try database.create(table: "export") { table in
+                // They come back in the order in which they were added: the first of an address has a right of its own.
+                table.autoIncrementedPrimaryKey("position")
+                table.column("name", .text).notNull().unique()
+                table.column("drive", .text).notNull()
+                table.column("address", .text).notNull()
+                table.column("readOnly", .boolean).notNull()
+            }
+        }
         return migrator
     }
 
     /// All stored drives, by id.
     package func drives() async throws(AgentError) -> [StoredDrive] {
         try await read("read the drives in") { database in
-            try Row.fetchAll(database, sql: "SELECT id, file, format, readOnly FROM drive ORDER BY id").map {
-                row in
+            let sql = "SELECT id, file, format, readOnly, probedRaw FROM drive ORDER BY id"
+            return try Row.fetchAll(database, sql: sql).map { row in
                 // A word that this version does not know cannot be there: hasBeenSuperseded was checked.
                 StoredDrive(
                     id: row["id"], file: row["file"], format: ImageFormat(rawValue: row["format"]) ?? .raw,
-                    isReadOnly: row["readOnly"])
+                    isReadOnly: row["readOnly"], isProbedRaw: row["probedRaw"])
             }
         }
     }
@@ -84,8 +109,12 @@ package final class StateStore: Sendable {
     package func add(_ drive: StoredDrive) async throws(AgentError) {
         try await write("keep the drive \(drive.id) in") { database in
             try database.execute(
-                sql: "INSERT OR REPLACE INTO drive (id, file, format, readOnly) VALUES (?, ?, ?, ?)",
-                arguments: [drive.id, drive.file, drive.format.rawValue, drive.isReadOnly])
+                sql: """
+                    INSERT OR REPLACE INTO drive (id, file, format, readOnly, probedRaw) VALUES (?, ?, ?, ?, ?)
+                    """,
+                arguments: [
+                    drive.id, drive.file, drive.format.rawValue, drive.isReadOnly, drive.isProbedRaw,
+                ])
         }
     }
 
@@ -93,6 +122,34 @@ package final class StateStore: Sendable {
     package func remove(drive id: String) async throws(AgentError) {
         try await write("forget the drive \(id) in") { database in
             try database.execute(sql: "DELETE FROM drive WHERE id = ?", arguments: [id])
+        }
+    }
+
+    /// All stored exports, oldest first.
+    package func exports() async throws(AgentError) -> [StoredExport] {
+        try await read("read the exports in") { database in
+            let sql = "SELECT name, drive, address, readOnly FROM export ORDER BY position"
+            return try Row.fetchAll(database, sql: sql).map { row in
+                StoredExport(
+                    name: row["name"], drive: row["drive"], address: row["address"],
+                    isReadOnly: row["readOnly"])
+            }
+        }
+    }
+
+    /// Keeps an export; it is there after a power cut when this returns.
+    package func add(_ export: StoredExport) async throws(AgentError) {
+        try await write("keep the export \(export.name) in") { database in
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO export (name, drive, address, readOnly) VALUES (?, ?, ?, ?)",
+                arguments: [export.name, export.drive, export.address, export.isReadOnly])
+        }
+    }
+
+    /// Forgets an export; no error where there is none.
+    package func remove(export name: String) async throws(AgentError) {
+        try await write("forget the export \(name) in") { database in
+            try database.execute(sql: "DELETE FROM export WHERE name = ?", arguments: [name])
         }
     }
 

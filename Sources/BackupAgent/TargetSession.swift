@@ -186,7 +186,8 @@ final class TargetSession: JobTarget {
         let place = place
         await engine.run { () async in
             // An error changes nothing any more: nobody counts on what is closed here.
-            try? await close()
+            if keep && !isComplete && !isClosed.value { try? await device.flush() }
+            try? await close()  // as above
             if !isComplete && !keep { await engine.blocking { place.remove() } }
         }
         let keeper = state.withLock { state in

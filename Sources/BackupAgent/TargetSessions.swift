@@ -51,7 +51,7 @@ private struct TargetOpening {
         guard spec.backing == nil || format != .raw else {
             throw AgentError(
                 .backingUnsupported,
-                "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync top needs "
+                "Couldn't make \(spec.path): a raw image cannot have a backing file, which sync \(spec.sync) needs "
                     + "(use --format qcow2, or --sync full)", subject: spec.path)
         }
         let (spec, claims) = (spec, claims)
@@ -107,6 +107,7 @@ private struct TargetOpening {
                 try await TargetImage.openExisting(file, format: spec.format)
             }
             try checkSize(existing, path: found.path)
+            try await checkBacking(existing, path: found.path)
             try checkClusters(existing, path: found.path)
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
@@ -131,6 +132,39 @@ private struct TargetOpening {
             .targetSizeMismatch,
             "Couldn't use \(path) as target: its disk has \(size) bytes, the drive has \(spec.size)",
             subject: path)
+    }
+
+    /// With sync none all that is not in the target is its backing file's: that must be the drive's image, by whatever
+    /// name.
+    private func checkBacking(_ existing: TargetImage.Existing, path: String) async throws(AgentError) {
+        guard spec.sync == .none, let wanted = spec.backing else { return }
+        guard existing.format != .raw else {
+            throw AgentError(
+                .backingUnsupported,
+                "Couldn't use \(path) as target: a raw image cannot have a backing file, which sync none needs "
+                    + "(use a qcow2 image, or --sync full)", subject: path)
+        }
+        let hint = "make it with 'qemu-img create -f qcow2 -b \(wanted.path) -F \(wanted.format.rawValue)'"
+        guard let name = existing.backingName else {
+            throw AgentError(
+                .backingMismatch,
+                "Couldn't use \(path) as target: it has no backing file, and sync none needs the drive's image there "
+                    + "(\(hint))", subject: path)
+        }
+        let resolved = name.hasPrefix("/") ? name : (try PathPolicy.split(path).directory) + "/" + name
+        let found = await engine.blocking { FileIdentity.of(path: resolved) }
+        guard let found, wanted.identities.contains(found) else {
+            throw AgentError(
+                .backingMismatch,
+                "Couldn't use \(path) as target: its backing file is \(name), and sync none needs the drive's image "
+                    + "\(wanted.path) there (\(hint))", subject: path)
+        }
+        guard existing.backingFormat == nil || existing.backingFormat == wanted.format.rawValue else {
+            throw AgentError(
+                .backingMismatch,
+                "Couldn't use \(path) as target: it takes its backing file for \(existing.backingFormat ?? ""), and the "
+                    + "drive is \(wanted.format.rawValue) (\(hint))", subject: path)
+        }
     }
 
     /// A cluster is written by whole buffers; the rest of a larger one would have to come from the backing file, which a

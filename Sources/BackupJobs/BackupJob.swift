@@ -30,11 +30,6 @@ package final class BackupJob: Sendable {
             case stall
         }
 
-        package var saveFailure = SaveFailure.breakSnapshot
-        /// How long one piece's saving may take before it counts as failed; zero is for ever.
-        package var saveTimeout = Duration.seconds(5)
-        package var stagingFull = StagingFull.fail
-
         package var sync: Sync
         /// Bytes a second of the drive that are read; 0 is no limit. What is known to be zero costs nothing.
         package var speedBytesPerSecond: Int64
@@ -45,6 +40,12 @@ package final class BackupJob: Sendable {
         package var depth: Int
         /// The largest read and write in bytes, at least a page; a chunk is a multiple of the cluster as well.
         package var chunkSize: UInt64
+        package var saveFailure = SaveFailure.breakSnapshot
+        /// How long one piece's saving may take before it counts as failed; zero is for ever.
+        package var saveTimeout = Duration.seconds(5)
+        package var stagingFull = StagingFull.fail
+        /// What cannot be read is recorded as missing, zero in the target, and the job goes on.
+        package var ignoresSourceErrors = false
 
         package init(
             sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 16,
@@ -59,16 +60,21 @@ package final class BackupJob: Sendable {
     }
 
     package let drive: LiveDrive
-    var source: any BlockDevice { drive.device }
     package let target: any BackupTarget
     package let options: Options
     package let control: JobControl
+    let record: JobRecord
+    let staging: Staging
     let buffers: BufferPool
     let clock: JobClock
     let requests: TargetRequests
+    private let base: (any BlockDevice)?
+    let point: PointInTime
 
-    /// The unit of the copy in bytes: the target's cluster, but at least 64 KiB.
-    package var clusterSize: UInt64 { max(64 << 10, target.clusterSize) }
+    /// The unit of the copy in bytes for a target of that unit: the target's cluster, but at least 64 KiB.
+    package static func clusterSize(target: UInt64) -> UInt64 { max(64 << 10, target) }
+
+    package var clusterSize: UInt64 { Self.clusterSize(target: target.clusterSize) }
 
     /// The largest read in bytes: the largest power of two that is not above a buffer nor the size of a chunk.
     var pieceSize: UInt64 {
@@ -77,55 +83,135 @@ package final class BackupJob: Sendable {
         return 1 << UInt64(63 - most.leadingZeroBitCount)
     }
 
-    /// Makes a job that has not begun. `options` set the speed and depth of `control`. `base` is what the drive's top layer
-    /// lies on, for `top`.
+    /// Makes a job that has not begun. `options` set the speed and depth of `control`. `base` is what the drive's top
+    /// layer lies on, for `top`; record and staging are empty, or those that a killed agent has left (see `resume`), and
+    /// stay the caller's to remove.
     package init(
         drive: LiveDrive, base: (any BlockDevice)? = nil, target: any BackupTarget, options: Options,
         record: JobRecord, staging: Staging, buffers: BufferPool,
         control: JobControl = JobControl(), clock: JobClock = .system
     ) {
         self.drive = drive
-        let source = drive.device
+        self.base = base
         self.target = target
         self.options = options
+        self.record = record
+        self.staging = staging
         self.buffers = buffers
         self.control = control
         self.clock = clock
-        requests = TargetRequests(engine: source.engine)
+        requests = TargetRequests(engine: drive.engine)
+        point = PointInTime(
+            drive: drive, record: record, staging: staging, options: options, control: control, clock: clock,
+            clusterSize: Self.clusterSize(target: target.clusterSize))
         control.setSpeed(options.speedBytesPerSecond)
         control.setDepth(options.depth)
-        control.begin(total: source.size)
+        control.begin(total: drive.size)
     }
+
+    // MARK: The point in time
+
+    /// How long the engines may take to meet.
+    static let meetingLimit = Duration.milliseconds(200)
 
     /// Fixes the point in time of all these jobs, one for each of as many drives, at one instant, and returns when the last
     /// guest request that was in flight then has ended. From then on old content is saved; `release` ends that.
     ///
     /// Throws `.cancelled` when one of them was cancelled meanwhile, `.failed` when the engines could not meet within 200 ms:
     /// then nothing has begun for any of them.
-    package static func fixPointInTime(of jobs: [BackupJob]) async throws(BackupFailure) {}
+    package static func fixPointInTime(of jobs: [BackupJob]) async throws(BackupFailure) {
+        precondition(Set(jobs.map { ObjectIdentifier($0.drive) }).count == jobs.count, "a drive has one job at a time")
+        var engines: [any IOEngine] = []
+        for job in jobs where !engines.contains(where: { $0 === job.drive.engine }) { engines.append(job.drive.engine) }
+        let all = engines
+        let haveMet = await EngineMeeting.hold(all, within: meetingLimit) { position in
+            for job in jobs where job.drive.engine === all[position] { job.drive.attach(job.point) }
+        }
+        guard haveMet else {
+            let drive = jobs.first?.drive
+            let message = """
+                Couldn't fix the point in time of \(jobs.map(\.drive.name).joined(separator: ", ")): the threads that \
+                serve them did not meet within \(meetingLimit) (the host is very busy, or a disk hangs; try again)
+                """
+            throw .failed(
+                IOFailure(
+                    .source, .read, drive?.range ?? ByteRange(offset: 0, length: 0), BlockError(.busy, message)))
+        }
+        for job in jobs { await job.drive.engine.run { job.point.startWatching() } }
+        for job in jobs {
+            let isSettled = await job.drive.engine.run { await job.waitForBefore() }
+            guard isSettled else {
+                for job in jobs { await job.release() }
+                throw .cancelled
+            }
+        }
+    }
 
-    /// Lets the guest go: nothing is saved for this job any more, the view ends, kept discards are passed on. Call it once
-    /// after `fixPointInTime`, when the target is complete or given up; staging and record are the caller's to remove then.
-    package func release() async {}
+    /// Waits for the requests of before; false when the job is cancelled first.
+    private func waitForBefore() async -> Bool {
+        while drive.isAnyBefore && !control.isCancelled { await control.signal.raised() }
+        return !control.isCancelled
+    }
 
-    /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read with
-    /// `.cancelled` afterwards, and when the point in time is broken.
-    package var view: any BlockDevice { drive.device }
+    /// Takes up the point in time of a job whose agent was killed, from its record and staging: before anything else uses
+    /// the drive. What was in flight is to copy. Throws `.failed` when it is lost.
+    package func resume() async throws(BackupFailure) {
+        let failure = await drive.engine.run { () async -> BackupFailure? in
+            if record.isBroken { return lost("its point in time was lost before the agent was killed") }
+            if record.isFlushing { return lost("the agent was killed while the target was being flushed") }
+            do throws(BlockError) {
+                try await staging.recount()
+                drive.attach(point)
+                try await point.recover()
+            } catch {
+                return .failed(IOFailure(.staging, .read, drive.range, error))
+            }
+            point.startWatching()
+            control.recovered(copied: point.copiedBytes)
+            return nil
+        }
+        if let failure { throw failure }
+    }
+
+    private func lost(_ why: String) -> BackupFailure {
+        .failed(
+            IOFailure(
+                .staging, .read, drive.range,
+                BlockError(.inputOutput, "Couldn't go on with the backup of \(drive.name): \(why)")))
+    }
+
+    /// Lets the guest go: nothing is saved for this job any more, the view ends, kept discards are passed on. To be called
+    /// once the target is complete or given up, and harmless at any other time; staging and record are the caller's to
+    /// remove when it returns.
+    package func release() async {
+        await drive.engine.run {
+            point.letGo()
+            await point.ended()
+        }
+    }
+
+    /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read
+    /// afterwards, and when the point in time is lost.
+    package var view: any BlockDevice { PointInTimeView(point, target: target, base: base) }
 
     /// What the operator is to know, once for each cause (staging is getting full, for instance); set before
     /// `fixPointInTime`.
-    package func onWarning(_ body: @escaping @Sendable (IOFailure) -> Void) {}
+    package func onWarning(_ body: @escaping @Sendable (IOFailure) -> Void) async {
+        await drive.engine.run { point.state.value.warn = body }
+    }
 
-    /// Copies until every cluster is in the target. Call it once, from anywhere: the work is done on the drive's
-    /// engine. The target is neither completed nor abandoned.
+    // MARK: The copy
+
+    /// Copies until every cluster is in the target (of sync `none`: what the guest has overwritten until `finish`). Call it
+    /// once, after `fixPointInTime` or `resume`, from anywhere: the work is done on the drive's engine. The target is
+    /// neither completed nor abandoned.
     ///
     /// Throws the first failure after everything in flight has ended, or `.cancelled` as soon as the reads in flight
-    /// have: requests to the target may then still be on their way, see `leftBehindEnded`.
+    /// have: requests to the target may then still be on their way, see `leftBehindEnded`. Then the guest has been let go.
     package func run() async throws(BackupFailure) {
-        guard source.size <= Self.largestDrive else { throw .failed(tooLarge) }
-        let loop = CopyLoop(self)
+        let loop = CopyLoop(self, point)
         let failure = await withTaskCancellationHandler {
-            await source.engine.run { () async -> BackupFailure? in await loop.run() }
+            await drive.engine.run { () async -> BackupFailure? in await loop.run() }
         } onCancel: {
             control.cancel()
         }
@@ -133,21 +219,20 @@ package final class BackupJob: Sendable {
         if let failure { throw failure }
     }
 
+    /// Completes the target after `run`. While it is being flushed the record says so: what a flush that was cut off would
+    /// have told is not known, and staging may be gone by then (DATAPATH.md rule 10).
+    package func complete() async throws(BlockError) {
+        await drive.engine.run { record.isFlushing = true }
+        try await target.complete()
+        await drive.engine.run { record.isFlushing = false }
+    }
+
     /// What an image may claim to hold without the job's own tables becoming a danger: 4 PiB.
     package static let largestDrive: UInt64 = 1 << 52
-
-    private var tooLarge: IOFailure {
-        let message = """
-            Couldn't back up \(source.name): its \(source.size) bytes are more than the \(Self.largestDrive) bytes \
-            that a job can keep track of
-            """
-        return IOFailure(
-            .source, .read, source.range, BlockError(.unsupported, message, range: source.range))
-    }
 
     /// Returns when no request of this job is on its way to the target any more: at once unless `run` was cancelled.
     package func leftBehindEnded() async {
         let requests = requests
-        await source.engine.run { await requests.allEnded() }
+        await drive.engine.run { await requests.allEnded() }
     }
 }

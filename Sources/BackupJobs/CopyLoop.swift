@@ -2,23 +2,23 @@ internal import BlockIO
 
 // How a run works
 //
-// One loop, on the drive's engine, walks the plan and starts a child task for each chunk while the control permits it;
-// a chunk takes a buffer, reads, looks for zeroes, writes, and ends. The loop itself only ever waits for the drive's
-// extents and for the signal, which is raised by a chunk that ends, by the control's verbs and by the timer of the
-// rate; then it looks at everything again. So there is one place where it is decided what comes next, and "next" is
-// decided as late as possible: the size of a chunk follows the speed of this moment, and clusters that are more urgent
-// can go before the plan's.
+// One loop, on the drive's engine, starts a child task for each chunk while the control permits it; a chunk takes a buffer,
+// reads, lays over what was saved meanwhile, looks for zeroes, writes, and ends. The loop itself only ever waits for the
+// drive's extents and for the signal, which is raised by a chunk that ends, by a guest that overwrites something, by the
+// control's verbs and by the timer of the rate; then it looks at everything again. So there is one place where it is
+// decided what comes next, as late as possible: clusters of which the guest has overwritten something go first, then the
+// plan's; the size of a chunk follows the speed of this moment, and chunks are few and small while the guest is busy.
 //
 // Each cluster is to copy, in flight or done (ClusterMap): a chunk is put in flight before it starts, done when the
 // target has taken all of it, to copy again when it failed. A cluster larger than a buffer is copied by one chunk in
 // several pieces, one after the other.
 //
-// A chunk holds at most one buffer, and while it holds it it waits for nothing but its own read and write. So jobs that
+// A chunk holds at most one buffer, and while it holds it it waits for nothing but its own reads and write. So jobs that
 // share a pool cannot wait for each other in a circle, whatever their depth.
 //
 // The first failure is kept, nothing new starts, and the run ends when all chunks have ended; a chunk that has read by
-// then does not write any more. A cancel abandons the requests to the target (TargetRequests): chunks that wait for
-// them end at once, and what is left is the reads.
+// then does not write any more. A cancel lets the guest go at once and abandons the requests to the target
+// (TargetRequests): chunks that wait for them end, and what is left is the reads.
 
 /// One run of a job.
 struct CopyLoop: Sendable {
@@ -27,9 +27,17 @@ struct CopyLoop: Sendable {
         var failure: BackupFailure?
     }
 
+    /// What walks along the drive, kept by the loop itself.
+    struct Course {
+        var plan: CopyPlan
+        var limiter: RateLimiter
+        var pace = GuestPace()
+    }
+
     /// Zeroes are written in pieces of this many bytes: few for a large drive, and none that takes long.
     static let zeroChunk: UInt64 = 64 << 20
 
+    let point: PointInTime
     let source: any BlockDevice
     let target: any BackupTarget
     let options: BackupJob.Options
@@ -46,8 +54,9 @@ struct CopyLoop: Sendable {
     let chunkSize: UInt64
     let state: EngineIsolated<State>
 
-    init(_ job: BackupJob) {
-        source = job.source
+    init(_ job: BackupJob, _ point: PointInTime) {
+        self.point = point
+        source = job.drive.device
         target = job.target
         options = job.options
         control = job.control
@@ -58,9 +67,7 @@ struct CopyLoop: Sendable {
         pieceSize = job.pieceSize
         chunkSize = max(job.clusterSize, job.pieceSize)
         zeroUnit = Int(min(max(job.target.clusterSize, 4096), job.pieceSize))
-        state = EngineIsolated(
-            State(map: ClusterMap(size: job.source.size, clusterSize: job.clusterSize)),
-            engine: job.source.engine)
+        state = EngineIsolated(State(map: ClusterMap(job.record)), engine: job.drive.engine)
     }
 
     // MARK: The loop
@@ -68,78 +75,145 @@ struct CopyLoop: Sendable {
     /// Copies everything; returns why it did not, if it did not. On the drive's engine.
     func run() async -> BackupFailure? {
         await withDiscardingTaskGroup { chunks in
-            var plan = CopyPlan(
-                size: source.size, clusterSize: clusterSize, sync: options.sync, joinLength: chunkSize)
-            var limiter = RateLimiter(bytesPerSecond: control.speedBytesPerSecond)
-            while await step(&plan, &limiter, &chunks) {}
+            var course = Course(
+                plan: CopyPlan(
+                    size: source.size, clusterSize: clusterSize, sync: options.sync, joinLength: chunkSize),
+                limiter: RateLimiter(bytesPerSecond: control.speedBytesPerSecond))
+            while await step(&course, &chunks) {}
         }
-        let (failure, isComplete) = state.withState { ($0.failure, $0.map.isComplete) }
-        precondition(failure != nil || isComplete, "a run that succeeds has copied every cluster")
+        guard failure == nil else { return failure }
+        // The last look: nothing that was given up may end as complete (DATAPATH.md rule 4).
+        if let lost = point.state.value.failure { fail(.failed(lost)) }
+        if options.sync == .none { control.endTotal() }
         return failure
     }
 
     /// Does the next thing, or waits until something has changed; false when nothing is to be started any more and
     /// nothing needs to be waited for but what the group waits for.
-    private func step(
-        _ plan: inout CopyPlan, _ limiter: inout RateLimiter, _ chunks: inout DiscardingTaskGroup
-    ) async -> Bool {
+    private func step(_ course: inout Course, _ chunks: inout DiscardingTaskGroup) async -> Bool {
         if control.isCancelled {
             fail(.cancelled)
             requests.abandon()
             chunks.cancelAll()
             return false
         }
+        if let lost = point.state.value.failure { fail(.failed(lost)) }
         if failure != nil {
             // Chunks that wait for a buffer need not any more.
             chunks.cancelAll()
             return await waitUntilIdle()
         }
-        switch plan.next() {
+        course.pace.note(point.drive.requestCount)
+        if options.sync == .none, control.isFinishing { point.freeze() }
+        if let clusters = nextUrgent() {
+            await startData(clusters, &course, &chunks, take: { _, _ in })
+            return true
+        }
+        return options.sync == .none ? await waitForGuest() : await goOn(&course, &chunks)
+    }
+
+    /// Sync `none`: there is nothing to do until the guest overwrites something, or the good end.
+    private func waitForGuest() async -> Bool {
+        if point.record.isCancelled, !control.isAnyInFlight, point.isDrained { return false }
+        await control.signal.raised()
+        return true
+    }
+
+    // MARK: The plan
+
+    private func goOn(_ course: inout Course, _ chunks: inout DiscardingTaskGroup) async -> Bool {
+        switch course.plan.next() {
         case .finished:
-            return await waitUntilIdle()
+            if control.isAnyInFlight { return await waitUntilIdle() }
+            // A chunk that failed and is to be tried again, or clusters that a restart has found.
+            guard let clusters = state.withState({ $0.map.firstToCopy() }) else { return false }
+            await startData(clusters, &course, &chunks, take: { _, _ in })
         case .extents(let range):
-            await lookUp(range, &plan)
-        case .run(.notNeeded, let range):
-            await pass(range, &plan, copied: 0, notNeeded: range.length)
-        case .run(.zeroes, let range):
-            if options.targetReadsAsZero {
-                await pass(range, &plan, copied: range.length, notNeeded: 0)
-            } else if await permitted() {
-                start(plan.take(max(Self.zeroChunk, clusterSize)), &chunks, writeZeroes)
-            }
-        case .run(.data, _):
-            await startData(&plan, &limiter, &chunks)
+            await lookUp(range, &course.plan)
+        case .run(let fate, let range):
+            await follow(fate, range, &course, &chunks)
         }
         return true
     }
 
-    private func startData(
-        _ plan: inout CopyPlan, _ limiter: inout RateLimiter, _ chunks: inout DiscardingTaskGroup
+    /// Does what the plan says of the start of `range`, as far as it is still to be done and still true.
+    private func follow(
+        _ fate: CopyPlan.Fate, _ range: ByteRange, _ course: inout Course, _ chunks: inout DiscardingTaskGroup
     ) async {
-        limiter.setSpeed(control.speedBytesPerSecond, now: clock.now())
-        let delay = limiter.delay(now: clock.now())
-        if delay > .zero {
-            await sleep(delay)
-        } else if await permitted() {
-            let range = plan.take(limiter.chunkSize(unit: clusterSize, most: chunkSize))
-            limiter.spend(range.length, now: clock.now())
-            start(range, &chunks, copy)
+        let all = point.clusters(of: range)
+        let (standing, end) = state.withState { $0.map.run(in: all) }
+        let run = point.bytes(of: all.lowerBound..<end)
+        switch standing {
+        case .done, .inFlight:
+            _ = course.plan.take(run.length)
+            return
+        case .notNeeded:
+            return await pass(run, &course.plan, copied: 0, notNeeded: run.length)
+        case .toCopy: break
+        }
+        var part = run
+        var fate = fate
+        if options.sync == .top {
+            // What the record says stands; where it says nothing yet, nothing has changed since the plan looked.
+            let clusters = all.lowerBound..<end
+            let known = point.record.bits.needKnown
+            let isKnown = known.isSet(clusters.lowerBound)
+            let same = known.first(in: clusters, where: !isKnown) ?? end
+            part = point.bytes(of: clusters.lowerBound..<same)
+            if !isKnown {
+                part = part.prefix(fate == .notNeeded ? part.length : chunkSize)
+                point.noteNeed(point.clusters(of: part), isNeeded: fate != .notNeeded)
+                if fate == .notNeeded { return }  // comes again, as not needed
+            } else if fate == .notNeeded {
+                fate = .data
+            }
+        }
+        switch fate {
+        case .notNeeded: break
+        case .zeroes: await startZeroes(part, &course, &chunks)
+        case .data:
+            await startData(point.clusters(of: part), &course, &chunks) { plan, length in _ = plan.take(length) }
         }
     }
 
-    /// Whether a chunk may start; then it counts as in flight. If not, returns after something has changed.
-    private func permitted() async -> Bool {
-        if control.startChunk() { return true }
-        await control.signal.raised()
-        return false
+    /// Zeroes when the plan looked. Where nothing was saved since, they were zeroes at the point in time.
+    private func startZeroes(
+        _ range: ByteRange, _ course: inout Course, _ chunks: inout DiscardingTaskGroup
+    ) async {
+        let clusters = point.clusters(of: range)
+        var part = range.prefix(options.targetReadsAsZero ? range.length : max(Self.zeroChunk, clusterSize))
+        if let touched = point.firstTouched(part) {
+            let cluster = touched / point.blocksPerCluster
+            guard cluster > clusters.lowerBound else {
+                return await startData(cluster..<cluster + 1, &course, &chunks) { plan, length in
+                    _ = plan.take(length)
+                }
+            }
+            part = point.bytes(of: clusters.lowerBound..<cluster)
+        }
+        if options.targetReadsAsZero {
+            await pass(part, &course.plan, copied: part.length, notNeeded: 0)
+        } else if await permitted(&course.pace) {
+            start(point.clusters(of: course.plan.take(part.length)), &chunks, writeZeroes)
+        }
     }
 
     private func pass(
         _ range: ByteRange, _ plan: inout CopyPlan, copied: UInt64, notNeeded: UInt64
     ) async {
         guard control.pass(copied: copied, notNeeded: notNeeded) else { return await control.signal.raised() }
-        let range = plan.take(range.length)
-        state.withState { $0.map.pass(range) }
+        _ = plan.take(range.length)
+        guard copied > 0 else { return }
+        let clusters = point.clusters(of: range)
+        do throws(BlockError) {
+            try state.withState { state throws(BlockError) in
+                try state.map.begin(clusters)
+                state.map.finish(clusters)
+            }
+        } catch {
+            fail(.failed(IOFailure(.staging, .write, range, error)))
+        }
+        point.drive.passOnKept()
     }
 
     private func lookUp(_ range: ByteRange, _ plan: inout CopyPlan) async {
@@ -148,6 +222,85 @@ struct CopyLoop: Sendable {
         } catch {
             // Whoever can't say what is there may still be able to read it; if not, that is the error to report.
             plan.supplyUnknown()
+        }
+    }
+
+    // MARK: Starting
+
+    /// The next clusters of which the guest has overwritten something, contiguous ones together.
+    private func nextUrgent() -> Range<Int>? {
+        while let first = point.state.value.urgent.first {
+            if isUrgent(first) {
+                let most = max(1, Int(chunkSize / clusterSize))
+                var end = first + 1
+                while end < point.clusterCount, end - first < most, isUrgent(end) { end += 1 }
+                return first..<end
+            }
+            point.state.value.urgent.removeFirst()
+        }
+        guard point.state.value.urgent.isIncomplete else { return nil }
+        point.refillUrgent()
+        return point.state.value.urgent.first == nil ? nil : nextUrgent()
+    }
+
+    private func isUrgent(_ cluster: Int) -> Bool {
+        guard state.value.map.standing(of: cluster) == .toCopy else { return false }
+        if point.record.isCancelled && !point.record.bits.frozen.isSet(cluster) { return false }
+        return point.isTouched(point.bytes(of: cluster..<cluster + 1))
+    }
+
+    /// Starts to copy the first of `clusters`, all to copy, if speed and depth permit; `take` tells the plan how much.
+    private func startData(
+        _ clusters: Range<Int>, _ course: inout Course, _ chunks: inout DiscardingTaskGroup,
+        take: (inout CopyPlan, UInt64) -> Void
+    ) async {
+        course.limiter.setSpeed(control.speedBytesPerSecond, now: clock.now())
+        let delay = course.limiter.delay(now: clock.now())
+        if delay > .zero {
+            await sleep(delay)
+        } else if await permitted(&course.pace) {
+            let most = max(clusterSize, min(chunkSize, course.pace.chunkSize))
+            let length = course.limiter.chunkSize(unit: clusterSize, most: most)
+            let range = point.bytes(of: clusters).prefix(length)
+            course.limiter.spend(range.length, now: clock.now())
+            take(&course.plan, range.length)
+            start(point.clusters(of: range), &chunks, copy)
+        }
+    }
+
+    /// Whether a chunk may start; then it counts as in flight. If not, returns after something has changed.
+    private func permitted(_ pace: inout GuestPace) async -> Bool {
+        if control.startChunk(atMost: pace.depth) { return true }
+        await control.signal.raised()
+        return false
+    }
+
+    private func start(
+        _ clusters: Range<Int>, _ chunks: inout DiscardingTaskGroup,
+        _ body: @escaping @Sendable (ByteRange) async -> BackupFailure?
+    ) {
+        let range = point.bytes(of: clusters)
+        do throws(BlockError) {
+            try state.withState { state throws(BlockError) in try state.map.begin(clusters) }
+        } catch {
+            fail(.failed(IOFailure(.staging, .write, range, error)))
+            return control.chunkEnded(copied: 0)
+        }
+        chunks.addTask {
+            let failure = await body(range)
+            state.withState { state in
+                if let failure {
+                    state.map.giveUp(clusters)
+                    if state.failure == nil { state.failure = failure }
+                } else {
+                    state.map.finish(clusters)
+                }
+            }
+            if failure == nil {
+                await point.punch(clusters)
+                point.drive.passOnKept()
+            }
+            control.chunkEnded(copied: failure == nil ? range.length : 0)
         }
     }
 
@@ -170,83 +323,18 @@ struct CopyLoop: Sendable {
         control.signal.raise()
     }
 
-    // MARK: Chunks
+    // MARK: Failing
 
-    private var failure: BackupFailure? { state.withState { $0.failure } }
+    var failure: BackupFailure? { state.withState { $0.failure } }
 
+    /// The first failure is kept. The point in time is of no use any more: the guest is let go at once.
     private func fail(_ failure: BackupFailure) {
         state.withState { state in
             if state.failure == nil { state.failure = failure }
         }
-    }
-
-    private func start(
-        _ range: ByteRange, _ chunks: inout DiscardingTaskGroup,
-        _ body: @escaping @Sendable (ByteRange) async -> BackupFailure?
-    ) {
-        state.withState { $0.map.begin(range) }
-        chunks.addTask {
-            let failure = await body(range)
-            state.withState { state in
-                if let failure {
-                    state.map.giveUp(range)
-                    if state.failure == nil { state.failure = failure }
-                } else {
-                    state.map.finish(range)
-                }
-            }
-            control.chunkEnded(copied: failure == nil ? range.length : 0)
-        }
+        point.letGo()
     }
 
     /// Nothing new is to be begun.
-    private var isEnding: Bool { failure != nil || control.isCancelled || requests.isAbandoned }
-
-    private func writeZeroes(_ range: ByteRange) async -> BackupFailure? {
-        if isEnding { return .cancelled }
-        return await requests.perform { [target] in
-            do throws(BlockError) {
-                try await target.writeZeroes(range)
-                return nil
-            } catch {
-                return .failed(IOFailure(.target, .writeZeroes, range, error))
-            }
-        }
-    }
-
-    private func copy(_ range: ByteRange) async -> BackupFailure? {
-        var rest = range
-        while !rest.isEmpty {
-            let piece = rest.prefix(pieceSize)
-            if let failure = await copyPiece(piece) { return failure }
-            rest = rest.dropFirst(piece.length)
-        }
-        return nil
-    }
-
-    private func copyPiece(_ piece: ByteRange) async -> BackupFailure? {
-        // Only a cancelled task is not given a buffer.
-        guard let buffer = try? await buffers.take() else { return .cancelled }
-        let slice = buffer[0..<Int(piece.length)]
-        do throws(BlockError) {
-            if isEnding {
-                buffers.give(buffer)
-                return .cancelled
-            }
-            try await source.read(piece, into: slice)
-        } catch {
-            buffers.give(buffer)
-            return .failed(IOFailure(.source, .read, piece, error))
-        }
-        if isEnding {
-            buffers.give(buffer)
-            return .cancelled
-        }
-        // From here on the buffer belongs to the request, which may outlive the chunk.
-        let writer = PieceWriter(target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero)
-        return await requests.perform { [buffers] in
-            defer { buffers.give(buffer) }
-            return await writer.write(piece, from: slice)
-        }
-    }
+    var isEnding: Bool { failure != nil || control.isCancelled || requests.isAbandoned }
 }

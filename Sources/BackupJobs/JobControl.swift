@@ -22,6 +22,7 @@ package final class JobControl: Sendable {
         var depth = 16
         var isPaused = false
         var isCancelled = false
+        var isFinishing = false
         var hasEnded = false
         var inFlight = 0
         var progress = Progress(current: 0, total: 0)
@@ -60,7 +61,13 @@ package final class JobControl: Sendable {
 
     /// Ends a job of sync `none` well: what was saved until now is copied to the target, then `run` returns. Nothing for other
     /// jobs. Cannot be taken back; `cancel` may follow.
-    package func finish() {}
+    package func finish() {
+        change { state in
+            state.isFinishing = true
+            // What was saved is to be copied.
+            state.isPaused = false
+        }
+    }
 
     /// Limits the bytes a second from now on; 0 is no limit. A job that sleeps wakes at once.
     package func setSpeed(_ bytesPerSecond: Int64) {
@@ -79,6 +86,8 @@ package final class JobControl: Sendable {
     package var progress: Progress { state.withLock { $0.progress } }
     package var speedBytesPerSecond: Int64 { state.withLock { $0.speedBytesPerSecond } }
     package var isCancelled: Bool { state.withLock { $0.isCancelled } }
+    /// `finish` was called.
+    package var isFinishing: Bool { state.withLock { $0.isFinishing } }
     /// A pause was asked for and not taken back; chunks may still be in flight.
     package var isPaused: Bool { state.withLock { $0.isPaused } }
     /// Paused, and nothing is in flight: progress stands still until `resume`.
@@ -108,10 +117,10 @@ package final class JobControl: Sendable {
 
     // MARK: The copy loop's side
 
-    /// Whether a chunk may start now; if so it counts as in flight until `chunkEnded`.
-    func startChunk() -> Bool {
+    /// Whether a chunk may start now, with at most `limit` in flight; if so it counts as in flight until `chunkEnded`.
+    func startChunk(atMost limit: Int = .max) -> Bool {
         state.withLock { state in
-            guard state.mayGoOn else { return false }
+            guard state.mayGoOn, state.inFlight < limit else { return false }
             state.inFlight += 1
             return true
         }
@@ -138,6 +147,12 @@ package final class JobControl: Sendable {
     var isAnyInFlight: Bool { state.withLock { $0.inFlight > 0 } }
 
     func begin(total: UInt64) { state.withLock { $0.progress = Progress(current: 0, total: total) } }
+
+    /// After a restart: what was copied. What is not needed is found again.
+    func recovered(copied: UInt64) { change { $0.progress.current = copied } }
+
+    /// A job of sync `none` has copied all it is to copy.
+    func endTotal() { change { $0.progress.total = $0.progress.current } }
 
     func ended() { change { $0.hasEnded = true } }
 

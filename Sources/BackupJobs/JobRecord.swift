@@ -1,14 +1,161 @@
 package import BlockIO
 
-/// What is known of a job's clusters and blocks, in memory that outlives a killed agent: a mapped file on tmpfs.
+/// What is known of a job's clusters and blocks, in memory that outlives a killed agent: a mapped file on tmpfs, which
+/// dies with the host's reboot, as the point in time does.
+///
+/// A store here is a store to memory: it cannot fail (its space was taken before) and is never torn. What comes before
+/// what, and why, is told where it is done (`PointInTime`). Layout, in 64-bit words of the machine's order:
+///
+///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | cause of broken
+///     then     sections of bits, each from a page of its own: done, need known, not needed, frozen (a bit a cluster),
+///              saved, missing (a bit a block of 4 KiB)
+///
+/// After `bind` it is used on the engine of its drive only.
 package final class JobRecord: Sendable {
-    package init() {}
-    /// Makes the record of a job: a new file at `path`, replacing an old one. Blocks; call it inside `IOEngine.blocking`.
-    /// `clusterSize` is the job's.
+    /// The unit in which old content is saved, in bytes.
+    package static let blockSize: UInt64 = 4096
+
+    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1, cause }
+    private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4 }
+    /// "dbrecord".
+    private static let magic: UInt64 = 0x6472_6f63_6572_6264
+    private static let version: UInt64 = 1
+
+    /// All that is known, section by section.
+    struct Sections {
+        /// The target holds the cluster.
+        var done: BitSection
+        /// It was looked up whether the cluster is needed (`top`).
+        var needKnown: BitSection
+        /// The cluster is not needed.
+        var notNeeded: BitSection
+        /// After the good end of a job of sync `none`: the clusters that are still to be copied.
+        var frozen: BitSection
+        /// Staging holds the block's old content, or it is zero.
+        var saved: BitSection
+        /// The block's old content could not be read.
+        var missing: BitSection
+
+        mutating func noteSpace(_ range: Range<Int>) {
+            done.noteSpace(range)
+            needKnown.noteSpace(range)
+            notNeeded.noteSpace(range)
+            frozen.noteSpace(range)
+            saved.noteSpace(range)
+            missing.noteSpace(range)
+        }
+    }
+
+    package let driveSize: UInt64
+    /// The job's, in bytes.
+    package let clusterSize: UInt64
+    private let file: MappedFile
+    private let sections: EngineIsolated<Sections>
+
+    /// Makes the record of a job: a new file at `path`. Blocks; call it inside `IOEngine.blocking`. `clusterSize` is
+    /// the job's, `engine` the drive's. Throws `.alreadyExists`, `.noSpace` and what else making a file throws.
     package static func create(
         at path: String, driveSize: UInt64, clusterSize: UInt64, engine: any IOEngine
-    ) throws(BlockError) -> JobRecord { JobRecord() }
+    ) throws(BlockError) -> JobRecord {
+        guard driveSize <= BackupJob.largestDrive else {
+            throw BlockError(
+                .unsupported,
+                "Couldn't back up a drive of \(driveSize) bytes: a job can keep track of \(BackupJob.largestDrive) bytes at "
+                    + "most")
+        }
+        let file = try MappedFile.create(
+            path, length: length(driveSize: driveSize, clusterSize: clusterSize), allocated: 4096)
+        let record = JobRecord(file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: [])
+        record[.driveSize] = driveSize
+        record[.clusterSize] = clusterSize
+        record[.version] = version
+        let boot = try MappedFile.bootID()
+        record[.boot0] = boot.0
+        record[.boot1] = boot.1
+        record[.magic] = magic
+        return record
+    }
 
-    /// Removes the file. Blocks.
-    package func remove() {}
+    /// Opens the record that a killed agent has left. Blocks. Throws `.corrupt` for what is none, `.invalid` for one of
+    /// before the host's last start.
+    package static func open(_ path: String, engine: any IOEngine) throws(BlockError) -> JobRecord {
+        let file = try MappedFile.open(path)
+        func word(_ word: Word) -> UInt64 { file.load(at: word.rawValue * 8) }
+        let (driveSize, clusterSize) = (file.length >= 4096 ? word(.driveSize) : 0, file.length >= 4096 ? word(.clusterSize) : 0)
+        guard file.length >= 4096, word(.magic) == magic, word(.version) == version,
+            driveSize <= BackupJob.largestDrive, clusterSize.nonzeroBitCount == 1, clusterSize >= blockSize,
+            clusterSize <= 1 << 30, file.length == length(driveSize: driveSize, clusterSize: clusterSize)
+        else { throw BlockError(.corrupt, "Couldn't use \(path): it is not the record of a job") }
+        let boot = try MappedFile.bootID()
+        guard word(.boot0) == boot.0, word(.boot1) == boot.1 else {
+            throw BlockError(.invalid, "Couldn't use \(path): the host was restarted since it was written")
+        }
+        return JobRecord(
+            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: try file.dataRanges())
+    }
+
+    private init(
+        _ file: MappedFile, driveSize: UInt64, clusterSize: UInt64, engine: any IOEngine, space: [Range<Int>]
+    ) {
+        self.file = file
+        self.driveSize = driveSize
+        self.clusterSize = clusterSize
+        let (clusters, blocks) = Self.counts(driveSize: driveSize, clusterSize: clusterSize)
+        var next = 4096
+        func section(_ count: Int) -> BitSection {
+            defer { next += BitSection.length(of: count) }
+            return BitSection(file, at: next, count: count)
+        }
+        var all = Sections(
+            done: section(clusters), needKnown: section(clusters), notNeeded: section(clusters),
+            frozen: section(clusters), saved: section(blocks), missing: section(blocks))
+        for range in space { all.noteSpace(range) }
+        sections = EngineIsolated(all, engine: engine)
+    }
+
+    private static func counts(driveSize: UInt64, clusterSize: UInt64) -> (clusters: Int, blocks: Int) {
+        (Int(driveSize.dividedRoundingUp(by: clusterSize)), Int(driveSize.dividedRoundingUp(by: blockSize)))
+    }
+
+    private static func length(driveSize: UInt64, clusterSize: UInt64) -> Int {
+        let (clusters, blocks) = counts(driveSize: driveSize, clusterSize: clusterSize)
+        return 4096 + 4 * BitSection.length(of: clusters) + 2 * BitSection.length(of: blocks)
+    }
+
+    /// Removes the file; the memory stays until the last reference goes. Blocks. Throws why it is still there.
+    package func remove() throws(BlockError) { try file.remove() }
+
+    // MARK: For the job
+
+    /// The sections, to be read or changed in place; on the drive's engine.
+    var bits: Sections {
+        _read { yield sections.value }
+        _modify { yield &sections.value }
+    }
+
+    /// The point in time is lost: something changed that was not saved.
+    var isBroken: Bool { has(.broken) }
+    func setBroken() { set(.broken, true) }
+
+    /// A flush of the target has begun and has not returned without error: what it would have told may be lost.
+    var isFlushing: Bool {
+        get { has(.flushing) }
+        set { set(.flushing, newValue) }
+    }
+
+    /// A job of sync `none` was told to end well; `frozen` is what is still to be copied.
+    var isCancelled: Bool { has(.cancelled) }
+    func setCancelled() { set(.cancelled, true) }
+
+    private subscript(word: Word) -> UInt64 {
+        get { file.load(at: word.rawValue * 8) }
+        set { file.store(newValue, at: word.rawValue * 8) }
+    }
+
+    private func has(_ flag: Flag) -> Bool { file.load(at: Word.flags.rawValue * 8) & flag.rawValue != 0 }
+
+    private func set(_ flag: Flag, _ isSet: Bool) {
+        let old = file.load(at: Word.flags.rawValue * 8)
+        file.store(isSet ? old | flag.rawValue : old & ~flag.rawValue, at: Word.flags.rawValue * 8)
+    }
 }

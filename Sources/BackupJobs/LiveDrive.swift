@@ -2,23 +2,196 @@ package import BlockIO
 
 /// A drive as its guests see it: the image, and in front of it what a running backup needs to save before it changes.
 ///
-/// One per open drive; everything that writes to the drive goes through it. Without a job it passes requests on.
+/// One per open drive; everything that writes to the drive goes through it. Without a job it passes requests on and only
+/// notes which are in flight, since these belong to *before* when a job's point in time is fixed. With one, the way of
+/// a write or zero is: note it; let go of discards that were kept there; wait for requests of before; have the old
+/// content saved; pass it on. docs/architecture.md tells why in this order.
 package final class LiveDrive: BlockDevice {
+    struct State {
+        var requests = RequestsInFlight()
+        var kept = KeptDiscards()
+        var point: PointInTime?
+        /// Who waits for requests of before, or for kept discards on their way.
+        var waiters = Waiters()
+        /// Passes on kept discards; looks through all of them once more when it was asked to meanwhile.
+        var passer: Task<Void, Never>?
+        var passesAgain = false
+        /// Grows with each request of the guest; who compares it knows whether the guest is busy.
+        var requestCount: UInt64 = 0
+    }
+
     /// The drive's image, below.
     package let device: any BlockDevice
+    let state: EngineIsolated<State>
+    /// Memory for old content, its own: what waits for a target must not hold up a guest.
+    let buffers = SaveBuffers()
 
-    package init(_ device: any BlockDevice) { self.device = device }
+    /// Takes over `device`, which `close` closes.
+    package init(_ device: any BlockDevice) {
+        self.device = device
+        state = EngineIsolated(State(), engine: device.engine)
+    }
 
     package var name: String { device.name }
     package var engine: any IOEngine { device.engine }
     package var size: UInt64 { device.size }
     package var isReadOnly: Bool { device.isReadOnly }
     package var limits: BlockLimits { device.limits }
-    package func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) { try await device.read(range, into: buffer) }
-    package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) { try await device.write(range, from: buffer) }
-    package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) { try await device.writeZeroes(range, mayUnmap: mayUnmap) }
-    package func discard(_ range: ByteRange) async throws(BlockError) { try await device.discard(range) }
+
+    // MARK: The guest's requests
+
+    package func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        state.value.requestCount &+= 1
+        try await device.read(range, into: buffer)
+    }
+
+    package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try check(range, to: "write")
+        let request = begin(range)
+        defer { end(request) }
+        try await prepare(range)
+        try await device.write(range, from: buffer)
+    }
+
+    package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
+        try check(range, to: "write zeroes to")
+        let request = begin(range)
+        defer { end(request) }
+        try await prepare(range)
+        try await device.writeZeroes(range, mayUnmap: mayUnmap)
+    }
+
+    /// Answered at once where a job needs the old content: then it is kept, and passed on later (DATAPATH.md rule 7).
+    package func discard(_ range: ByteRange) async throws(BlockError) {
+        try check(range, to: "discard")
+        let request = begin(range)
+        defer { end(request) }
+        var rest = range
+        while !rest.isEmpty {
+            let (part, isNeeded) = state.value.point?.firstPart(of: rest) ?? (rest, false)
+            rest = rest.dropFirst(part.length)
+            if isNeeded {
+                state.value.kept.keep(part)
+            } else {
+                await waitForBefore(part)
+                try await device.discard(part)
+            }
+        }
+    }
+
     package func flush() async throws(BlockError) { try await device.flush() }
-    package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] { try await device.extents(in: range) }
-    package func close() async throws(BlockError) { try await device.close() }
+
+    package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
+        try await device.extents(in: range)
+    }
+
+    /// Closes the image once the discards that were kept have been passed on. No job uses the drive.
+    package func close() async throws(BlockError) {
+        precondition(state.value.point == nil, "a drive is closed when no job uses it")
+        while let passer = state.value.passer { await passer.value }
+        try await device.close()
+    }
+
+    // MARK: Before a change
+
+    private func begin(_ range: ByteRange) -> Int {
+        state.withState { state in
+            state.requestCount &+= 1
+            return state.requests.begin(range)
+        }
+    }
+
+    private func end(_ request: Int) {
+        state.withState { state in
+            guard state.requests.end(request) else { return }
+            state.waiters.wake()
+            if state.requests.beforeCount == 0 { state.point?.beforeEnded() }
+        }
+    }
+
+    /// Returns when `range` may change. Without a job, and nothing kept, that is at once.
+    private func prepare(_ range: ByteRange) async throws(BlockError) {
+        if !state.value.kept.isEmpty {
+            state.value.kept.drop(range)
+            while state.value.kept.isPassing(range) { await wait() }
+        }
+        guard let point = state.value.point else { return }
+        await waitForBefore(range)
+        try await point.save(range)
+    }
+
+    private func waitForBefore(_ range: ByteRange) async {
+        guard let clusterSize = state.value.point?.clusterSize else { return }
+        while state.value.requests.isAnyBefore(in: range, clusterSize: clusterSize) { await wait() }
+    }
+
+    private func wait() async {
+        await withUnsafeContinuation { continuation in state.value.waiters.add(continuation) }
+    }
+
+    /// A number that grows with each request of the guest.
+    var requestCount: UInt64 { state.value.requestCount }
+
+    // MARK: The job
+
+    /// The switch: from here on `point` is what changes are saved for. One step, on the engine's thread.
+    func attach(_ point: PointInTime) {
+        state.withState { state in
+            precondition(state.point == nil, "a drive has one job at a time")
+            state.point = point
+            state.requests.markBefore()
+        }
+    }
+
+    /// True while requests of before are in flight.
+    var isAnyBefore: Bool { state.value.requests.beforeCount > 0 }
+
+    /// Nothing is saved for `point` any more.
+    func detach(_ point: PointInTime) {
+        guard state.value.point === point else { return }
+        state.value.point = nil
+        passOnKept()
+    }
+
+    // MARK: Kept discards
+
+    /// Passes on what is kept and not needed any more, by a task of the drive's own. Called when clusters are done and when
+    /// a job ends.
+    func passOnKept() {
+        guard state.value.kept.isAnyKept else { return }
+        guard state.value.passer == nil else { return state.value.passesAgain = true }
+        state.value.passer = Task(executorPreference: engine) {
+            await self.passAll()
+        }
+    }
+
+    private func passAll() async {
+        repeat {
+            state.value.passesAgain = false
+            await passOnce()
+        } while state.value.passesAgain
+        state.value.passer = nil
+    }
+
+    private func passOnce() async {
+        var offset: UInt64 = 0
+        while let kept = state.value.kept.next(after: offset) {
+            let (part, isNeeded) = state.value.point?.firstPart(of: kept) ?? (kept, false)
+            offset = part.end
+            guard !isNeeded, !isBeforeIn(part) else { continue }
+            // A request like any other from here on: the next switch counts it as one of before.
+            let request = begin(part)
+            state.value.kept.beginPassing(part)
+            // Answered long ago, and advice: the guest loses nothing by an error.
+            try? await device.discard(part)
+            state.value.kept.endPassing(part)
+            state.value.waiters.wake()
+            end(request)
+        }
+    }
+
+    private func isBeforeIn(_ range: ByteRange) -> Bool {
+        guard let clusterSize = state.value.point?.clusterSize else { return false }
+        return state.value.requests.isAnyBefore(in: range, clusterSize: clusterSize)
+    }
 }

@@ -1,25 +1,223 @@
 package import BlockIO
+internal import Synchronization
 
-/// Local space for the old content of blocks that the guest overwrites, on its way to the target: a sparse file as large as
-/// the drive, the old content of a block at the block's own offset.
+/// Local space for the old content of blocks that the guest overwrites, on its way to the target: a sparse file as large
+/// as the drive, the old content of a block at the block's own offset.
+///
+/// No index and no order: which blocks it holds, the job's record says. A late or a repeated write to it is harmless, it
+/// is the same content at the same place. Blocks of zeroes are not written: their holes read as zeroes. Except for
+/// `usage`, all of it is used on the drive's engine.
 package final class Staging: Sendable {
-    package init() {}
     /// How much of the space is used, in bytes.
     package struct Usage: Sendable, Hashable {
         package var used: UInt64
         /// The bound: what was asked for, or what the file system has to give.
         package var limit: UInt64
+
+        package init(used: UInt64, limit: UInt64) {
+            self.used = used
+            self.limit = limit
+        }
     }
 
-    /// Makes an empty file `path`, which must not exist. `limit` in bytes bounds it; nil, and in any case: it never takes the
-    /// last tenth, nor the last GiB, of its file system. Runs on `engine`, the drive's.
+    /// What a file system has, in bytes.
+    package struct Space: Sendable, Hashable {
+        package var total: UInt64
+        package var available: UInt64
+
+        package init(total: UInt64, available: UInt64) {
+            self.total = total
+            self.available = available
+        }
+
+        /// What is never taken: the last tenth, and at least the last GiB.
+        var spared: UInt64 { max(total / 10, 1 << 30) }
+    }
+
+    private struct State {
+        /// Blocks that have data in the file, by page of 512 words.
+        var staged = SparseBits()
+        /// Space that is promised to saves on their way, in bytes.
+        var promised: UInt64 = 0
+    }
+
+    private let file: any BlockDevice
+    private let path: String?
+    private let requestedLimit: UInt64
+    private let state: EngineIsolated<State>
+    private let used = Atomic<UInt64>(0)
+    private let limit: Atomic<UInt64>
+
+    /// Makes an empty file `path`, which must not exist. `limit` in bytes bounds it; in any case it never takes the
+    /// last tenth, nor the last GiB, of its file system. `engine` is the drive's.
     package static func create(
         at path: String, driveSize: UInt64, limit: UInt64?, on engine: any IOEngine
-    ) async throws(BlockError) -> Staging { Staging() }
+    ) async throws(BlockError) -> Staging {
+        try await engine.run { () async throws(BlockError) -> Staging in
+            let file = try await HostFile.create(path, on: engine)
+            do throws(BlockError) {
+                try await file.setSize(driveSize.roundedUp(toMultipleOf: JobRecord.blockSize))
+            } catch {
+                // The error that led here is the one to tell.
+                try? await file.close()
+                _ = await engine.blocking { HostFile.unlink(path) }
+                throw error
+            }
+            let staging = Staging(on: file, path: path, limit: limit)
+            await staging.lookForSpace()
+            return staging
+        }
+    }
+
+    /// Staging on any device of zeroes at least as large as the drive, rounded up to a block.
+    package init(on file: any BlockDevice, path: String? = nil, limit: UInt64? = nil) {
+        self.file = file
+        self.path = path
+        requestedLimit = limit ?? .max
+        self.limit = Atomic(limit ?? .max)
+        state = EngineIsolated(State(), engine: file.engine)
+    }
 
     /// Callable from anywhere.
-    package var usage: Usage { Usage(used: 0, limit: 0) }
+    package var usage: Usage {
+        Usage(used: used.load(ordering: .relaxed), limit: limit.load(ordering: .relaxed))
+    }
 
-    /// Closes and removes the file.
-    package func remove() async {}
+    /// Closes and removes the file; nothing uses it any more. An error leaves a file that the next start of the agent
+    /// removes.
+    package func remove() async throws(BlockError) {
+        let engine = file.engine
+        try await engine.run { () async throws(BlockError) in
+            try await file.close()
+            guard let path else { return }
+            let result = await engine.blocking { HostFile.unlink(path) }
+            guard result == 0 else { throw BlockError("Couldn't remove \(path)", errno: -result) }
+        }
+    }
+
+    // MARK: Space
+
+    /// Bytes that may still be taken.
+    var room: UInt64 {
+        let (used, promised) = (used.load(ordering: .relaxed), state.value.promised)
+        let limit = limit.load(ordering: .relaxed)
+        return used + promised < limit ? limit - used - promised : 0
+    }
+
+    var isEmpty: Bool { used.load(ordering: .relaxed) == 0 && state.value.promised == 0 }
+
+    /// Promises space; `keep` it with what is written, or `giveBack`.
+    func promise(_ bytes: UInt64) { state.value.promised += bytes }
+    func giveBack(_ bytes: UInt64) { state.value.promised -= bytes }
+
+    /// The file system has no more to give, whatever it said.
+    func noteFull() { limit.store(used.load(ordering: .relaxed), ordering: .relaxed) }
+
+    /// Looks what the file system has to give now.
+    func lookForSpace() async {
+        guard let path else { return }
+        let space = await file.engine.blocking { HostFile.space(at: path) }
+        guard let space else { return }
+        let spare = Space(total: space.total, available: space.available)
+        let free = spare.available > spare.spared ? spare.available - spare.spared : 0
+        limit.store(min(requestedLimit, used.load(ordering: .relaxed) + free), ordering: .relaxed)
+    }
+
+    // MARK: Content
+
+    /// Writes the old content of whole blocks (the drive's end excepted), for which space was promised; zeroes are left
+    /// out. When it returns the content outlives this process.
+    func save(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        var start = 0
+        while start < buffer.count {
+            var end = min(start + Int(JobRecord.blockSize), buffer.count)
+            let isZero = ZeroDetection.isZero(buffer[start..<end].bytes)
+            while end < buffer.count {
+                let next = min(end + Int(JobRecord.blockSize), buffer.count)
+                guard ZeroDetection.isZero(buffer[end..<next].bytes) == isZero else { break }
+                end = next
+            }
+            if !isZero {
+                let part = ByteRange(offset: range.offset + UInt64(start), length: UInt64(end - start))
+                try await file.write(part, from: buffer[start..<end])
+                // Not before: what is given back meanwhile must not be thought to hold what lands later.
+                count(part)
+            }
+            start = end
+        }
+    }
+
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try await file.read(range, into: buffer)
+    }
+
+    /// Gives back the space of whole blocks; true when there was any.
+    @discardableResult
+    func punch(_ range: ByteRange) async -> Bool {
+        let blocks = blocks(of: range)
+        let cleared = state.withState { $0.staged.clear(blocks) }
+        guard cleared > 0 else { return false }
+        used.subtract(UInt64(cleared) * JobRecord.blockSize, ordering: .relaxed)
+        // Only a favour to the file system: what stays goes with the file, and the limit looks at what is free.
+        try? await file.discard(range.clamped(to: file.range))
+        return true
+    }
+
+    /// After a restart: counts what is there.
+    func recount() async throws(BlockError) {
+        var rest = file.range
+        while !rest.isEmpty {
+            for extent in try await file.extents(in: rest) {
+                if !extent.isZero { count(extent.range) }
+                rest = rest.dropFirst(extent.range.end - rest.offset)
+            }
+        }
+        await lookForSpace()
+    }
+
+    private func count(_ range: ByteRange) {
+        let blocks = blocks(of: range)
+        let added = state.withState { $0.staged.set(blocks) }
+        used.add(UInt64(added) * JobRecord.blockSize, ordering: .relaxed)
+    }
+
+    private func blocks(of range: ByteRange) -> Range<Int> {
+        Int(range.offset / JobRecord.blockSize)..<Int(range.end.dividedRoundingUp(by: JobRecord.blockSize))
+    }
+}
+
+/// Bits of which few are set, in memory.
+private struct SparseBits {
+    private static let wordsPerPage = 64
+    private var pages: [Int: [UInt64]] = [:]
+
+    /// Sets bits; returns how many were clear.
+    mutating func set(_ bits: Range<Int>) -> Int { change(bits, to: true) }
+
+    /// Clears bits; returns how many were set.
+    mutating func clear(_ bits: Range<Int>) -> Int { change(bits, to: false) }
+
+    private mutating func change(_ bits: Range<Int>, to isSet: Bool) -> Int {
+        var (next, changed) = (bits.lowerBound, 0)
+        while next < bits.upperBound {
+            let page = next / (64 * Self.wordsPerPage)
+            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
+            guard isSet || pages[page] != nil else {
+                next = pageEnd
+                continue
+            }
+            var words = pages[page] ?? Array(repeating: 0, count: Self.wordsPerPage)
+            // So that the array below is changed in place.
+            pages[page] = nil
+            while next < pageEnd {
+                let (word, end) = (next / 64 % Self.wordsPerPage, min(pageEnd, next / 64 * 64 + 64))
+                let mask = (UInt64.max >> UInt64(64 - (end - next))) << UInt64(next % 64)
+                changed += ((isSet ? ~words[word] : words[word]) & mask).nonzeroBitCount
+                words[word] = isSet ? words[word] | mask : words[word] & ~mask
+                next = end
+            }
+            if isSet || words.contains(where: { $0 != 0 }) { pages[page] = words }
+        }
+        return changed
+    }
 }

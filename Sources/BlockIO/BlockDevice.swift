@@ -22,6 +22,10 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// Makes `range` read as zeroes; with `mayUnmap` its space may be given back.
     func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError)
 
+    /// True when `writeZeroes` is expected to need less time than to write the zeroes would, whatever the range: a promise
+    /// to nobody, of use to whom a quick answer is worth more than zeroes.
+    func zeroesQuickly(mayUnmap: Bool) -> Bool
+
     /// Says that the contents of `range` are of no interest any more; what is read afterwards is either the old
     /// content or zeroes.
     func discard(_ range: ByteRange) async throws(BlockError)
@@ -71,6 +75,8 @@ package struct BlockLimits: Sendable, Hashable {
 extension BlockDevice {
     /// The whole device.
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
+
+    package func zeroesQuickly(mayUnmap: Bool) -> Bool { false }
 
     /// Throws `BlockError.invalid` unless `range` lies within the device.
     package func check(_ range: ByteRange, to verb: String) throws(BlockError) {

@@ -70,4 +70,9 @@ extension UInt64 {
     package func roundedUp(toMultipleOf unit: UInt64) -> UInt64 {
         (self + (unit - 1)).roundedDown(toMultipleOf: unit)
     }
+
+    /// This number of units makes how many of `divisor`, the last one perhaps not full.
+    package func dividedRoundingUp(by divisor: UInt64) -> UInt64 {
+        self / divisor + (self % divisor == 0 ? 0 : 1)
+    }
 }

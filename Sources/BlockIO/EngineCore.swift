@@ -46,10 +46,15 @@ final class EngineCore: Sendable {
     func perform<Result: Sendable>(
         on threads: WorkerThreads? = nil, _ body: @escaping @Sendable () -> Result
     ) async -> Result {
-        state.withLock { $0.inFlight += 1 }
-        let result = await withUnsafeContinuation { continuation in
+        await wait { continuation in
             (threads ?? blockers).run { continuation.resume(returning: body()) }
         }
+    }
+
+    /// Waits for something that another thread does for this engine, which does not end before.
+    func wait<Result: Sendable>(_ begin: (UnsafeContinuation<Result, Never>) -> Void) async -> Result {
+        state.withLock { $0.inFlight += 1 }
+        let result = await withUnsafeContinuation(begin)
         let isLast = state.withLock { state in
             state.inFlight -= 1
             return state.isEnding && state.inFlight == 0

@@ -57,6 +57,11 @@ extension HostFile {
         noteEnd(range.end)
     }
 
+    /// As far as the file system has shown; a block device may write each of them.
+    package func zeroesQuickly(mayUnmap: Bool) -> Bool {
+        !isBlockDevice && (state.value.canZeroRange || mayUnmap && state.value.canPunchHoles)
+    }
+
     package func discard(_ range: ByteRange) async throws(BlockError) {
         guard !isReadOnly else { throw readOnlyError("discard", range) }
         try check(range, to: "discard")

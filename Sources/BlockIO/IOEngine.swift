@@ -1,3 +1,5 @@
+package import Glibc
+
 /// Does a drive's or a target's file I/O, and is the executor of the code that serves it.
 ///
 /// All code that touches a device runs on its engine: plain `async` functions that never change thread, so that the
@@ -20,6 +22,16 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// sync_file_range with SYNC_FILE_RANGE flags.
     func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int
 
+    /// Takes a connection from a listening socket, which is non-blocking: a descriptor, close-on-exec. shutdown(2) of the
+    /// listener ends the wait with an error.
+    func accept(_ listener: Int32) async -> Int
+    /// Receives what has arrived at a stream socket, waiting for the first byte: a count, 0 at the end. With `all` an
+    /// engine that can waits until `bytes` is full; fewer may come all the same. shutdown(2) of the socket ends the wait.
+    func receive(_ socket: Int32, _ bytes: UnsafeMutableRawBufferPointer, all: Bool) async -> Int
+    /// Sends to a stream socket: a count of at least 1, often short. At most 1024 parts; they and the bytes they name stay
+    /// as they are until this returns. shutdown(2) of the socket ends the wait with an error.
+    func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int
+
     /// Runs a call that may block (open, lseek, rename, ioctl, locks) on a thread of this engine that may, and
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
     func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
@@ -29,6 +41,13 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 }
 
 extension IOEngine {
+    // Engines of tests need no sockets.
+    package func accept(_: Int32) async -> Int { Int(-ENOSYS) }
+    package func receive(_: Int32, _: UnsafeMutableRawBufferPointer, all _: Bool) async -> Int {
+        Int(-ENOSYS)
+    }
+    package func send(_: Int32, _: UnsafeMutableBufferPointer<iovec>) async -> Int { Int(-ENOSYS) }
+
     /// Runs `body` on this engine's executor and returns to the caller's.
     package func run<Result: Sendable, Failure: Error>(
         _ body: @Sendable () async throws(Failure) -> Result

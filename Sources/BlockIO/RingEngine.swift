@@ -1,5 +1,5 @@
 internal import CBlockIO
-internal import Glibc
+package import Glibc
 
 /// An engine of one thread with an io_uring.
 ///
@@ -13,6 +13,8 @@ package final class RingEngine: IOEngine {
     private let core: EngineCore
     // SAFETY: touched by the engine's thread only, after it has started; `start` and `work` check that.
     private nonisolated(unsafe) let ring: RingQueue
+    // SAFETY: as `ring`; `isCurrent` is asked before every use.
+    private nonisolated(unsafe) let inline = InlineTransfers()
     private let wakeDescriptor: Int32
 
     /// How many turns of jobs may pass before the kernel is asked for completions.
@@ -61,6 +63,7 @@ package final class RingEngine: IOEngine {
         let executor = asUnownedTaskExecutor()
         var batch: [JobQueue.Entry] = []
         while true {
+            inline.beginTurn()
             core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
             if ring.inFlight == 0 && core.closeIfDone() { break }
             let sleeps = core.queue.fallAsleep()
@@ -91,17 +94,23 @@ package final class RingEngine: IOEngine {
     package func read(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) async -> Int {
-        await perform(
+        if core.queue.isCurrent, let count = inline.read(descriptor, bytes, at: offset) { return count }
+        return await perform(
             RingQueue.Request(
-                operation: CBLOCKIO_READ, descriptor: descriptor, address: bytes.baseAddress,
+                operation: CBLOCKIO_READ, descriptor: descriptor, address: bytes.baseAddress, message: nil,
                 offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
     }
 
     package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
-        await perform(
+        if core.queue.isCurrent, ring.isIdleButForSockets,
+            let count = inline.write(descriptor, bytes, at: offset)
+        {
+            return count
+        }
+        return await perform(
             RingQueue.Request(
                 operation: CBLOCKIO_WRITE, descriptor: descriptor,
-                address: UnsafeMutableRawPointer(mutating: bytes.baseAddress),
+                address: UnsafeMutableRawPointer(mutating: bytes.baseAddress), message: nil,
                 offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
     }
 
@@ -109,13 +118,13 @@ package final class RingEngine: IOEngine {
         await perform(
             RingQueue.Request(
                 operation: dataOnly ? CBLOCKIO_FDATASYNC : CBLOCKIO_FSYNC, descriptor: descriptor,
-                address: nil, offset: 0, length: 0, flags: 0, token: 0))
+                address: nil, message: nil, offset: 0, length: 0, flags: 0, token: 0))
     }
 
     package func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int {
         await perform(
             RingQueue.Request(
-                operation: CBLOCKIO_FALLOCATE, descriptor: descriptor, address: nil,
+                operation: CBLOCKIO_FALLOCATE, descriptor: descriptor, address: nil, message: nil,
                 offset: range.offset, length: range.length, flags: UInt32(bitPattern: mode), token: 0))
     }
 
@@ -130,8 +139,41 @@ package final class RingEngine: IOEngine {
         }
         return await perform(
             RingQueue.Request(
-                operation: CBLOCKIO_SYNC_FILE_RANGE, descriptor: descriptor, address: nil,
+                operation: CBLOCKIO_SYNC_FILE_RANGE, descriptor: descriptor, address: nil, message: nil,
                 offset: rest.offset, length: rest.length, flags: flags, token: 0))
+    }
+
+    package func accept(_ listener: Int32) async -> Int {
+        while true {
+            let result = Int(cblockio_accept(listener))
+            guard result == Int(-EAGAIN) else { return result }
+            // A request to accept would come back at once from a non-blocking listener; one that is not could hold the
+            // thread when a client goes away between the wake-up and the call.
+            let ready = await perform(
+                RingQueue.Request(
+                    operation: CBLOCKIO_POLL, descriptor: listener, address: nil, message: nil, offset: 0,
+                    length: 0, flags: 0, token: 0))
+            guard ready >= 0 || ready == Int(-EINTR) else { return ready }
+            // A non-blocking accept(2) does not say of every kind of socket that it was shut down.
+            if ready >= 0, ready & Int(POLLHUP | POLLERR) != 0 { return Int(-EINVAL) }
+        }
+    }
+
+    package func receive(
+        _ socket: Int32, _ bytes: UnsafeMutableRawBufferPointer, all: Bool
+    ) async -> Int {
+        await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_RECEIVE, descriptor: socket, address: bytes.baseAddress, message: nil,
+                offset: 0, length: UInt64(bytes.count), flags: all ? 1 : 0, token: 0))
+    }
+
+    package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {
+        if core.queue.isCurrent, let count = inline.send(socket, parts) { return count }
+        return await perform(
+            RingQueue.Request(
+                operation: CBLOCKIO_SEND, descriptor: socket, address: parts.baseAddress, message: nil,
+                offset: 0, length: UInt64(parts.count), flags: 0, token: 0))
     }
 
     package func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {

@@ -18,6 +18,11 @@ final class RingQueue {
     private var isWakeArmed = false
     /// Who waits for the request with the token of that index.
     private var callers: [Caller?]
+    /// Whether the request with the token of that index is one of a socket, which may take for ever.
+    private var isOfSocket: [Bool]
+    private var socketsInFlight = 0
+    /// Room for the kernel's view of a send, one for each token.
+    private let messages: UnsafeMutablePointer<msghdr>
     private var freeTokens: [Int]
     private var waiting: [(request: Request, caller: Caller)] = []
     /// How many of `waiting` have been started.
@@ -36,12 +41,19 @@ final class RingQueue {
         // Some room is left for the request that wakes us.
         limit = Int(cblockio_ring_capacity(ring)) - 8
         callers = Array(repeating: nil, count: limit)
+        isOfSocket = Array(repeating: false, count: limit)
+        messages = .allocate(capacity: limit)
         freeTokens = Array((0..<limit).reversed())
         completions = Array(repeating: cblockio_completion(), count: 256)
     }
 
     /// Requests that were added and have not been completed.
     var inFlight: Int { limit - freeTokens.count + waiting.count - started }
+
+    /// True when nothing but requests of sockets is in flight.
+    var isIdleButForSockets: Bool {
+        started == waiting.count && limit - freeTokens.count == socketsInFlight
+    }
 
     /// Makes the calling thread the ring's user; signals of `wakeDescriptor`, an eventfd, end its sleep.
     func start(wakeDescriptor: Int32) {
@@ -54,6 +66,7 @@ final class RingQueue {
     func end() {
         precondition(inFlight == 0, "a ring ends when nothing is in flight")
         cblockio_ring_free(ring)
+        messages.deallocate()
     }
 
     /// Starts a request, or queues it behind others; `caller` is resumed with its result.
@@ -69,6 +82,13 @@ final class RingQueue {
         callers[token] = caller
         var request = request
         request.token = UInt64(token)
+        request.message = messages + token
+        switch request.operation {
+        case CBLOCKIO_RECEIVE, CBLOCKIO_SEND, CBLOCKIO_POLL:
+            isOfSocket[token] = true
+            socketsInFlight += 1
+        default: isOfSocket[token] = false
+        }
         prepare(&request)
     }
 
@@ -78,9 +98,8 @@ final class RingQueue {
 
     private func armWakeUp() {
         var request = Request(
-            operation: CBLOCKIO_WAKE, descriptor: wakeDescriptor, address: nil, offset: 0, length: 8,
-            flags: 0,
-            token: Self.wakeToken)
+            operation: CBLOCKIO_WAKE, descriptor: wakeDescriptor, address: nil, message: nil, offset: 0,
+            length: 8, flags: 0, token: Self.wakeToken)
         prepare(&request)
         isWakeArmed = true
     }
@@ -111,6 +130,7 @@ final class RingQueue {
                 let token = Int(completion.token)
                 let caller = callers[token].take()
                 freeTokens.append(token)
+                if isOfSocket[token] { socketsInFlight -= 1 }
                 caller?.resume(returning: Int(completion.result))
             }
             if count < completions.count { break }

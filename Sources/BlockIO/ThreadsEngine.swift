@@ -1,5 +1,5 @@
 internal import CBlockIO
-internal import Glibc
+package import Glibc
 
 /// An engine of one thread that runs the code, and a few that make its blocking calls.
 ///
@@ -11,6 +11,7 @@ package final class ThreadsEngine: IOEngine {
     private let core: EngineCore
     private let wakeUp: Semaphore
     private let workers: WorkerThreads
+    private let sockets: SocketPoller
 
     /// Starts the engine's thread. `workers` is the number of transfers that run at the same time.
     package init(name: String, workers: Int = 8) {
@@ -18,6 +19,7 @@ package final class ThreadsEngine: IOEngine {
         self.name = "threads \(name)"
         self.wakeUp = wakeUp
         self.workers = WorkerThreads(name: "io \(name)", maximum: max(workers, 1))
+        sockets = SocketPoller(name: "net \(name)")
         core = EngineCore(name: name) { wakeUp.signal() }
         guard let thread = startThread(named: "run \(name)", { self.work() }) else {
             preconditionFailure("the system gives no thread for the engine \(name)")
@@ -46,6 +48,7 @@ package final class ThreadsEngine: IOEngine {
             if core.queue.fallAsleep() { wakeUp.wait() }
         }
         workers.end()
+        sockets.end()
         core.finish()
     }
 
@@ -82,6 +85,37 @@ package final class ThreadsEngine: IOEngine {
     package func synchronizeRange(_ descriptor: Int32, _ range: ByteRange, flags: UInt32) async -> Int {
         await core.perform(on: workers) {
             Int(cblockio_sync_file_range(descriptor, range.offset, range.length, flags))
+        }
+    }
+
+    package func accept(_ listener: Int32) async -> Int {
+        while true {
+            let result = Int(cblockio_accept(listener))
+            guard result == Int(-EAGAIN) else { return result }
+            let ready = await core.wait { self.sockets.wait(for: listener, .reading, $0) }
+            if ready < 0 { return ready }
+            // A non-blocking accept(2) does not say of every kind of socket that it was shut down.
+            if ready > 0 { return Int(-EINVAL) }
+        }
+    }
+
+    package func receive(
+        _ socket: Int32, _ bytes: UnsafeMutableRawBufferPointer, all: Bool
+    ) async -> Int {
+        while true {
+            let count = Int(cblockio_receive(socket, bytes.baseAddress, bytes.count))
+            guard count == Int(-EAGAIN) else { return count }
+            let ready = await core.wait { self.sockets.wait(for: socket, .reading, $0) }
+            if ready < 0 { return ready }
+        }
+    }
+
+    package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {
+        while true {
+            let count = Int(cblockio_send(socket, parts.baseAddress, parts.count))
+            guard count == Int(-EAGAIN) else { return count }
+            let ready = await core.wait { self.sockets.wait(for: socket, .writing, $0) }
+            if ready < 0 { return ready }
         }
     }
 

@@ -102,6 +102,20 @@ final class Semaphore: Sendable {
     func wait() {
         while sem_wait(semaphore) != 0 {}
     }
+
+    /// False when no signal came within `limit`.
+    func wait(atMost limit: Duration) -> Bool {
+        var deadline = timespec()
+        clock_gettime(CLOCK_REALTIME, &deadline)
+        let (seconds, attoseconds) = limit.components
+        let nanoseconds = Int64(deadline.tv_nsec) + attoseconds / 1_000_000_000
+        deadline.tv_sec += Int(seconds + nanoseconds / 1_000_000_000)
+        deadline.tv_nsec = Int(nanoseconds % 1_000_000_000)
+        while sem_timedwait(semaphore, &deadline) != 0 {
+            if errno != EINTR { return false }
+        }
+        return true
+    }
 }
 
 /// Starts a thread of that name (at most 15 bytes are kept) which runs `body`; nil when the system has none to give.

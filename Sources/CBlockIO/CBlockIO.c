@@ -9,6 +9,8 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static int result(int value) { return value < 0 ? -errno : value; }
@@ -83,6 +85,15 @@ int64_t cblockio_pwrite(int descriptor, const void *bytes, size_t count, uint64_
     return value < 0 ? -errno : value;
 }
 
+int64_t cblockio_pread_cached(int descriptor, void *bytes, size_t count, uint64_t offset) {
+    struct iovec part = {.iov_base = bytes, .iov_len = count};
+    ssize_t value;
+    do {
+        value = preadv2(descriptor, &part, 1, (off_t)offset, RWF_NOWAIT);
+    } while (value < 0 && errno == EINTR);
+    return value < 0 ? -errno : value;
+}
+
 int cblockio_sync(int descriptor, bool data_only) {
     // Not repeated after EINTR: an error report must not be lost between two attempts; Linux does not interrupt it.
     return result(data_only ? fdatasync(descriptor) : fsync(descriptor));
@@ -145,6 +156,12 @@ void cblockio_name_thread(const char *name) {
     strncpy(text, name, sizeof text - 1);
     text[sizeof text - 1] = 0;
     pthread_setname_np(pthread_self(), text);
+}
+
+uint64_t cblockio_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 // Vectorised also where the rest of the program is built for debugging.

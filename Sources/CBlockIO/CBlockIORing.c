@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <liburing.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -77,6 +79,17 @@ int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *
         io_uring_prep_sync_file_range(
             sqe, descriptor, clamped(request->length), request->offset, (int)request->flags);
         break;
+    case CBLOCKIO_RECEIVE:
+        io_uring_prep_recv(
+            sqe, descriptor, request->address, clamped(request->length), request->flags ? MSG_WAITALL : 0);
+        break;
+    case CBLOCKIO_SEND:
+        memset(request->message, 0, sizeof *request->message);
+        request->message->msg_iov = request->address;
+        request->message->msg_iovlen = request->length;
+        io_uring_prep_sendmsg(sqe, descriptor, request->message, MSG_NOSIGNAL | MSG_WAITALL);
+        break;
+    case CBLOCKIO_POLL: io_uring_prep_poll_add(sqe, descriptor, POLLIN); break;
     case CBLOCKIO_WAKE: io_uring_prep_read(sqe, descriptor, &sink, sizeof sink, 0); break;
     }
     io_uring_sqe_set_data64(sqe, request->token);

@@ -37,6 +37,8 @@ package final class RawImage: BlockDevice {
         try await file.writeZeroes(range, mayUnmap: mayUnmap)
     }
 
+    package func zeroesQuickly(mayUnmap: Bool) -> Bool { file.zeroesQuickly(mayUnmap: mayUnmap) }
+
     package func discard(_ range: ByteRange) async throws(BlockError) {
         try checkWritable(range, to: "discard")
         try await file.discard(range)

@@ -12,7 +12,8 @@ struct DriveBackupCommand: ParsableCommand {
             """,
         version: clientVersion,
         subcommands: [
-            StartCommand.self, JobCommands.self, DriveCommands.self, EventsCommand.self, AgentCommands.self,
+            StartCommand.self, StartGroupCommand.self, JobCommands.self, DriveCommands.self,
+            ExportCommands.self, EventsCommand.self, AgentCommands.self,
         ])
 
     @OptionGroup var global: GlobalOptions
@@ -32,7 +33,7 @@ extension ParsableCommand {
 struct GlobalOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "unix:PATH or tcp://HOST:PORT; by default $DRIVE_BACKUP_AGENT, else \(Surroundings.localAgent)",
+            "unix:PATH, tcp://HOST:PORT; else $DRIVE_BACKUP_AGENT, or \(Surroundings.localAgent)",
             valueName: "address"))
     var agent: String?
 

@@ -5,11 +5,14 @@ enum DriveText {
     static func table(_ drives: [Drive]) -> Table {
         var table = Table([
             ("DRIVE", .left), ("SIZE", .right), ("FORMAT", .left), ("ACCESS", .left), ("JOB", .left),
-            ("FILE", .left),
+            ("EXPORTS", .left), ("FILE", .left),
         ])
         for drive in drives {
             let size = drive.problem.isEmpty ? ByteSize.text(drive.size) : ""
-            table.add([drive.id, size, drive.format, access(drive), drive.jobID, drive.file])
+            table.add([
+                drive.id, size, drive.format, access(drive), drive.jobID,
+                drive.exports.joined(separator: ","), drive.file,
+            ])
         }
         return table
     }
@@ -32,6 +35,7 @@ enum DriveText {
         }
         if drive.clusterSize > 0 { add("clusters", ByteSize.text(drive.clusterSize)) }
         if !drive.jobID.isEmpty { add("job", drive.jobID) }
+        if !drive.exports.isEmpty { add("exports", drive.exports.joined(separator: ", ")) }
         if drive.fromCommandLine { add("from", "the agent's command line") }
         return lines
     }

@@ -21,7 +21,8 @@ enum EventText {
         case .progress(let progress):
             return amount(progress)
         case .ioError(let error):
-            return "\(error.side.name) \(error.operation.name) error: \(JobStory.sentence(error))"
+            let what = error.action == .warn ? "warning" : "\(error.operation.name) error"
+            return "\(error.side.name) \(what): \(JobStory.sentence(error))"
         case .pending:
             return "waits for 'job finalize'"
         case .completed(let completed):

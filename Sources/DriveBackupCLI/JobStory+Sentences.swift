@@ -18,7 +18,8 @@ extension JobStory {
 
     var beginning: String {
         let size = total > 0 ? "\(ByteSize.text(total)) of " : ""
-        return "copying \(size)\(what)\(how), as it was at \(TimeText.instant(nanoseconds: startedAt))"
+        let verb = sync == .none ? "keeping what is overwritten of" : "copying"
+        return "\(verb) \(size)\(what)\(how), as it was at \(TimeText.instant(nanoseconds: startedAt))"
     }
 
     /// Why the job does not copy at the moment; nil if it does.
@@ -43,6 +44,8 @@ extension JobStory {
             "\(id) is paused at \(amount); drive-backup job resume \(id) goes on"
         case .running where previous == .paused:
             "\(id) goes on"
+        case .aborting where sync == .none:
+            "\(id) is ending"
         case .aborting:
             "\(id) is being given up"
         default: nil
@@ -58,6 +61,7 @@ extension JobStory {
             switch error.action {
             case .ignore: "; left out"
             case .stop: "; paused"
+            case .warn: " (a warning)"
             default: ""
             }
         let times = error.count > 1 ? " (\(error.count) times)" : ""

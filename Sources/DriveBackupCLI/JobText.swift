@@ -25,6 +25,7 @@ enum JobText {
     static func line(_ job: Job) -> String {
         let verb =
             switch job.state {
+            case .aborting where job.sync == .none: "is ending"
             case .aborting: "is being given up"
             case .concluded: result(job)
             default: "is \(job.state.name)"
@@ -51,6 +52,9 @@ enum JobText {
         if job.state != .concluded {
             add("speed", job.speed > 0 ? "\(ByteSize.rate(job.speed)) at most" : "unlimited")
         }
+        if let staging = job.staging {
+            add("staging", "\(ByteSize.text(staging.used)) of at most \(ByteSize.text(staging.limit))")
+        }
         add("instant", job.pointInTime > 0 ? TimeText.instant(nanoseconds: job.pointInTime) : "not fixed yet")
         if job.endedAt > 0 {
             let start = job.pointInTime > 0 ? job.pointInTime : job.createdAt
@@ -68,6 +72,7 @@ enum JobText {
         switch job.state {
         case .paused: "resume"
         case .pending: "finalize"
+        case .running where job.sync == .none: "cancel"
         case .concluded where job.manualDismiss: "dismiss"
         default: nil
         }

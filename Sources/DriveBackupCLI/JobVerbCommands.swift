@@ -46,12 +46,17 @@ struct JobResumeCommand: JobVerbCommand {
 struct JobCancelCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
         commandName: "cancel",
-        abstract: "Give a job up. A new target is removed; an existing one stays, written in part.")
+        abstract: "Give a job up, or end one of --sync none.",
+        discussion: """
+            A new target is removed (unless the job was started with --keep-target); an existing one stays, written in \
+            part. A job of --sync none ends well by it: what was saved is copied, and the target is completed; a second \
+            cancel, or --force, gives it up.
+            """)
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String
 
-    @Flag(help: "Give up a job that is ending in order, too.")
+    @Flag(help: "Give up a job of --sync none, too.")
     var force = false
 
     func tell(_ jobs: JobCalls) async throws(RPCStatus) -> Job { try await jobs.cancel(id, force: force) }

@@ -62,6 +62,17 @@ struct Surroundings: Sendable {
     }
 }
 
+extension Surroundings {
+    /// The address of an export, with the path of a Unix socket as seen from the root. Only the agent says whether it makes
+    /// sense otherwise.
+    func absoluteAddress(_ address: String) throws(CommandFailure) -> String {
+        for prefix in ["unix://", "unix:"] where address.hasPrefix(prefix) {
+            return "unix:" + (try absolute(String(address.dropFirst(prefix.count))))
+        }
+        return address
+    }
+}
+
 /// The width of the terminal behind standard error in columns; 80 if it does not say.
 func terminalWidth() -> Int {
     var size = winsize()

@@ -4,8 +4,37 @@ internal import DriveBackupClient
 /// What `--sync` takes.
 enum SyncWord: String, CaseIterable, ExpressibleByArgument {
     case full, top
+    case none = "none"
 
-    var mode: SyncMode { self == .full ? .full : .top }
+    var mode: SyncMode {
+        switch self {
+        case .full: .full
+        case .top: .top
+        case .none: .none
+        }
+    }
+}
+
+/// What `--on-cbw-error` takes.
+enum CbwErrorWord: String, CaseIterable, ExpressibleByArgument {
+    case breakSnapshot = "break-snapshot"
+    case breakGuestWrite = "break-guest-write"
+
+    var policy: CbwErrorPolicy { self == .breakSnapshot ? .breakSnapshot : .breakGuestWrite }
+}
+
+/// What `--staging-full` takes.
+enum StagingFullWord: String, CaseIterable, ExpressibleByArgument {
+    case fail, stall
+
+    var policy: StagingFullPolicy { self == .fail ? .fail : .stall }
+}
+
+/// What `--completion` takes.
+enum CompletionWord: String, CaseIterable, ExpressibleByArgument {
+    case individual, grouped
+
+    var completion: GroupCompletion { self == .individual ? .individual : .grouped }
 }
 
 /// What `--format` takes.
@@ -27,5 +56,26 @@ enum ModeWord: String, CaseIterable, ExpressibleByArgument {
         return try ByteSize.parse(text)
     } catch {
         throw ValidationError(error.description)
+    }
+}
+
+/// A time in seconds, with a fraction perhaps, as nanoseconds for the wire, where 0 is -1: no limit.
+@Sendable func parseTimeout(_ text: String) throws -> Int64 {
+    let parts = text.split(separator: ".", omittingEmptySubsequences: false)
+    guard (1...2).contains(parts.count),
+        parts.allSatisfy({
+            !$0.isEmpty && $0.utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }
+        }),
+        let seconds = Int64(parts[0]), seconds <= 1_000_000_000,
+        let fraction = Int64((parts.count == 2 ? parts[1].prefix(9) : "").padded(to: 9))
+    else { throw ValidationError("'\(text)' is no time; give seconds, for example 5 or 0.5 (0 is no limit)") }
+    let nanoseconds = seconds * 1_000_000_000 + fraction
+    return nanoseconds == 0 ? -1 : nanoseconds
+}
+
+extension Substring {
+    /// With zeroes behind it, to a length.
+    fileprivate func padded(to count: Int) -> String {
+        self + String(repeating: "0", count: Swift.max(0, count - self.count))
     }
 }

@@ -14,4 +14,13 @@ public struct BackupCalls: Sendable {
     public func start(_ request: BackupRequest) async throws(RPCStatus) -> RPCResponses<JobEvent> {
         try await client.stream(BackupsMethods.start, request)
     }
+
+    /// Starts backups of several drives at one point in time, all of them or none, and reports them until all jobs have
+    /// ended; with `detach` until all have started.
+    ///
+    /// The first events are the jobs' `started`, with the same `pointInTime`. A refused start throws and has touched
+    /// nothing. `JobEvents` takes up the events of each job after a lost connection.
+    public func startGroup(_ request: StartGroupRequest) async throws(RPCStatus) -> RPCResponses<JobEvent> {
+        try await client.stream(BackupsMethods.startGroup, request)
+    }
 }

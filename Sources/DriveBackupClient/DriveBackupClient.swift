@@ -50,6 +50,8 @@ public final class DriveBackupClient: Sendable {
     public var agent: AgentCalls { AgentCalls(client: self) }
     /// The named disks that the agent has open.
     public var drives: DriveCalls { DriveCalls(client: self) }
+    /// Drives and points in time that are served over NBD.
+    public var exports: ExportCalls { ExportCalls(client: self) }
     /// Running and ended operations.
     public var jobs: JobCalls { JobCalls(client: self) }
     /// Starting backups.

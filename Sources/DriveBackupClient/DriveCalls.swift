@@ -37,7 +37,7 @@ public struct DriveCalls: Sendable {
         return try await client.call(DrivesMethods.add, request)
     }
 
-    /// Closes a drive and forgets it. Throws `failedPrecondition` while a job uses it.
+    /// Closes a drive and forgets it. Throws `failedPrecondition` while a job uses it or it has an export.
     public func remove(_ id: String) async throws(RPCStatus) {
         var request = RemoveDriveRequest()
         request.id = id

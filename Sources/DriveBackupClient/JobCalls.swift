@@ -48,6 +48,9 @@ public struct JobCalls: Sendable {
     }
 
     /// Gives the job up. Answered at once; the job is cancelled when its last event says so.
+    ///
+    /// For a job of sync mode `none` this is the good end: what was saved is copied, the target completed, and the last
+    /// event is `completed`. A second cancel, or one with `force`, gives it up.
     public func cancel(_ id: String, force: Bool = false) async throws(RPCStatus) -> Job {
         var request = CancelJobRequest()
         request.jobID = id

@@ -21,6 +21,10 @@ struct DriveBackupAgent: AsyncParsableCommand {
                 --state-directory /tmp/state --runtime-directory /tmp/run \\
                 --allow-directory /backup \\
                 --drive id=vm1,file=/var/lib/vm/vm1.raw,format=raw,read-only=on
+
+              drive-backup-agent --drive id=vm1,file=/var/lib/vm/vm1.qcow2 \\
+                --export drive=vm1,listen=unix:/run/vm/vm1.sock \\
+                --staging /fast/staging,size=50G
             """,
         version: "drive-backup-agent \(BackupAgentVersion.number)")
 
@@ -54,12 +58,36 @@ struct DriveBackupAgent: AsyncParsableCommand {
             """, valueName: "drive"))
     var drive: [String] = []
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            A drive served over NBD: drive=ID,listen=unix:PATH|tcp://HOST:PORT[,name=NAME][,writable=on|off]. May be \
+            repeated. The name is the drive's id by default; it is writable unless the drive is read-only.
+            """, valueName: "export"))
+    var export: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            Where old content waits that guests overwrite during a backup: DIR[,size=SIZE], the size for each job, such \
+            as 20G. (default: in the state directory, bounded by its free space)
+            """, valueName: "staging"))
+    var staging: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "What does the I/O: ring or threads. (default: ring where the system allows it)",
+            valueName: "kind"))
+    var engine: AgentConfiguration.Engine?
+
     @Option(help: ArgumentHelp("How much to log.", valueName: "level"))
     var logLevel = LogLevel.info
 
     func validate() throws {
         do {
             let drives = try drive.map { try DriveOption(parsing: $0) }
+            let exports = try export.map { try ExportOption(parsing: $0) }
+            _ = try staging.map { try StagingOption(parsing: $0) }
             for path in [stateDirectory, runtimeDirectory] + allowDirectory where path.isEmpty {
                 throw ValidationError("A directory's path is empty.")
             }
@@ -67,6 +95,10 @@ struct DriveBackupAgent: AsyncParsableCommand {
             for (position, drive) in drives.enumerated()
             where drives[..<position].contains(where: { $0.id == drive.id }) {
                 throw ValidationError("The drive \(drive.id) is given twice.")
+            }
+            for (position, export) in exports.enumerated()
+            where exports[..<position].contains(where: { $0.name == export.name }) {
+                throw ValidationError("The export \(export.name) is given twice.")
             }
         } catch let error as AgentError {
             throw ValidationError(error.message)
@@ -80,9 +112,14 @@ struct DriveBackupAgent: AsyncParsableCommand {
             version: BackupAgentVersion.number)
         configuration.allowedDirectories = allowDirectory
         configuration.drives = try drive.map { try DriveOption(parsing: $0) }
+        configuration.exports = try export.map { try ExportOption(parsing: $0) }
+        configuration.staging = try staging.map { try StagingOption(parsing: $0) }
+        configuration.engine = engine
         guard await AgentMain.run(configuration, level: logLevel.level) else { throw ExitCode(1) }
     }
 }
+
+extension AgentConfiguration.Engine: ExpressibleByArgument {}
 
 /// The words for how much is logged, most first.
 enum LogLevel: String, CaseIterable, ExpressibleByArgument {

@@ -12,7 +12,8 @@ final class AgentUnderTest: Sendable {
     let client: DriveBackupClient
 
     init(
-        drives: [DriveOption], allowing: [String] = [], in directory: TemporaryDirectory
+        drives: [DriveOption], exports: [ExportOption] = [], staging: StagingOption? = nil,
+        allowing: [String] = [], in directory: TemporaryDirectory
     ) async throws {
         self.directory = directory
         let socket = "unix:" + directory.file("agent.sock")
@@ -21,6 +22,8 @@ final class AgentUnderTest: Sendable {
             runtimeDirectory: directory.file("run"),
             version: "test")
         configuration.drives = drives
+        configuration.exports = exports
+        configuration.staging = staging
         configuration.allowedDirectories = allowing
         agent = try await Agent(
             configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })

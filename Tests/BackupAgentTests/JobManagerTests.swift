@@ -89,7 +89,10 @@ struct JobManagerTests {
             engines: EnginePool(kind: .threads, maximum: 1), claims: FileClaims(), store: nil, logger: logger)
         try await drives.openFromCommandLine(
             DriveOption(id: "vm1", file: directory.file("a.raw"), format: .raw))
-        return JobManager(drives: drives, targets: targets, buffers: BufferPool(), log: log, logger: logger)
+        let files = JobFiles(recordDirectory: directory.file("jobs"), stagingDirectory: directory.path)
+        _ = try files.prepare()
+        return JobManager(
+            drives: drives, targets: targets, files: files, buffers: BufferPool(), log: log, logger: logger)
     }
 
     private let spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)

@@ -172,13 +172,107 @@ struct JobStateMachineTests {
         #expect(job.failure == failure)
     }
 
+    // MARK: Jobs of sync none
+
+    private func draining() throws -> JobStateMachine {
+        var job = JobStateMachine(waitsForFinalize: false, drains: true)
+        _ = job.handle(.started)
+        #expect(
+            try job.handle(.cancel) == [
+                .stateChanged(.aborting, previous: .running, pauseReason: nil), .finishCopy,
+            ])
+        return job
+    }
+
+    @Test(
+        "a job of sync none that is cancelled copies what was saved, completes its target, and has completed")
+    func drain() throws {
+        var job = try draining()
+        #expect(job.handle(.copied) == [.completeTarget])
+        #expect(
+            job.handle(.targetCompleted) == [
+                .stateChanged(.concluded, previous: .aborting, pauseReason: nil), .ended(.completed),
+            ])
+    }
+
+    @Test("a second cancel gives a job of sync none up, whether it still copies or completes its target")
+    func drainCancelled() throws {
+        var copying = try draining()
+        #expect(try copying.handle(.cancel) == [.stopCopy])
+        #expect(try copying.handle(.cancel) == [], "a third repeats the answer")
+        #expect(copying.handle(.copyStopped) == [.abandonTarget])
+        _ = copying.handle(.targetAbandoned)
+        #expect(copying.result == .cancelled)
+        var completing = try draining()
+        _ = completing.handle(.copied)
+        #expect(try completing.handle(.cancel, isForced: true) == [.abandonTarget])
+        #expect(completing.handle(.targetFailed(JobFailure(error: AgentError(.ioError, "Given up.")))) == [])
+        _ = completing.handle(.targetAbandoned)
+        #expect(completing.result == .cancelled)
+    }
+
+    @Test("a forced cancel gives a job of sync none up at once; a copy that ends just then changes nothing")
+    func drainForced() throws {
+        var job = JobStateMachine(waitsForFinalize: false, drains: true)
+        _ = job.handle(.started)
+        #expect(
+            try job.handle(.cancel, isForced: true) == [
+                .stateChanged(.aborting, previous: .running, pauseReason: nil), .stopCopy,
+            ])
+        #expect(job.handle(.copied) == [.abandonTarget])
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .cancelled)
+    }
+
+    @Test("a paused job of sync none goes on when it is cancelled: a paused job drains nothing")
+    func drainPaused() throws {
+        var job = JobStateMachine(waitsForFinalize: false, drains: true)
+        _ = job.handle(.started)
+        _ = try job.handle(.pause)
+        _ = job.handle(.quiescent)
+        #expect(
+            try job.handle(.cancel) == [
+                .resumeCopy, .stateChanged(.aborting, previous: .paused, pauseReason: nil), .finishCopy,
+            ])
+        #expect(job.handle(.quiescent) == [])
+    }
+
+    @Test("a job of sync none that fails while it drains, or whose target does, has failed")
+    func drainFails() throws {
+        let ioError = JobIOError(
+            side: .staging, operation: .write, range: nil, errno: 5, message: "It failed.")
+        let failure = JobFailure(error: AgentError(.snapshotBroken, "It failed."), ioError: ioError)
+        for event in [JobStateMachine.Event.copyFailed(failure), .targetFailed(failure)] {
+            var job = try draining()
+            if case .targetFailed = event { _ = job.handle(.copied) }
+            #expect(job.handle(event) == [.ioError(ioError), .abandonTarget])
+            #expect(try job.handle(.cancel) == [])
+            _ = job.handle(.targetAbandoned)
+            #expect(job.result == .failed && job.failure == failure)
+        }
+        var stopped = try draining()
+        #expect(stopped.handle(.mustFail(failure)) == [.stopCopy])
+        #expect(stopped.handle(.copyStopped) == [.abandonTarget])
+        _ = stopped.handle(.targetAbandoned)
+        #expect(stopped.result == .failed)
+    }
+
+    @Test("a job of sync none that has not started is cancelled like any other")
+    func drainBeforeStart() throws {
+        var job = JobStateMachine(waitsForFinalize: false, drains: true)
+        #expect(
+            try job.handle(.cancel) == [
+                .stateChanged(.aborting, previous: .created, pauseReason: nil), .stopCopy,
+            ])
+    }
+
     @Test("random events and verbs lead to exactly one end, and to none without its cause")
     func randomLives() throws {
         let seed = testSeed()
         var random = SeededGenerator(seed)
         let failure = JobFailure(error: AgentError(.ioError, "It failed."))
         for _ in 0..<5000 {
-            var job = JobStateMachine(waitsForFinalize: random.oneIn(2))
+            var job = JobStateMachine(waitsForFinalize: random.oneIn(2), drains: random.oneIn(2))
             var (ends, abandons, completes) = (0, 0, 0)
             var copies = true
             for _ in 0..<40 {
@@ -194,7 +288,7 @@ struct JobStateMachineTests {
                 let wasEnded = ends > 0
                 let effects: [JobStateMachine.Effect]
                 if random.oneIn(3), let verb = JobVerb.allCases.randomElement(using: &random) {
-                    effects = (try? job.handle(verb)) ?? []
+                    effects = (try? job.handle(verb, isForced: random.oneIn(4))) ?? []
                 } else if let event = events.randomElement(using: &random) {
                     switch event {
                     case .copied, .copyFailed, .copyStopped: copies = false

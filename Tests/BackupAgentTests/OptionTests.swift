@@ -69,24 +69,76 @@ struct OptionTests {
     func requestKeys() throws {
         var keys = RequestKeys(bound: 3)
         var spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
-        #expect(try keys.job(for: spec, now: 0) == nil)
+        #expect(try keys.jobs(for: [spec], now: 0) == nil)
         spec.requestKey = "k"
-        keys.remember(spec, job: JobNumber(value: 7), now: 0)
-        #expect(try keys.job(for: spec, now: RequestKeys.lifetime)?.value == 7)
+        keys.remember([spec], jobs: [JobNumber(value: 7)], now: 0)
+        #expect(try keys.jobs(for: [spec], now: RequestKeys.lifetime)?.map(\.value) == [7])
         var other = spec
         other.target = "/u"
-        #expect(throws: AgentError.self) { try keys.job(for: other, now: 1) }
-        #expect(try keys.job(for: other, now: RequestKeys.lifetime + 1) == nil)
+        #expect(throws: AgentError.self) { try keys.jobs(for: [other], now: 1) }
+        #expect(try keys.jobs(for: [other], now: RequestKeys.lifetime + 1) == nil)
         for number in 1...5 {
             spec.requestKey = "k\(number)"
-            keys.remember(spec, job: JobNumber(value: UInt64(number)), now: 0)
+            keys.remember([spec], jobs: [JobNumber(value: UInt64(number))], now: 0)
         }
         spec.requestKey = "k2"
-        #expect(try keys.job(for: spec, now: 0) == nil, "the oldest go first")
+        #expect(try keys.jobs(for: [spec], now: 0) == nil, "the oldest go first")
         spec.requestKey = "k5"
-        #expect(try keys.job(for: spec, now: 0)?.value == 5)
+        #expect(try keys.jobs(for: [spec], now: 0)?.map(\.value) == [5])
         keys.forget(spec)
-        #expect(try keys.job(for: spec, now: 0) == nil)
+        #expect(try keys.jobs(for: [spec], now: 0) == nil)
+    }
+
+    @Test(
+        "an export option is understood",
+        arguments: [
+            ("drive=vm1,listen=unix:/a/b", ExportOption(drive: "vm1", address: "unix:/a/b", name: "vm1")),
+            (
+                "listen=tcp://[::1]:10809,drive=v,name=the,,disk,writable=off",
+                ExportOption(drive: "v", address: "tcp://[::1]:10809", name: "the,disk", isWritable: false)
+            ),
+            (
+                "drive=v,listen=unix:a,,b,writable=on",
+                ExportOption(drive: "v", address: "unix:a,b", isWritable: true)
+            ),
+        ])
+    func exportOption(text: String, option: ExportOption) throws {
+        #expect(try ExportOption(parsing: text) == option)
+    }
+
+    @Test(
+        "an export option that makes no sense is refused",
+        arguments: [
+            "", "vm1", "drive=vm1", "listen=unix:/a", "drive=,listen=unix:/a", "drive=v,listen=",
+            "drive=v,listen=/a",
+            "drive=v,listen=tls://h:1", "drive=v,listen=tcp://h", "drive=v,listen=unix:/a,writable=yes",
+            "drive=v,listen=unix:/a,name=a,name=b", "drive=v,listen=unix:/a,x=y",
+            "drive=v,listen=unix:/a,name=\n",
+        ])
+    func badExportOption(text: String) {
+        #expect(throws: AgentError.self) { try ExportOption(parsing: text) }
+    }
+
+    @Test(
+        "a staging option is understood",
+        arguments: [
+            ("/a", StagingOption(directory: "/a")), ("/a,,b", StagingOption(directory: "/a,b")),
+            ("/a,size=1G", StagingOption(directory: "/a", limit: 1 << 30)),
+            ("a/b,size=512", StagingOption(directory: "a/b", limit: 512)),
+            ("/a,size=2t", StagingOption(directory: "/a", limit: 2 << 40)),
+        ])
+    func stagingOption(text: String, option: StagingOption) throws {
+        #expect(try StagingOption(parsing: text) == option)
+    }
+
+    @Test(
+        "a staging option that makes no sense is refused",
+        arguments: [
+            "", ",size=1G", "/a,size=", "/a,size=0", "/a,size=-1", "/a,size=1X", "/a,size=G", "/a,1G",
+            "/a,size=1G,size=2G", "/a,size=9000000T", "/a,size=1.5G",
+        ])
+    func badStagingOption(text: String) {
+        #expect(throws: AgentError.self) { try StagingOption(parsing: text) }
     }
 
     @Test("every reason has a status that is not OK, and is told to the client by its word")

@@ -29,7 +29,21 @@ struct Refused: Sendable, CustomTestStringConvertible {
         Refused("an unknown drive", .notFound, "DRIVE_NOT_FOUND") { $0.drive = "vm9" },
         Refused("no drive", .invalidArgument, "FIELD_INVALID") { $0.drive = "" },
         Refused("no sync mode", .invalidArgument, "FIELD_INVALID", sync: .unspecified),
-        Refused("sync none", .unimplemented, "FIELD_UNIMPLEMENTED", sync: .none),
+        Refused("sync none to a raw target", .failedPrecondition, "BACKING_UNSUPPORTED", sync: .none) {
+            $0.format = "raw"
+        },
+        Refused("sync none that waits for finalize", .invalidArgument, "FIELD_INVALID", sync: .none) {
+            $0.format = "qcow2"
+            $0.manualFinalize = true
+        },
+        Refused("rebase", .unimplemented, "FIELD_UNIMPLEMENTED", sync: .none) { $0.rebase = true },
+        Refused("an unknown on_cbw_error", .invalidArgument, "FIELD_INVALID") {
+            $0.onCbwError = CbwErrorPolicy(rawValue: 9)
+        },
+        Refused("an unknown staging_full", .invalidArgument, "FIELD_INVALID") {
+            $0.stagingFull = StagingFullPolicy(rawValue: 9)
+        },
+        Refused("a negative cbw_timeout", .invalidArgument, "FIELD_INVALID") { $0.cbwTimeoutNs = -2 },
         Refused("sync incremental", .unimplemented, "FIELD_UNIMPLEMENTED", sync: .incremental),
         Refused("an unknown sync mode", .invalidArgument, "FIELD_INVALID", sync: SyncMode(rawValue: 77)),
         Refused("an unknown mode", .invalidArgument, "FIELD_INVALID") { $0.mode = TargetMode(rawValue: 9) },

@@ -25,10 +25,11 @@ internal import Testing
         let drive = SimDrive.random(
             &chance, clusters: 400, hasBacking: false, engine: engine, faults: SimDrive.Faults())
         let target = SimTarget(size: drive.size, clusterSize: 65536, initially: 0xee, sim: nil)
+        let scratch = Scratch(drive, target: target)
         let job = BackupJob(
             drive: LiveDrive(drive), target: target,
             options: BackupJob.Options(sync: .full, speedBytesPerSecond: 64 << 20),
-            record: JobRecord(), staging: Staging(), buffers: pool)
+            record: scratch.record, staging: scratch.staging, buffers: pool)
         let control = job.control
         async let steering: Void = {
             for round in 0..<200 {

@@ -56,12 +56,14 @@ struct History {
     func play() async -> [String] {
         let watch = Watch(control: control)
         engine.observe { watch.look() }
+        let scratch = Scratch(drive, target: target)
         let job = BackupJob(
-            drive: LiveDrive(drive), target: target, options: options, record: JobRecord(), staging: Staging(), buffers: pool, control: control,
-            clock: engine.clock)
+            drive: LiveDrive(drive), target: target, options: options, record: scratch.record,
+            staging: scratch.staging, buffers: pool, control: control, clock: engine.clock)
         var found: [String] = []
         async let interference = interfere()
         do throws(BackupFailure) {
+            try await BackupJob.fixPointInTime(of: [job])
             try await job.run()
             target.runIsOver()
             found += judgeSuccess()
@@ -72,6 +74,7 @@ struct History {
         if drive.inFlight > 0 { found.append("\(drive.inFlight) reads are in flight after the run") }
         target.release()
         await job.leftBehindEnded()
+        await job.release()
         if target.inFlight > 0 { found.append("\(target.inFlight) requests after the left-behind ended") }
         found += await interference
         found += watch.complaints

@@ -56,57 +56,59 @@ internal import Testing
 }
 
 @Suite struct ClusterMapTests {
+    private let engine = SimEngine(seed: 0)
+
     @Test("every cluster is exactly one of to copy, in flight and done")
     func model() {
+        engine.adoptThread()
         let seed = Chance.seed()
         print("DRIVE_BACKUP_SEED=\(seed)")
         var chance = Chance(seed: seed)
         for _ in 0..<20 {
             let clusters = chance.oneIn(2) ? 1 + chance.below(200) : 32_700 + chance.below(40_000)
             let size = UInt64(clusters) << 16 - chance.below(65536 as UInt64)
-            var map = ClusterMap(size: size, clusterSize: 65536)
+            let record = Scratch(size: size, clusterSize: 65536, engine: engine).record
+            var map = ClusterMap(record)
             var model = [ClusterMap.Standing](repeating: .toCopy, count: clusters)
             var flights: [Range<Int>] = []
-            var wrong: [UInt64] = []
+            var wrong: [Int] = []
             for _ in 0..<200 {
                 let first = chance.below(clusters)
                 let most = chance.oneIn(10) ? clusters : 100
                 let picked = first..<min(clusters, first + 1 + chance.below(most))
-                let range = ByteRange(
-                    UInt64(picked.lowerBound) << 16..<min(size, UInt64(picked.upperBound) << 16))
                 if chance.oneIn(3), let flight = flights.popLast() {
-                    let range = ByteRange(
-                        UInt64(flight.lowerBound) << 16..<min(size, UInt64(flight.upperBound) << 16))
                     let isDone = chance.oneIn(2)
-                    if isDone { map.finish(range) } else { map.giveUp(range) }
+                    if isDone { map.finish(flight) } else { map.giveUp(flight) }
                     for cluster in flight { model[cluster] = isDone ? .done : .toCopy }
                 } else if picked.allSatisfy({ model[$0] == .toCopy }) {
-                    let isPassed = chance.oneIn(2)
-                    if isPassed { map.pass(range) } else { map.begin(range) }
-                    if !isPassed { flights.append(picked) }
-                    for cluster in picked { model[cluster] = isPassed ? .done : .inFlight }
+                    try? map.begin(picked)
+                    flights.append(picked)
+                    for cluster in picked { model[cluster] = .inFlight }
                 }
                 for _ in 0..<20 {
                     let cluster = chance.below(clusters)
-                    let offset = min(size - 1, UInt64(cluster) << 16 + chance.below(65536 as UInt64))
-                    if map.standing(at: offset) != model[Int(offset >> 16)] { wrong.append(offset) }
+                    if map.standing(of: cluster) != model[cluster] { wrong.append(cluster) }
+                    let (standing, end) = map.run(in: cluster..<clusters)
+                    let isRun = standing == .inFlight || model[cluster..<end].allSatisfy { $0 == standing }
+                    if standing != model[cluster] || !isRun { wrong.append(cluster) }
                 }
             }
             #expect(wrong == [])
-            #expect(map.doneCount == model.count { $0 == .done })
-            #expect(map.isComplete == model.allSatisfy { $0 == .done })
+            #expect(map.firstToCopy()?.lowerBound == model.firstIndex(of: .toCopy))
         }
     }
 
     @Test("a map of 15 TiB is passed over at once")
-    func large() {
+    func large() throws {
+        engine.adoptThread()
         let size: UInt64 = 15 << 40
-        var map = ClusterMap(size: size, clusterSize: 65536)
-        map.pass(ByteRange(0..<size - 65536))
-        #expect(!map.isComplete)
-        map.begin(ByteRange(size - 65536..<size))
-        map.finish(ByteRange(size - 65536..<size))
-        #expect(map.isComplete)
+        let count = Int(size >> 16)
+        var map = ClusterMap(Scratch(size: size, clusterSize: 65536, engine: engine).record)
+        let most = 0..<count - 1
+        try map.begin(most)
+        map.finish(most)
+        #expect(map.firstToCopy() == count - 1..<count)
+        #expect(map.run(in: 0..<count).end == count - 1)
     }
 }
 

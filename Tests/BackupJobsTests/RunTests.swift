@@ -160,7 +160,10 @@ internal import Testing
 
     @Test("a drive too large to keep track of is refused")
     func tooLarge() {
-        let run = SimRun([.hole(0..<1 << 60)], readsAsZero: true)
-        #expect(run.play().failure?.ioFailure?.error.code == .unsupported)
+        let error = #expect(throws: BlockError.self) {
+            try JobRecord.create(
+                at: "/nonexistent/record", driveSize: 1 << 60, clusterSize: 65536, engine: SimEngine(seed: 0))
+        }
+        #expect(error?.code == .unsupported)
     }
 }

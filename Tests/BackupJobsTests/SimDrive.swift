@@ -14,7 +14,7 @@ final class SimDrive: BlockDevice {
     }
 
     struct Faults: Sendable {
-        /// The number of the read that fails, counted from 0.
+        /// The number of the read whose first byte goes bad, counted from 0.
         var failingRead: Int?
         /// One in so many extent queries fails.
         var failingExtentsOneIn: Int?
@@ -24,6 +24,8 @@ final class SimDrive: BlockDevice {
         var reads = 0
         var queries = 0
         var inFlight = 0
+        /// A byte that cannot be read any more.
+        var bad: UInt64?
         var failed: ByteRange?
     }
 
@@ -48,7 +50,7 @@ final class SimDrive: BlockDevice {
     var reads: Int { state.withLock { $0.reads } }
     var queries: Int { state.withLock { $0.queries } }
     var inFlight: Int { state.withLock { $0.inFlight } }
-    /// The range of the read that failed first.
+    /// The range of the smallest read that failed.
     var failed: ByteRange? { state.withLock { $0.failed } }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
@@ -58,12 +60,15 @@ final class SimDrive: BlockDevice {
         let isFailing = state.withLock { state in
             defer { state.reads += 1 }
             state.inFlight += 1
-            return state.reads == faults.failingRead
+            if state.reads == faults.failingRead { state.bad = state.bad ?? range.offset }
+            return state.bad.map { range.contains(ByteRange(offset: $0, length: 1)) } ?? false
         }
         await sim?.latency()
         state.withLock { $0.inFlight -= 1 }
         if isFailing {
-            state.withLock { $0.failed = $0.failed ?? range }
+            state.withLock { state in
+                if state.failed.map({ range.length < $0.length }) ?? true { state.failed = range }
+            }
             throw BlockError("Couldn't read \(range) of \(name)", errno: EIO, range: range)
         }
         fill(range, buffer.bytes)

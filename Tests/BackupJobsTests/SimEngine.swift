@@ -19,6 +19,7 @@ final class SimEngine: IOEngine {
         var chance: Chance
         var thread: pthread_t?
         var observer: (@Sendable () -> Void)?
+        var isStopped = false
     }
 
     let name = "simulation"
@@ -59,7 +60,14 @@ final class SimEngine: IOEngine {
         return isDone.isSet
     }
 
+    /// Makes the calling thread the engine's, for tests of parts that never wait.
+    func adoptThread() { state.withLock { $0.thread = pthread_self() } }
+
+    /// Nothing runs on this engine any more: what it was doing is left as it is, as by a kill.
+    func stop() { state.withLock { $0.isStopped = true } }
+
     private func step() -> Bool {
+        if state.withLock({ $0.isStopped }) { return false }
         let (job, event, observer) = state.withLock {
             state -> (UnownedJob?, Event?, (@Sendable () -> Void)?) in
             if !state.jobs.isEmpty {

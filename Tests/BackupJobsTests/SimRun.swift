@@ -23,11 +23,12 @@ final class SimRun: Sendable {
             sim: engine,
             faults: SimTarget.Faults(hanging: hanging))
         pool = BufferPool(capacity: 16 << 20)
+        let scratch = Scratch(drive, target: target)
         job = BackupJob(
             drive: LiveDrive(drive), target: target,
             options: BackupJob.Options(
                 sync: sync, speedBytesPerSecond: speed, targetReadsAsZero: readsAsZero),
-            record: JobRecord(), staging: Staging(), buffers: pool, clock: engine.clock)
+            record: scratch.record, staging: scratch.staging, buffers: pool, clock: engine.clock)
     }
 
     /// Runs the job, and `besides` at the same time; `isStuck` when one of them did not come to its end.
@@ -38,10 +39,12 @@ final class SimRun: Sendable {
         let isDone = engine.drive { [self] in
             async let other: Void = besides(self)
             do throws(BackupFailure) {
+                try await BackupJob.fixPointInTime(of: [job])
                 try await job.run()
             } catch {
                 outcome.withLock { $0 = error }
             }
+            await job.release()
             await other
         }
         precondition(isDone, "the run got stuck")

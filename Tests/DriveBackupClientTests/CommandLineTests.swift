@@ -34,6 +34,42 @@ struct CommandLineTests {
         #expect(request == expected)
     }
 
+    @Test("what is saved before a guest overwrites it, and what of the target is kept, reaches the request")
+    func savingOptions() throws {
+        let line = """
+            start vm1 /x --sync none --format qcow2 --on-cbw-error break-guest-write --cbw-timeout 2.5 \
+            --staging-full stall --keep-target
+            """
+        let request = try parse(line, as: StartCommand.self).request(in: .test())
+        var expected = BackupRequest()
+        expected.drive = "vm1"
+        expected.target = "/x"
+        expected.sync = .none
+        expected.mode = .absolutePaths
+        expected.format = "qcow2"
+        expected.onCbwError = .breakGuestWrite
+        expected.cbwTimeoutNs = 2_500_000_000
+        expected.stagingFull = .stall
+        expected.keepTarget = true
+        #expect(request == expected)
+        let forever = try parse("start vm1 /x --cbw-timeout 0", as: StartCommand.self).request(in: .test())
+        #expect(forever.cbwTimeoutNs == -1)
+    }
+
+    @Test(
+        "a group has a backup for each drive, with the options of all, and what is told once is the group's")
+    func group() throws {
+        let line = "start-group a=out/a b=/b=c --sync top --speed 1K --detach --request-key k --overwrite"
+        let request = try parse(line, as: StartGroupCommand.self).request(in: .test())
+        #expect(request.backups.map(\.drive) == ["a", "b"])
+        #expect(request.backups.map(\.target) == ["/pool/dir/out/a", "/b=c"])
+        #expect(request.backups.allSatisfy { $0.sync == .top && $0.speed == 1024 && $0.overwrite })
+        #expect(request.backups.allSatisfy { !$0.detach && $0.requestKey.isEmpty && $0.jobID.isEmpty })
+        #expect(request.detach && request.requestKey == "k" && request.completion == .unspecified)
+        let grouped = try parse("start-group a=/a --completion grouped", as: StartGroupCommand.self)
+        #expect(try grouped.request(in: .test()).completion == .grouped)
+    }
+
     @Test("start without options copies all into a new image as fast as it can")
     func plainStart() throws {
         let request = try parse("start vm1 /x", as: StartCommand.self).request(in: .test())
@@ -76,12 +112,18 @@ struct CommandLineTests {
     @Test(
         "what is not understood is a usage error in one line, and asks nothing of any agent",
         arguments: [
-            "", "job", "drive", "nonsense", "start", "start vm1", "start vm1 x y", "start vm1 x --sync none",
+            "", "job", "drive", "nonsense", "start", "start vm1", "start vm1 x y",
             "start vm1 x --sync incremental", "start vm1 x --mode new", "start vm1 x --format vmdk",
             "start vm1 x --speed -1", "start vm1 x --speed 99999999999999T", "start vm1 x --speed",
             "start vm1 x --compress",
-            "start vm1 x --on-source-error ignore", "start vm1 nbd://host/x", "start-group a=b",
-            "export list",
+            "start vm1 x --on-source-error ignore", "start vm1 nbd://host/x",
+            "start vm1 x --cbw-timeout -1", "start vm1 x --cbw-timeout 1s", "start vm1 x --cbw-timeout .5",
+            "start vm1 x --on-cbw-error ignore", "start vm1 x --staging-full wait", "start-group",
+            "start-group a",
+            "start-group a=", "start-group =b", "start-group a=b --completion all",
+            "start-group a=b --job-id j",
+            "export", "export add", "export add vm1", "export add vm1 unix:/x y", "export remove",
+            "export add --snapshot-of j", "export add --snapshot-of j vm1 unix:/x",
             "verify x", "restore x y", "job set-speed vm1 -5", "job set-speed vm1 fast", "job cancel",
             "job watch vm1 --after -1", "events --after x", "--agent foo job list",
             "--agent tcp://x job list",
@@ -114,7 +156,7 @@ struct CommandLineTests {
         let capture = Capture()
         _ = await CommandLineTool.run(["--help"], surroundings: .test(), console: capture.console)
         #expect(capture.output.split(separator: "\n", omittingEmptySubsequences: false).count <= 25)
-        for word in ["export", "verify", "restore", "start-group", "compress"] {
+        for word in ["verify", "restore", "compress", "rebase"] {
             #expect(!capture.output.contains(word))
         }
     }

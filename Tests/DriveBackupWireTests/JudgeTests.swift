@@ -62,6 +62,7 @@ struct JudgeTests {
         process.arguments =
             ["protoc", "-I\(tests.path)/../../proto", "-I\(tests.path)/proto"] + arguments + [
                 "drivebackup/v1/agent.proto", "drivebackup/v1/backups.proto", "drivebackup/v1/drives.proto",
+                "drivebackup/v1/exports.proto",
                 "drivebackup/rpc/v1/frames.proto", "testing/everything.proto",
             ]
         process.standardInput = try FileHandle(forReadingFrom: inputFile)

@@ -6,6 +6,8 @@
 // Every function returns what the system call would, or a negated errno; none touches errno's value for Swift.
 
 #include "CBlockIODirectory.h"
+#include "CBlockIOMapping.h"
+#include "CBlockIOSocket.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,6 +41,8 @@ int64_t cblockio_seek_hole(int descriptor, uint64_t offset);
 
 int64_t cblockio_pread(int descriptor, void *bytes, size_t count, uint64_t offset);
 int64_t cblockio_pwrite(int descriptor, const void *bytes, size_t count, uint64_t offset);
+/// preadv2(2) that returns -EAGAIN instead of waiting for a disk; -EOPNOTSUPP where a file system cannot tell.
+int64_t cblockio_pread_cached(int descriptor, void *bytes, size_t count, uint64_t offset);
 int cblockio_sync(int descriptor, bool data_only);
 int cblockio_fallocate(int descriptor, int mode, uint64_t offset, uint64_t length);
 int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, unsigned flags);
@@ -64,6 +68,8 @@ void cblockio_set_current_owner(const void *owner);
 const void *cblockio_current_owner(void);
 /// Names the calling thread (at most 15 bytes).
 void cblockio_name_thread(const char *name);
+/// Nanoseconds of the monotonic clock.
+uint64_t cblockio_now(void);
 
 // Memory.
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 struct io_uring;
+struct msghdr;
 
 enum cblockio_operation {
     CBLOCKIO_READ,
@@ -14,6 +15,12 @@ enum cblockio_operation {
     CBLOCKIO_FDATASYNC,
     CBLOCKIO_FALLOCATE,
     CBLOCKIO_SYNC_FILE_RANGE,
+    /// Receives into memory; with `flags` 1 tries to fill all of it before it completes.
+    CBLOCKIO_RECEIVE,
+    /// Sends what an array of `length` iovecs at `address` names; never raises SIGPIPE.
+    CBLOCKIO_SEND,
+    /// Completes when the descriptor can be read from, or has ended.
+    CBLOCKIO_POLL,
     /// Reads an eventfd's counter and drops it.
     CBLOCKIO_WAKE,
 };
@@ -21,11 +28,13 @@ enum cblockio_operation {
 struct cblockio_request {
     enum cblockio_operation operation;
     int descriptor;
-    /// Memory for READ and WRITE.
+    /// Memory for READ, WRITE and RECEIVE, iovecs for SEND.
     void *address;
+    /// Memory for the kernel's view of a SEND, which lasts as long as the request.
+    struct msghdr *message;
     uint64_t offset;
     uint64_t length;
-    /// fallocate's mode, sync_file_range's flags.
+    /// fallocate's mode, sync_file_range's flags, RECEIVE's.
     unsigned flags;
     /// Comes back with the completion.
     uint64_t token;

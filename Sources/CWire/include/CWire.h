@@ -7,6 +7,7 @@
 #include "drivebackup/v1/agent.pb-c.h"
 #include "drivebackup/v1/backups.pb-c.h"
 #include "drivebackup/v1/drives.pb-c.h"
+#include "drivebackup/v1/exports.pb-c.h"
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_rpc_v1_hello(void) {
     return &drivebackup__rpc__v1__hello__descriptor;
@@ -54,6 +55,10 @@ static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_e
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_progress(void) {
     return &drivebackup__v1__progress__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_staging_usage(void) {
+    return &drivebackup__v1__staging_usage__descriptor;
 }
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_job_error(void) {
@@ -152,6 +157,10 @@ static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_b
     return &drivebackup__v1__backup_request__descriptor;
 }
 
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_start_group_request(void) {
+    return &drivebackup__v1__start_group_request__descriptor;
+}
+
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_drive(void) {
     return &drivebackup__v1__drive__descriptor;
 }
@@ -182,4 +191,28 @@ static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_r
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_remove_drive_response(void) {
     return &drivebackup__v1__remove_drive_response__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_export(void) {
+    return &drivebackup__v1__export__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_list_exports_request(void) {
+    return &drivebackup__v1__list_exports_request__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_list_exports_response(void) {
+    return &drivebackup__v1__list_exports_response__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_add_export_request(void) {
+    return &drivebackup__v1__add_export_request__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_remove_export_request(void) {
+    return &drivebackup__v1__remove_export_request__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_remove_export_response(void) {
+    return &drivebackup__v1__remove_export_response__descriptor;
 }

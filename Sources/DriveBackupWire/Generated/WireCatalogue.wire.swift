@@ -19,6 +19,7 @@ package enum WireCatalogue {
         Frames.GoAway.self,
         ErrorInfo.self,
         Progress.self,
+        StagingUsage.self,
         JobError.self,
         Job.self,
         JobEvent.self,
@@ -43,6 +44,7 @@ package enum WireCatalogue {
         AgentInfo.self,
         WatchEventsRequest.self,
         BackupRequest.self,
+        StartGroupRequest.self,
         Drive.self,
         BackingFile.self,
         ListDrivesRequest.self,
@@ -51,6 +53,12 @@ package enum WireCatalogue {
         AddDriveRequest.self,
         RemoveDriveRequest.self,
         RemoveDriveResponse.self,
+        Export.self,
+        ListExportsRequest.self,
+        ListExportsResponse.self,
+        AddExportRequest.self,
+        RemoveExportRequest.self,
+        RemoveExportResponse.self,
     ]
 
     package static let enums: [any WireEnum.Type] = [
@@ -65,6 +73,9 @@ package enum WireCatalogue {
         ErrorAction.self,
         TargetMode.self,
         ErrorPolicy.self,
+        CbwErrorPolicy.self,
+        StagingFullPolicy.self,
+        GroupCompletion.self,
     ]
 
     package static let methods: [String] = [
@@ -80,9 +91,13 @@ package enum WireCatalogue {
         "drivebackup.v1.Agent/GetInfo",
         "drivebackup.v1.Agent/WatchEvents",
         "drivebackup.v1.Backups/Start",
+        "drivebackup.v1.Backups/StartGroup",
         "drivebackup.v1.Drives/List",
         "drivebackup.v1.Drives/Get",
         "drivebackup.v1.Drives/Add",
         "drivebackup.v1.Drives/Remove",
+        "drivebackup.v1.Exports/List",
+        "drivebackup.v1.Exports/Add",
+        "drivebackup.v1.Exports/Remove",
     ]
 }

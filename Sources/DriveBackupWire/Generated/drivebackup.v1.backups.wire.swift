@@ -73,6 +73,93 @@ public struct ErrorPolicy: WireEnum {
     }
 }
 
+/// What happens when old content that a guest is about to overwrite cannot be saved.
+public struct CbwErrorPolicy: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As break-snapshot.
+    public static let unspecified = Self(rawValue: 0)
+    /// The guest's request goes on; the point in time is lost and the job fails.
+    public static let breakSnapshot = Self(rawValue: 1)
+    /// The guest's request fails; the job goes on.
+    public static let breakGuestWrite = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .breakSnapshot,
+        .breakGuestWrite,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "break_snapshot"
+        case 2: "break_guest_write"
+        default: nil
+        }
+    }
+}
+
+/// What happens when staging is full.
+public struct StagingFullPolicy: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As fail.
+    public static let unspecified = Self(rawValue: 0)
+    /// The job fails; the guest goes on.
+    public static let fail = Self(rawValue: 1)
+    /// The guest's requests wait until there is space.
+    public static let stall = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .fail,
+        .stall,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "fail"
+        case 2: "stall"
+        default: nil
+        }
+    }
+}
+
+/// How the jobs of a group end.
+public struct GroupCompletion: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As individual.
+    public static let unspecified = Self(rawValue: 0)
+    /// Each for itself.
+    public static let individual = Self(rawValue: 1)
+    /// All of them, or none. Not implemented yet.
+    public static let grouped = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .individual,
+        .grouped,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "individual"
+        case 2: "grouped"
+        default: nil
+        }
+    }
+}
+
 /// What to copy, where to, and how.
 public struct BackupRequest: WireMessage {
     /// The drive's name.
@@ -103,6 +190,19 @@ public struct BackupRequest: WireMessage {
     public var onSourceError: ErrorPolicy = .unspecified
     /// What to do when the target cannot be written. Only `report` is implemented.
     public var onTargetError: ErrorPolicy = .unspecified
+    /// What to do when old content cannot be saved, or not within `cbw_timeout_ns`. Full staging has a policy
+    /// of its own.
+    public var onCbwError: CbwErrorPolicy = .unspecified
+    /// How long the saving of one piece may take in nanoseconds; 0 for five seconds, -1 for as long as it
+    /// takes.
+    public var cbwTimeoutNs: Int64 = 0
+    /// What to do when staging is full.
+    public var stagingFull: StagingFullPolicy = .unspecified
+    /// With mode existing and sync none: make the drive's image the target's backing file, whatever it has
+    /// been. Not implemented yet.
+    public var rebase: Bool = false
+    /// When the job fails or is cancelled keep what there is of a new target, as TARGET.partial.
+    public var keepTarget: Bool = false
 
     public init() {}
 
@@ -120,7 +220,12 @@ public struct BackupRequest: WireMessage {
         manualFinalize: Bool = false,
         manualDismiss: Bool = false,
         onSourceError: ErrorPolicy = .unspecified,
-        onTargetError: ErrorPolicy = .unspecified
+        onTargetError: ErrorPolicy = .unspecified,
+        onCbwError: CbwErrorPolicy = .unspecified,
+        cbwTimeoutNs: Int64 = 0,
+        stagingFull: StagingFullPolicy = .unspecified,
+        rebase: Bool = false,
+        keepTarget: Bool = false
     ) {
         self.drive = drive
         self.target = target
@@ -136,6 +241,11 @@ public struct BackupRequest: WireMessage {
         self.manualDismiss = manualDismiss
         self.onSourceError = onSourceError
         self.onTargetError = onTargetError
+        self.onCbwError = onCbwError
+        self.cbwTimeoutNs = cbwTimeoutNs
+        self.stagingFull = stagingFull
+        self.rebase = rebase
+        self.keepTarget = keepTarget
     }
 
     public static let messageName = "drivebackup.v1.BackupRequest"
@@ -159,6 +269,49 @@ public struct BackupRequest: WireMessage {
         coder.bool(12, "manual_dismiss", &manualDismiss)
         coder.enumeration(13, "on_source_error", &onSourceError)
         coder.enumeration(14, "on_target_error", &onTargetError)
+        coder.enumeration(15, "on_cbw_error", &onCbwError)
+        coder.int64(16, "cbw_timeout_ns", &cbwTimeoutNs)
+        coder.enumeration(17, "staging_full", &stagingFull)
+        coder.bool(18, "rebase", &rebase)
+        coder.bool(19, "keep_target", &keepTarget)
+    }
+}
+
+/// Backups at one point in time.
+public struct StartGroupRequest: WireMessage {
+    /// One for each drive, and each drive once. `detach` and `request_key` must not be set in them.
+    public var backups: [BackupRequest] = []
+    public var completion: GroupCompletion = .unspecified
+    /// End the stream when all jobs have started.
+    public var detach: Bool = false
+    /// Makes a retry harmless: within a day the same key with the same request returns the same jobs.
+    public var requestKey: String = ""
+
+    public init() {}
+
+    public init(
+        backups: [BackupRequest] = [],
+        completion: GroupCompletion = .unspecified,
+        detach: Bool = false,
+        requestKey: String = ""
+    ) {
+        self.backups = backups
+        self.completion = completion
+        self.detach = detach
+        self.requestKey = requestKey
+    }
+
+    public static let messageName = "drivebackup.v1.StartGroupRequest"
+
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_start_group_request())
+    }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.messages(1, "backups", &backups)
+        coder.enumeration(2, "completion", &completion)
+        coder.bool(3, "detach", &detach)
+        coder.string(4, "request_key", &requestKey)
     }
 }
 
@@ -169,4 +322,9 @@ public enum BackupsMethods {
     /// never the job.
     public static let start = RPCMethod<BackupRequest, JobEvent>(
         "drivebackup.v1.Backups/Start", isServerStreaming: true)
+    /// Starts backups of several drives at one point in time: all of them, or none. The stream has the events
+    /// of all these jobs, first each one's `started`, and ends when all jobs have ended; with `detach` behind
+    /// the last `started`.
+    public static let startGroup = RPCMethod<StartGroupRequest, JobEvent>(
+        "drivebackup.v1.Backups/StartGroup", isServerStreaming: true)
 }

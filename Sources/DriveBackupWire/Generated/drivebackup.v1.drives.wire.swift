@@ -25,6 +25,8 @@ public struct Drive: WireMessage {
     public var fromCommandLine: Bool = false
     /// Why the drive could not be opened at the agent's start; empty when it is open.
     public var problem: String = ""
+    /// The names of its exports, points in time included, in order.
+    public var exports: [String] = []
 
     public init() {}
 
@@ -38,7 +40,8 @@ public struct Drive: WireMessage {
         clusterSize: Int64 = 0,
         jobID: String = "",
         fromCommandLine: Bool = false,
-        problem: String = ""
+        problem: String = "",
+        exports: [String] = []
     ) {
         self.id = id
         self.file = file
@@ -50,6 +53,7 @@ public struct Drive: WireMessage {
         self.jobID = jobID
         self.fromCommandLine = fromCommandLine
         self.problem = problem
+        self.exports = exports
     }
 
     public static let messageName = "drivebackup.v1.Drive"
@@ -69,6 +73,7 @@ public struct Drive: WireMessage {
         coder.string(8, "job_id", &jobID)
         coder.bool(9, "from_command_line", &fromCommandLine)
         coder.string(10, "problem", &problem)
+        coder.strings(11, "exports", &exports)
     }
 }
 
@@ -255,7 +260,7 @@ public enum DrivesMethods {
     /// Opens an image as a drive and keeps it over restarts.
     public static let add = RPCMethod<AddDriveRequest, Drive>(
         "drivebackup.v1.Drives/Add", isServerStreaming: false)
-    /// Closes a drive and forgets it. Refused while a job uses it.
+    /// Closes a drive and forgets it. Refused while a job uses it or it has an export.
     public static let remove = RPCMethod<RemoveDriveRequest, RemoveDriveResponse>(
         "drivebackup.v1.Drives/Remove", isServerStreaming: false)
 }

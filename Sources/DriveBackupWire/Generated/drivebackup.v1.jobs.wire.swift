@@ -44,7 +44,7 @@ public struct JobState: WireEnum {
     public static let waiting = Self(rawValue: 4)
     /// Done; waits for Finalize.
     public static let pending = Self(rawValue: 5)
-    /// Failed or cancelled, cleaning up.
+    /// Failed or cancelled, cleaning up; or, with sync mode `none`, copying the last of what was saved.
     public static let aborting = Self(rawValue: 6)
     /// Ended; `result` says how.
     public static let concluded = Self(rawValue: 7)
@@ -149,7 +149,8 @@ public struct SyncMode: WireEnum {
     public static let full = Self(rawValue: 1)
     /// What the drive's top image itself holds; the target gets the same backing file.
     public static let top = Self(rawValue: 2)
-    /// Only what the guest overwrites from now on.
+    /// Only what the guest overwrites from now on, until the job is cancelled; the target's backing file is
+    /// the drive's image.
     public static let none = Self(rawValue: 3)
     /// What a bitmap says has changed; the bitmap starts anew on success.
     public static let incremental = Self(rawValue: 4)
@@ -257,12 +258,15 @@ public struct ErrorAction: WireEnum {
     public static let ignore = Self(rawValue: 2)
     /// The job is paused.
     public static let stop = Self(rawValue: 3)
+    /// Nothing has failed yet: a warning.
+    public static let warn = Self(rawValue: 4)
 
     public static let allCases: [Self] = [
         .unspecified,
         .report,
         .ignore,
         .stop,
+        .warn,
     ]
 
     public var knownName: String? {
@@ -271,6 +275,7 @@ public struct ErrorAction: WireEnum {
         case 1: "report"
         case 2: "ignore"
         case 3: "stop"
+        case 4: "warn"
         default: nil
         }
     }
@@ -300,6 +305,34 @@ public struct Progress: WireMessage {
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.int64(1, "current", &current)
         coder.int64(2, "total", &total)
+    }
+}
+
+/// Local space that holds old content of the drive on its way to the target, in bytes.
+public struct StagingUsage: WireMessage {
+    public var used: Int64 = 0
+    /// No more than this is taken: what the agent was told, or what the file system has to give.
+    public var limit: Int64 = 0
+
+    public init() {}
+
+    public init(
+        used: Int64 = 0,
+        limit: Int64 = 0
+    ) {
+        self.used = used
+        self.limit = limit
+    }
+
+    public static let messageName = "drivebackup.v1.StagingUsage"
+
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_staging_usage())
+    }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.int64(1, "used", &used)
+        coder.int64(2, "limit", &limit)
     }
 }
 
@@ -370,6 +403,8 @@ public struct Job: WireMessage {
     public var manualDismiss: Bool = false
     /// The sequence number of the job's last event.
     public var lastSequence: UInt64 = 0
+    /// Set between the fixing of the point in time and the job's end.
+    public var staging: StagingUsage? = nil
 
     public init() {}
 
@@ -391,7 +426,8 @@ public struct Job: WireMessage {
         endedAt: Int64 = 0,
         manualFinalize: Bool = false,
         manualDismiss: Bool = false,
-        lastSequence: UInt64 = 0
+        lastSequence: UInt64 = 0,
+        staging: StagingUsage? = nil
     ) {
         self.id = id
         self.type = type
@@ -411,6 +447,7 @@ public struct Job: WireMessage {
         self.manualFinalize = manualFinalize
         self.manualDismiss = manualDismiss
         self.lastSequence = lastSequence
+        self.staging = staging
     }
 
     public static let messageName = "drivebackup.v1.Job"
@@ -438,6 +475,7 @@ public struct Job: WireMessage {
         coder.bool(16, "manual_finalize", &manualFinalize)
         coder.bool(17, "manual_dismiss", &manualDismiss)
         coder.uint64(18, "last_sequence", &lastSequence)
+        coder.message(19, "staging", &staging)
     }
 }
 
@@ -685,7 +723,7 @@ public struct StateChanged: WireMessage {
     }
 }
 
-/// An operation on the source or the target failed.
+/// An operation on the source, the target or staging failed, or is about to.
 public struct IOErrorEvent: WireMessage {
     public var side: Side = .unspecified
     public var operation: Operation = .unspecified
@@ -986,7 +1024,7 @@ public struct ResumeJobRequest: WireMessage {
 /// `drivebackup.v1.CancelJobRequest`.
 public struct CancelJobRequest: WireMessage {
     public var jobID: String = ""
-    /// Give up a job that is draining, too.
+    /// Give the job up at once, one of sync mode `none`, too.
     public var force: Bool = false
 
     public init() {}
@@ -1102,7 +1140,8 @@ public enum JobsMethods {
     /// Goes on after Pause.
     public static let resume = RPCMethod<ResumeJobRequest, Job>(
         "drivebackup.v1.Jobs/Resume", isServerStreaming: false)
-    /// Gives the job up.
+    /// Gives the job up. One of sync mode `none` ends well by it: what was saved is copied, then the target
+    /// is completed; a second Cancel gives it up.
     public static let cancel = RPCMethod<CancelJobRequest, Job>(
         "drivebackup.v1.Jobs/Cancel", isServerStreaming: false)
     /// Changes the limit of background copying.

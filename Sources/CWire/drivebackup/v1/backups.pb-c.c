@@ -52,7 +52,52 @@ void   drivebackup__v1__backup_request__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__backup_request__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[14] =
+void   drivebackup__v1__start_group_request__init
+                     (Drivebackup__V1__StartGroupRequest         *message)
+{
+  static const Drivebackup__V1__StartGroupRequest init_value = DRIVEBACKUP__V1__START_GROUP_REQUEST__INIT;
+  *message = init_value;
+}
+size_t drivebackup__v1__start_group_request__get_packed_size
+                     (const Drivebackup__V1__StartGroupRequest *message)
+{
+  assert(message->base.descriptor == &drivebackup__v1__start_group_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t drivebackup__v1__start_group_request__pack
+                     (const Drivebackup__V1__StartGroupRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &drivebackup__v1__start_group_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t drivebackup__v1__start_group_request__pack_to_buffer
+                     (const Drivebackup__V1__StartGroupRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &drivebackup__v1__start_group_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Drivebackup__V1__StartGroupRequest *
+       drivebackup__v1__start_group_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Drivebackup__V1__StartGroupRequest *)
+     protobuf_c_message_unpack (&drivebackup__v1__start_group_request__descriptor,
+                                allocator, len, data);
+}
+void   drivebackup__v1__start_group_request__free_unpacked
+                     (Drivebackup__V1__StartGroupRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &drivebackup__v1__start_group_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[19] =
 {
   {
     "drive",
@@ -222,27 +267,92 @@ static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_des
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "on_cbw_error",
+    15,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, on_cbw_error),
+    &drivebackup__v1__cbw_error_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "cbw_timeout_ns",
+    16,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, cbw_timeout_ns),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "staging_full",
+    17,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, staging_full),
+    &drivebackup__v1__staging_full_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "rebase",
+    18,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, rebase),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "keep_target",
+    19,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, keep_target),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__backup_request__field_indices_by_name[] = {
+  15,   /* field[15] = cbw_timeout_ns */
   9,   /* field[9] = detach */
   0,   /* field[0] = drive */
   3,   /* field[3] = format */
   7,   /* field[7] = job_id */
+  18,   /* field[18] = keep_target */
   11,   /* field[11] = manual_dismiss */
   10,   /* field[10] = manual_finalize */
   4,   /* field[4] = mode */
+  14,   /* field[14] = on_cbw_error */
   12,   /* field[12] = on_source_error */
   13,   /* field[13] = on_target_error */
   5,   /* field[5] = overwrite */
+  17,   /* field[17] = rebase */
   8,   /* field[8] = request_key */
   6,   /* field[6] = speed */
+  16,   /* field[16] = staging_full */
   2,   /* field[2] = sync */
   1,   /* field[1] = target */
 };
 static const ProtobufCIntRange drivebackup__v1__backup_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 14 }
+  { 0, 19 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
 {
@@ -252,11 +362,88 @@ const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
   "Drivebackup__V1__BackupRequest",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__BackupRequest),
-  14,
+  19,
   drivebackup__v1__backup_request__field_descriptors,
   drivebackup__v1__backup_request__field_indices_by_name,
   1,  drivebackup__v1__backup_request__number_ranges,
   (ProtobufCMessageInit) drivebackup__v1__backup_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor drivebackup__v1__start_group_request__field_descriptors[4] =
+{
+  {
+    "backups",
+    1,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Drivebackup__V1__StartGroupRequest, n_backups),
+    offsetof(Drivebackup__V1__StartGroupRequest, backups),
+    &drivebackup__v1__backup_request__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "completion",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StartGroupRequest, completion),
+    &drivebackup__v1__group_completion__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "detach",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StartGroupRequest, detach),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "request_key",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StartGroupRequest, request_key),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned drivebackup__v1__start_group_request__field_indices_by_name[] = {
+  0,   /* field[0] = backups */
+  1,   /* field[1] = completion */
+  2,   /* field[2] = detach */
+  3,   /* field[3] = request_key */
+};
+static const ProtobufCIntRange drivebackup__v1__start_group_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor drivebackup__v1__start_group_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.StartGroupRequest",
+  "StartGroupRequest",
+  "Drivebackup__V1__StartGroupRequest",
+  "drivebackup.v1",
+  sizeof(Drivebackup__V1__StartGroupRequest),
+  4,
+  drivebackup__v1__start_group_request__field_descriptors,
+  drivebackup__v1__start_group_request__field_indices_by_name,
+  1,  drivebackup__v1__start_group_request__number_ranges,
+  (ProtobufCMessageInit) drivebackup__v1__start_group_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
 static const ProtobufCEnumValue drivebackup__v1__target_mode__enum_values_by_number[3] =
@@ -325,12 +512,104 @@ const ProtobufCEnumDescriptor drivebackup__v1__error_policy__descriptor =
   drivebackup__v1__error_policy__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor drivebackup__v1__backups__method_descriptors[1] =
+static const ProtobufCEnumValue drivebackup__v1__cbw_error_policy__enum_values_by_number[3] =
+{
+  { "CBW_ERROR_POLICY_UNSPECIFIED", "DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED", 0 },
+  { "CBW_ERROR_POLICY_BREAK_SNAPSHOT", "DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_BREAK_SNAPSHOT", 1 },
+  { "CBW_ERROR_POLICY_BREAK_GUEST_WRITE", "DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_BREAK_GUEST_WRITE", 2 },
+};
+static const ProtobufCIntRange drivebackup__v1__cbw_error_policy__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__cbw_error_policy__enum_values_by_name[3] =
+{
+  { "CBW_ERROR_POLICY_BREAK_GUEST_WRITE", 2 },
+  { "CBW_ERROR_POLICY_BREAK_SNAPSHOT", 1 },
+  { "CBW_ERROR_POLICY_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__cbw_error_policy__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.CbwErrorPolicy",
+  "CbwErrorPolicy",
+  "Drivebackup__V1__CbwErrorPolicy",
+  "drivebackup.v1",
+  3,
+  drivebackup__v1__cbw_error_policy__enum_values_by_number,
+  3,
+  drivebackup__v1__cbw_error_policy__enum_values_by_name,
+  1,
+  drivebackup__v1__cbw_error_policy__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue drivebackup__v1__staging_full_policy__enum_values_by_number[3] =
+{
+  { "STAGING_FULL_POLICY_UNSPECIFIED", "DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED", 0 },
+  { "STAGING_FULL_POLICY_FAIL", "DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_FAIL", 1 },
+  { "STAGING_FULL_POLICY_STALL", "DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_STALL", 2 },
+};
+static const ProtobufCIntRange drivebackup__v1__staging_full_policy__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__staging_full_policy__enum_values_by_name[3] =
+{
+  { "STAGING_FULL_POLICY_FAIL", 1 },
+  { "STAGING_FULL_POLICY_STALL", 2 },
+  { "STAGING_FULL_POLICY_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__staging_full_policy__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.StagingFullPolicy",
+  "StagingFullPolicy",
+  "Drivebackup__V1__StagingFullPolicy",
+  "drivebackup.v1",
+  3,
+  drivebackup__v1__staging_full_policy__enum_values_by_number,
+  3,
+  drivebackup__v1__staging_full_policy__enum_values_by_name,
+  1,
+  drivebackup__v1__staging_full_policy__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue drivebackup__v1__group_completion__enum_values_by_number[3] =
+{
+  { "GROUP_COMPLETION_UNSPECIFIED", "DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_UNSPECIFIED", 0 },
+  { "GROUP_COMPLETION_INDIVIDUAL", "DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_INDIVIDUAL", 1 },
+  { "GROUP_COMPLETION_GROUPED", "DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_GROUPED", 2 },
+};
+static const ProtobufCIntRange drivebackup__v1__group_completion__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__group_completion__enum_values_by_name[3] =
+{
+  { "GROUP_COMPLETION_GROUPED", 2 },
+  { "GROUP_COMPLETION_INDIVIDUAL", 1 },
+  { "GROUP_COMPLETION_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__group_completion__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.GroupCompletion",
+  "GroupCompletion",
+  "Drivebackup__V1__GroupCompletion",
+  "drivebackup.v1",
+  3,
+  drivebackup__v1__group_completion__enum_values_by_number,
+  3,
+  drivebackup__v1__group_completion__enum_values_by_name,
+  1,
+  drivebackup__v1__group_completion__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCMethodDescriptor drivebackup__v1__backups__method_descriptors[2] =
 {
   { "Start", &drivebackup__v1__backup_request__descriptor, &drivebackup__v1__job_event__descriptor },
+  { "StartGroup", &drivebackup__v1__start_group_request__descriptor, &drivebackup__v1__job_event__descriptor },
 };
 const unsigned drivebackup__v1__backups__method_indices_by_name[] = {
-  0         /* Start */
+  0,        /* Start */
+  1         /* StartGroup */
 };
 const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor =
 {
@@ -339,7 +618,7 @@ const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor =
   "Backups",
   "Drivebackup__V1__Backups",
   "drivebackup.v1",
-  1,
+  2,
   drivebackup__v1__backups__method_descriptors,
   drivebackup__v1__backups__method_indices_by_name
 };
@@ -350,6 +629,14 @@ void drivebackup__v1__backups__start(ProtobufCService *service,
 {
   assert(service->descriptor == &drivebackup__v1__backups__descriptor);
   service->invoke(service, 0, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void drivebackup__v1__backups__start_group(ProtobufCService *service,
+                                           const Drivebackup__V1__StartGroupRequest *input,
+                                           Drivebackup__V1__JobEvent_Closure closure,
+                                           void *closure_data)
+{
+  assert(service->descriptor == &drivebackup__v1__backups__descriptor);
+  service->invoke(service, 1, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
                                      Drivebackup__V1__Backups_ServiceDestroy destroy)

@@ -367,7 +367,7 @@ void   drivebackup__v1__remove_drive_response__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__remove_drive_response__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[10] =
+static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[11] =
 {
   {
     "id",
@@ -489,10 +489,23 @@ static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "exports",
+    11,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_STRING,
+    offsetof(Drivebackup__V1__Drive, n_exports),
+    offsetof(Drivebackup__V1__Drive, exports),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__drive__field_indices_by_name[] = {
   5,   /* field[5] = backing */
   6,   /* field[6] = cluster_size */
+  10,   /* field[10] = exports */
   1,   /* field[1] = file */
   2,   /* field[2] = format */
   8,   /* field[8] = from_command_line */
@@ -505,7 +518,7 @@ static const unsigned drivebackup__v1__drive__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__drive__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__drive__descriptor =
 {
@@ -515,7 +528,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__drive__descriptor =
   "Drivebackup__V1__Drive",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Drive),
-  10,
+  11,
   drivebackup__v1__drive__field_descriptors,
   drivebackup__v1__drive__field_indices_by_name,
   1,  drivebackup__v1__drive__number_ranges,

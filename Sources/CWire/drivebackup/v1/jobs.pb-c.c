@@ -52,6 +52,51 @@ void   drivebackup__v1__progress__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__progress__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+void   drivebackup__v1__staging_usage__init
+                     (Drivebackup__V1__StagingUsage         *message)
+{
+  static const Drivebackup__V1__StagingUsage init_value = DRIVEBACKUP__V1__STAGING_USAGE__INIT;
+  *message = init_value;
+}
+size_t drivebackup__v1__staging_usage__get_packed_size
+                     (const Drivebackup__V1__StagingUsage *message)
+{
+  assert(message->base.descriptor == &drivebackup__v1__staging_usage__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t drivebackup__v1__staging_usage__pack
+                     (const Drivebackup__V1__StagingUsage *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &drivebackup__v1__staging_usage__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t drivebackup__v1__staging_usage__pack_to_buffer
+                     (const Drivebackup__V1__StagingUsage *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &drivebackup__v1__staging_usage__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Drivebackup__V1__StagingUsage *
+       drivebackup__v1__staging_usage__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Drivebackup__V1__StagingUsage *)
+     protobuf_c_message_unpack (&drivebackup__v1__staging_usage__descriptor,
+                                allocator, len, data);
+}
+void   drivebackup__v1__staging_usage__free_unpacked
+                     (Drivebackup__V1__StagingUsage *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &drivebackup__v1__staging_usage__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   drivebackup__v1__job_error__init
                      (Drivebackup__V1__JobError         *message)
 {
@@ -1003,6 +1048,57 @@ const ProtobufCMessageDescriptor drivebackup__v1__progress__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__progress__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
+static const ProtobufCFieldDescriptor drivebackup__v1__staging_usage__field_descriptors[2] =
+{
+  {
+    "used",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StagingUsage, used),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "limit",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StagingUsage, limit),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned drivebackup__v1__staging_usage__field_indices_by_name[] = {
+  1,   /* field[1] = limit */
+  0,   /* field[0] = used */
+};
+static const ProtobufCIntRange drivebackup__v1__staging_usage__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor drivebackup__v1__staging_usage__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.StagingUsage",
+  "StagingUsage",
+  "Drivebackup__V1__StagingUsage",
+  "drivebackup.v1",
+  sizeof(Drivebackup__V1__StagingUsage),
+  2,
+  drivebackup__v1__staging_usage__field_descriptors,
+  drivebackup__v1__staging_usage__field_indices_by_name,
+  1,  drivebackup__v1__staging_usage__number_ranges,
+  (ProtobufCMessageInit) drivebackup__v1__staging_usage__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
 static const ProtobufCFieldDescriptor drivebackup__v1__job_error__field_descriptors[3] =
 {
   {
@@ -1067,7 +1163,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job_error__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__job_error__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[18] =
+static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[19] =
 {
   {
     "id",
@@ -1285,6 +1381,18 @@ static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[18
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "staging",
+    19,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, staging),
+    &drivebackup__v1__staging_usage__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
   13,   /* field[13] = created_at */
@@ -1301,6 +1409,7 @@ static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
   6,   /* field[6] = progress */
   5,   /* field[5] = result */
   7,   /* field[7] = speed */
+  18,   /* field[18] = staging */
   4,   /* field[4] = state */
   10,   /* field[10] = sync */
   3,   /* field[3] = target */
@@ -1309,7 +1418,7 @@ static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__job__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 18 }
+  { 0, 19 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
 {
@@ -1319,7 +1428,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
   "Drivebackup__V1__Job",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Job),
-  18,
+  19,
   drivebackup__v1__job__field_descriptors,
   drivebackup__v1__job__field_indices_by_name,
   1,  drivebackup__v1__job__number_ranges,
@@ -2603,22 +2712,24 @@ const ProtobufCEnumDescriptor drivebackup__v1__operation__descriptor =
   drivebackup__v1__operation__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCEnumValue drivebackup__v1__error_action__enum_values_by_number[4] =
+static const ProtobufCEnumValue drivebackup__v1__error_action__enum_values_by_number[5] =
 {
   { "ERROR_ACTION_UNSPECIFIED", "DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_UNSPECIFIED", 0 },
   { "ERROR_ACTION_REPORT", "DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_REPORT", 1 },
   { "ERROR_ACTION_IGNORE", "DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_IGNORE", 2 },
   { "ERROR_ACTION_STOP", "DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_STOP", 3 },
+  { "ERROR_ACTION_WARN", "DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_WARN", 4 },
 };
 static const ProtobufCIntRange drivebackup__v1__error_action__value_ranges[] = {
-{0, 0},{0, 4}
+{0, 0},{0, 5}
 };
-static const ProtobufCEnumValueIndex drivebackup__v1__error_action__enum_values_by_name[4] =
+static const ProtobufCEnumValueIndex drivebackup__v1__error_action__enum_values_by_name[5] =
 {
   { "ERROR_ACTION_IGNORE", 2 },
   { "ERROR_ACTION_REPORT", 1 },
   { "ERROR_ACTION_STOP", 3 },
   { "ERROR_ACTION_UNSPECIFIED", 0 },
+  { "ERROR_ACTION_WARN", 4 },
 };
 const ProtobufCEnumDescriptor drivebackup__v1__error_action__descriptor =
 {
@@ -2627,9 +2738,9 @@ const ProtobufCEnumDescriptor drivebackup__v1__error_action__descriptor =
   "ErrorAction",
   "Drivebackup__V1__ErrorAction",
   "drivebackup.v1",
-  4,
+  5,
   drivebackup__v1__error_action__enum_values_by_number,
-  4,
+  5,
   drivebackup__v1__error_action__enum_values_by_name,
   1,
   drivebackup__v1__error_action__value_ranges,

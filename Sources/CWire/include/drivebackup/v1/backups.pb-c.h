@@ -17,6 +17,7 @@ PROTOBUF_C__BEGIN_DECLS
 #include "drivebackup/v1/jobs.pb-c.h"
 
 typedef struct Drivebackup__V1__BackupRequest Drivebackup__V1__BackupRequest;
+typedef struct Drivebackup__V1__StartGroupRequest Drivebackup__V1__StartGroupRequest;
 
 
 /* --- enums --- */
@@ -63,6 +64,60 @@ typedef enum _Drivebackup__V1__ErrorPolicy {
   DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_AUTO = 5
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__ERROR_POLICY)
 } Drivebackup__V1__ErrorPolicy;
+/*
+ * What happens when old content that a guest is about to overwrite cannot be saved.
+ */
+typedef enum _Drivebackup__V1__CbwErrorPolicy {
+  /*
+   * As break-snapshot.
+   */
+  DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED = 0,
+  /*
+   * The guest's request goes on; the point in time is lost and the job fails.
+   */
+  DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_BREAK_SNAPSHOT = 1,
+  /*
+   * The guest's request fails; the job goes on.
+   */
+  DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_BREAK_GUEST_WRITE = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__CBW_ERROR_POLICY)
+} Drivebackup__V1__CbwErrorPolicy;
+/*
+ * What happens when staging is full.
+ */
+typedef enum _Drivebackup__V1__StagingFullPolicy {
+  /*
+   * As fail.
+   */
+  DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED = 0,
+  /*
+   * The job fails; the guest goes on.
+   */
+  DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_FAIL = 1,
+  /*
+   * The guest's requests wait until there is space.
+   */
+  DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_STALL = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__STAGING_FULL_POLICY)
+} Drivebackup__V1__StagingFullPolicy;
+/*
+ * How the jobs of a group end.
+ */
+typedef enum _Drivebackup__V1__GroupCompletion {
+  /*
+   * As individual.
+   */
+  DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_UNSPECIFIED = 0,
+  /*
+   * Each for itself.
+   */
+  DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_INDIVIDUAL = 1,
+  /*
+   * All of them, or none. Not implemented yet.
+   */
+  DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_GROUPED = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__GROUP_COMPLETION)
+} Drivebackup__V1__GroupCompletion;
 
 /* --- messages --- */
 
@@ -125,10 +180,57 @@ struct  Drivebackup__V1__BackupRequest
    * What to do when the target cannot be written. Only `report` is implemented.
    */
   Drivebackup__V1__ErrorPolicy on_target_error;
+  /*
+   * What to do when old content cannot be saved, or not within `cbw_timeout_ns`. Full staging has a policy of its own.
+   */
+  Drivebackup__V1__CbwErrorPolicy on_cbw_error;
+  /*
+   * How long the saving of one piece may take in nanoseconds; 0 for five seconds, -1 for as long as it takes.
+   */
+  int64_t cbw_timeout_ns;
+  /*
+   * What to do when staging is full.
+   */
+  Drivebackup__V1__StagingFullPolicy staging_full;
+  /*
+   * With mode existing and sync none: make the drive's image the target's backing file, whatever it has been. Not
+   * implemented yet.
+   */
+  protobuf_c_boolean rebase;
+  /*
+   * When the job fails or is cancelled keep what there is of a new target, as TARGET.partial.
+   */
+  protobuf_c_boolean keep_target;
 };
 #define DRIVEBACKUP__V1__BACKUP_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__backup_request__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED, 0, DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED, 0, 0 }
+
+
+/*
+ * Backups at one point in time.
+ */
+struct  Drivebackup__V1__StartGroupRequest
+{
+  ProtobufCMessage base;
+  /*
+   * One for each drive, and each drive once. `detach` and `request_key` must not be set in them.
+   */
+  size_t n_backups;
+  Drivebackup__V1__BackupRequest **backups;
+  Drivebackup__V1__GroupCompletion completion;
+  /*
+   * End the stream when all jobs have started.
+   */
+  protobuf_c_boolean detach;
+  /*
+   * Makes a retry harmless: within a day the same key with the same request returns the same jobs.
+   */
+  char *request_key;
+};
+#define DRIVEBACKUP__V1__START_GROUP_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__start_group_request__descriptor) \
+    , 0,NULL, DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_UNSPECIFIED, 0, (char *)protobuf_c_empty_string }
 
 
 /* Drivebackup__V1__BackupRequest methods */
@@ -150,10 +252,32 @@ Drivebackup__V1__BackupRequest *
 void   drivebackup__v1__backup_request__free_unpacked
                      (Drivebackup__V1__BackupRequest *message,
                       ProtobufCAllocator *allocator);
+/* Drivebackup__V1__StartGroupRequest methods */
+void   drivebackup__v1__start_group_request__init
+                     (Drivebackup__V1__StartGroupRequest         *message);
+size_t drivebackup__v1__start_group_request__get_packed_size
+                     (const Drivebackup__V1__StartGroupRequest   *message);
+size_t drivebackup__v1__start_group_request__pack
+                     (const Drivebackup__V1__StartGroupRequest   *message,
+                      uint8_t             *out);
+size_t drivebackup__v1__start_group_request__pack_to_buffer
+                     (const Drivebackup__V1__StartGroupRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Drivebackup__V1__StartGroupRequest *
+       drivebackup__v1__start_group_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   drivebackup__v1__start_group_request__free_unpacked
+                     (Drivebackup__V1__StartGroupRequest *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Drivebackup__V1__BackupRequest_Closure)
                  (const Drivebackup__V1__BackupRequest *message,
+                  void *closure_data);
+typedef void (*Drivebackup__V1__StartGroupRequest_Closure)
+                 (const Drivebackup__V1__StartGroupRequest *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -166,6 +290,10 @@ struct Drivebackup__V1__Backups_Service
                 const Drivebackup__V1__BackupRequest *input,
                 Drivebackup__V1__JobEvent_Closure closure,
                 void *closure_data);
+  void (*start_group)(Drivebackup__V1__Backups_Service *service,
+                      const Drivebackup__V1__StartGroupRequest *input,
+                      Drivebackup__V1__JobEvent_Closure closure,
+                      void *closure_data);
 };
 typedef void (*Drivebackup__V1__Backups_ServiceDestroy)(Drivebackup__V1__Backups_Service *);
 void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
@@ -174,17 +302,26 @@ void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
     { &drivebackup__v1__backups__descriptor, protobuf_c_service_invoke_internal, NULL }
 #define DRIVEBACKUP__V1__BACKUPS__INIT(function_prefix__) \
     { DRIVEBACKUP__V1__BACKUPS__BASE_INIT,\
-      function_prefix__ ## start  }
+      function_prefix__ ## start,\
+      function_prefix__ ## start_group  }
 void drivebackup__v1__backups__start(ProtobufCService *service,
                                      const Drivebackup__V1__BackupRequest *input,
                                      Drivebackup__V1__JobEvent_Closure closure,
                                      void *closure_data);
+void drivebackup__v1__backups__start_group(ProtobufCService *service,
+                                           const Drivebackup__V1__StartGroupRequest *input,
+                                           Drivebackup__V1__JobEvent_Closure closure,
+                                           void *closure_data);
 
 /* --- descriptors --- */
 
 extern const ProtobufCEnumDescriptor    drivebackup__v1__target_mode__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__error_policy__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__cbw_error_policy__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__staging_full_policy__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__group_completion__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor;
+extern const ProtobufCMessageDescriptor drivebackup__v1__start_group_request__descriptor;
 extern const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor;
 
 PROTOBUF_C__END_DECLS

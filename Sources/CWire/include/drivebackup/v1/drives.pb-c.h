@@ -77,10 +77,15 @@ struct  Drivebackup__V1__Drive
    * Why the drive could not be opened at the agent's start; empty when it is open.
    */
   char *problem;
+  /*
+   * The names of its exports, points in time included, in order.
+   */
+  size_t n_exports;
+  char **exports;
 };
 #define DRIVEBACKUP__V1__DRIVE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__drive__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0,NULL }
 
 
 /*

@@ -17,6 +17,7 @@ PROTOBUF_C__BEGIN_DECLS
 #include "drivebackup/v1/errors.pb-c.h"
 
 typedef struct Drivebackup__V1__Progress Drivebackup__V1__Progress;
+typedef struct Drivebackup__V1__StagingUsage Drivebackup__V1__StagingUsage;
 typedef struct Drivebackup__V1__JobError Drivebackup__V1__JobError;
 typedef struct Drivebackup__V1__Job Drivebackup__V1__Job;
 typedef struct Drivebackup__V1__JobEvent Drivebackup__V1__JobEvent;
@@ -72,7 +73,7 @@ typedef enum _Drivebackup__V1__JobState {
    */
   DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_PENDING = 5,
   /*
-   * Failed or cancelled, cleaning up.
+   * Failed or cancelled, cleaning up; or, with sync mode `none`, copying the last of what was saved.
    */
   DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_ABORTING = 6,
   /*
@@ -121,7 +122,7 @@ typedef enum _Drivebackup__V1__SyncMode {
    */
   DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_TOP = 2,
   /*
-   * Only what the guest overwrites from now on.
+   * Only what the guest overwrites from now on, until the job is cancelled; the target's backing file is the drive's image.
    */
   DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_NONE = 3,
   /*
@@ -169,7 +170,11 @@ typedef enum _Drivebackup__V1__ErrorAction {
   /*
    * The job is paused.
    */
-  DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_STOP = 3
+  DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_STOP = 3,
+  /*
+   * Nothing has failed yet: a warning.
+   */
+  DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_WARN = 4
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__ERROR_ACTION)
 } Drivebackup__V1__ErrorAction;
 
@@ -186,6 +191,23 @@ struct  Drivebackup__V1__Progress
 };
 #define DRIVEBACKUP__V1__PROGRESS__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__progress__descriptor) \
+    , 0, 0 }
+
+
+/*
+ * Local space that holds old content of the drive on its way to the target, in bytes.
+ */
+struct  Drivebackup__V1__StagingUsage
+{
+  ProtobufCMessage base;
+  int64_t used;
+  /*
+   * No more than this is taken: what the agent was told, or what the file system has to give.
+   */
+  int64_t limit;
+};
+#define DRIVEBACKUP__V1__STAGING_USAGE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__staging_usage__descriptor) \
     , 0, 0 }
 
 
@@ -276,10 +298,14 @@ struct  Drivebackup__V1__Job
    * The sequence number of the job's last event.
    */
   uint64_t last_sequence;
+  /*
+   * Set between the fixing of the point in time and the job's end.
+   */
+  Drivebackup__V1__StagingUsage *staging;
 };
 #define DRIVEBACKUP__V1__JOB__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__job__descriptor) \
-    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0 }
+    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, NULL }
 
 
 typedef enum {
@@ -373,7 +399,7 @@ struct  Drivebackup__V1__StateChanged
 
 
 /*
- * An operation on the source or the target failed.
+ * An operation on the source, the target or staging failed, or is about to.
  */
 struct  Drivebackup__V1__IOErrorEvent
 {
@@ -537,7 +563,7 @@ struct  Drivebackup__V1__CancelJobRequest
   ProtobufCMessage base;
   char *job_id;
   /*
-   * Give up a job that is draining, too.
+   * Give the job up at once, one of sync mode `none`, too.
    */
   protobuf_c_boolean force;
 };
@@ -598,6 +624,25 @@ Drivebackup__V1__Progress *
                       const uint8_t       *data);
 void   drivebackup__v1__progress__free_unpacked
                      (Drivebackup__V1__Progress *message,
+                      ProtobufCAllocator *allocator);
+/* Drivebackup__V1__StagingUsage methods */
+void   drivebackup__v1__staging_usage__init
+                     (Drivebackup__V1__StagingUsage         *message);
+size_t drivebackup__v1__staging_usage__get_packed_size
+                     (const Drivebackup__V1__StagingUsage   *message);
+size_t drivebackup__v1__staging_usage__pack
+                     (const Drivebackup__V1__StagingUsage   *message,
+                      uint8_t             *out);
+size_t drivebackup__v1__staging_usage__pack_to_buffer
+                     (const Drivebackup__V1__StagingUsage   *message,
+                      ProtobufCBuffer     *buffer);
+Drivebackup__V1__StagingUsage *
+       drivebackup__v1__staging_usage__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   drivebackup__v1__staging_usage__free_unpacked
+                     (Drivebackup__V1__StagingUsage *message,
                       ProtobufCAllocator *allocator);
 /* Drivebackup__V1__JobError methods */
 void   drivebackup__v1__job_error__init
@@ -984,6 +1029,9 @@ void   drivebackup__v1__dismiss_job_request__free_unpacked
 typedef void (*Drivebackup__V1__Progress_Closure)
                  (const Drivebackup__V1__Progress *message,
                   void *closure_data);
+typedef void (*Drivebackup__V1__StagingUsage_Closure)
+                 (const Drivebackup__V1__StagingUsage *message,
+                  void *closure_data);
 typedef void (*Drivebackup__V1__JobError_Closure)
                  (const Drivebackup__V1__JobError *message,
                   void *closure_data);
@@ -1152,6 +1200,7 @@ extern const ProtobufCEnumDescriptor    drivebackup__v1__side__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__operation__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__error_action__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__progress__descriptor;
+extern const ProtobufCMessageDescriptor drivebackup__v1__staging_usage__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__job_error__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__job_event__descriptor;

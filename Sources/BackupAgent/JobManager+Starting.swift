@@ -1,0 +1,341 @@
+internal import BackupJobs
+internal import BlockIO
+internal import DiskImages
+internal import Logging
+
+// The start of a job, or of a group at one instant:
+//
+//   drives leased ─► staging and records made ─► targets opened, new ones made ─► point in time fixed ─► started
+//
+// Each step is done for all jobs before the next one begins, the cheapest to undo first. Whatever fails or is cancelled on
+// the way undoes all of them, guests first: no file is left, and no job.
+
+extension JobManager {
+    /// Jobs that start at one instant, from their acceptance to the ends of their copies.
+    func run(_ numbers: [JobNumber], _ access: PathAccess) async {
+        do throws(AgentError) {
+            for number in numbers { try await takeDrive(number) }
+            var jobs: [(number: JobNumber, job: BackupJob)] = []
+            for number in numbers { jobs.append((number, try await prepare(number, access))) }
+            try await fixPointInTime(of: jobs)
+            await withTaskGroup(of: Void.self) { group in
+                for (number, job) in jobs { group.addTask { await self.copy(number, job) } }
+            }
+        } catch {
+            await undo(numbers)
+            for number in numbers { refuse(number, error) }
+        }
+    }
+
+    /// Gives everything back that the jobs have so far: the guests go first.
+    private func undo(_ numbers: [JobNumber]) async {
+        for number in numbers { await letGo(number) }
+        for number in numbers { _ = await records[number]?.target?.giveUp(keep: false) }
+    }
+
+    // MARK: The drive and what is beside it
+
+    private func takeDrive(_ number: JobNumber) async throws(AgentError) {
+        guard let spec = records[number]?.spec else { return }
+        let lease = try await drives.lease(spec.drive, jobID: spec.jobID)
+        let device = lease.live.device
+        do throws(AgentError) {
+            guard device.size <= BackupJob.largestDrive else {
+                throw AgentError(
+                    .imageUnsupported,
+                    "Couldn't back up \(spec.drive): its \(device.size) bytes are more than the "
+                        + "\(BackupJob.largestDrive) bytes that a job can keep track of", subject: spec.drive)
+            }
+            let staging: Staging
+            do throws(BlockError) {
+                staging = try await files.makeStaging(
+                    number, id: spec.jobID, driveSize: device.size, on: device.engine)
+            } catch {
+                throw AgentError(error, of: .staging, subject: files.stagingDirectory)
+            }
+            records[number]?.hold = DriveHold(lease: lease, staging: staging)
+        } catch {
+            await drives.giveBack(lease)
+            throw error
+        }
+    }
+
+    @discardableResult
+    private func makeRecord(_ number: JobNumber, clusterSize: UInt64) async throws(AgentError) -> JobRecord {
+        guard let record = records[number], let lease = record.hold?.lease else {
+            throw cancelledAtStart("")
+        }
+        let (files, id, device) = (files, record.spec.jobID, lease.live.device)
+        let made: Result<JobRecord, BlockError> = await device.engine.blocking {
+            Result { () throws(BlockError) in
+                try files.makeRecord(
+                    number, id: id, driveSize: device.size, clusterSize: clusterSize, engine: device.engine)
+            }
+        }
+        do throws(BlockError) {
+            let journal = try made.get()
+            records[number]?.hold?.record = journal
+            return journal
+        } catch {
+            throw AgentError(error, of: .staging, subject: files.recordDirectory)
+        }
+    }
+
+    /// Lets go of a job's drive, once: guests are not delayed any more, exports of the point in time end, staging and
+    /// record go. Returns when that is done. Never waits for the target.
+    func letGo(_ number: JobNumber) async {
+        if let task = records[number]?.lettingGo { return await task.value }
+        guard let hold = records[number]?.hold else { return }
+        records[number]?.hold = nil
+        let task = Task { await self.end(hold, of: number) }
+        records[number]?.lettingGo = task
+        await task.value
+    }
+
+    private func end(_ hold: DriveHold, of number: JobNumber) async {
+        if hold.isFixed { await hold.job?.release() }
+        await exports?.endSnapshots(of: number)
+        do throws(BlockError) { try await hold.staging.remove() } catch {
+            logger.warning("\(error.message); it is removed when the agent starts again")
+        }
+        if let record = hold.record {
+            let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
+                Result { () throws(BlockError) in try record.remove() }
+            }
+            do throws(BlockError) { try removed.get() } catch {
+                logger.warning("\(error.message); it is removed when the agent starts again")
+            }
+        }
+        await drives.giveBack(hold.lease)
+    }
+
+    // MARK: The target
+
+    /// Opens the target, checks it against the drive, and puts the job together.
+    private func prepare(_ number: JobNumber, _ access: PathAccess) async throws(AgentError) -> BackupJob {
+        guard let spec = records[number]?.spec, let hold = records[number]?.hold else {
+            throw cancelledAtStart("")
+        }
+        let (targetSpec, sync) = targetSpec(number, spec, hold.lease.image, access)
+        // What a new target's clusters are is known, so that it is made last of all.
+        if case .new = targetSpec.mode {
+            try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: TargetPlace.newClusterSize))
+        }
+        let target = try await open(targetSpec, number)
+        guard var record = records[number], record.machine.state == .created, !isStopRequested(number) else {
+            _ = await target.giveUp(keep: false)
+            throw cancelledAtStart(spec.jobID)
+        }
+        record.target = target
+        record.info.target = target.name
+        record.info.format = target.format
+        record.info.sync = sync
+        records[number] = record
+        let journal =
+            if let made = record.hold?.record {
+                made
+            } else {
+                try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
+            }
+        var options = BackupJob.Options(
+            sync: BackupJob.Options.Sync(sync), speedBytesPerSecond: record.info.speedBytesPerSecond,
+            targetReadsAsZero: target.readsAsZero)
+        options.saveFailure = spec.saveFailure
+        options.saveTimeout = spec.saveTimeout
+        options.stagingFull = spec.stagingFull
+        let job = BackupJob(
+            drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
+            staging: hold.staging, buffers: buffers, control: record.control)
+        await job.onWarning { failure in
+            // Ends at once: it only tells the manager.
+            Task { await self.warn(failure, number) }
+        }
+        records[number]?.hold?.job = job
+        return job
+    }
+
+    private func targetSpec(
+        _ number: JobNumber, _ spec: BackupSpec, _ image: OpenImage, _ access: PathAccess
+    ) -> (TargetSpec, BackupSync) {
+        let backing = image.layers.dropFirst().first
+        // Without a backing file the top image holds everything.
+        let sync: BackupSync = spec.sync == .top && backing == nil ? .full : spec.sync
+        var target = TargetSpec(
+            path: spec.target, mode: .new(overwrite: spec.overwrites), format: spec.format ?? image.format,
+            size: image.device.size, sync: sync, access: access, job: number, jobID: spec.jobID)
+        if spec.mode == .existing {
+            target.mode = .existing
+            target.format = spec.format
+        }
+        switch sync {
+        case .full: break
+        case .top: if spec.mode == .absolutePaths { target.backing = backing.map(TargetSpec.Backing.init) }
+        case .none: target.backing = image.layers.first.map(TargetSpec.Backing.init)
+        }
+        return (target, sync)
+    }
+
+    /// Opens the target, unless a job that starts with this one is to stop first: then the target is given up when it is
+    /// open at last.
+    private func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
+        guard let stop = records[number]?.stop else { throw cancelledAtStart(spec.jobID) }
+        let opened = OneShot<Result<any JobTarget, AgentError>>()
+        let targets = targets
+        own(
+            number,
+            Task {
+                do throws(AgentError) { opened.fulfil(.success(try await targets.open(spec))) } catch {
+                    opened.fulfil(.failure(error))
+                }
+            })
+        let result = await withTaskGroup(of: Result<any JobTarget, AgentError>?.self) { group in
+            group.addTask { await opened.wait() }
+            group.addTask {
+                _ = await stop.wait()
+                return nil
+            }
+            let first = await group.next() ?? nil
+            group.cancelAll()
+            return first
+        }
+        if let result { return try result.get() }
+        own(
+            number,
+            Task {
+                if case .success(let target) = await opened.wait() { _ = await target.giveUp(keep: false) }
+            })
+        throw cancelledAtStart(spec.jobID)
+    }
+
+    private func isStopRequested(_ number: JobNumber) -> Bool { records[number]?.stop.value != nil }
+
+    private func cancelledAtStart(_ id: String) -> AgentError {
+        AgentError(.jobCancelled, "The job \(id) was cancelled before it had started", subject: id)
+    }
+
+    // MARK: The point in time
+
+    /// Fixes it for all jobs, checks what can only be seen then, and tells everybody that they have started. When it
+    /// throws, none has.
+    private func fixPointInTime(of jobs: [(number: JobNumber, job: BackupJob)]) async throws(AgentError) {
+        guard let first = jobs.first.flatMap({ records[$0.number] }) else { return }
+        guard first.stop.value == nil else { throw cancelledAtStart(first.spec.jobID) }
+        // The instant is after this one and at most 200 ms later: whatever a guest did before it is in the backup.
+        let pointInTime = clock()
+        do throws(BackupFailure) { try await BackupJob.fixPointInTime(of: jobs.map(\.job)) } catch {
+            guard let failure = error.ioFailure else { throw cancelledAtStart(first.spec.jobID) }
+            throw AgentError(.snapshotFailed, failure.error.message, subject: first.spec.drive)
+        }
+        for (number, _) in jobs { records[number]?.hold?.isFixed = true }
+        for (number, job) in jobs {
+            guard let target = records[number]?.target, target.isProbedRaw else { continue }
+            // Only now: until the point in time the guest may have written anything there. Nothing was written to the
+            // target yet, and a refusal leaves it as it was.
+            try await checkFirstSector(of: job.view, target: target.name)
+        }
+        guard first.stop.value == nil, jobs.allSatisfy({ records[$0.number]?.machine.state == .created })
+        else {
+            throw cancelledAtStart(first.spec.jobID)
+        }
+        for (number, _) in jobs { announce(number, pointInTime: pointInTime) }
+        for (number, _) in jobs { begin(number) }
+    }
+
+    /// An image that was taken for raw must not look like another format afterwards.
+    private func checkFirstSector(of source: any BlockDevice, target: String) async throws(AgentError) {
+        let count = Int(min(source.size, UInt64(ImageProbe.length)))
+        let buffer = IOBuffer(count: count)
+        do throws(BlockError) {
+            try await source.engine.run { () async throws(BlockError) in
+                try await source.read(ByteRange(offset: 0, length: UInt64(count)), into: buffer.slice)
+            }
+        } catch {
+            throw AgentError(error, of: .source, subject: source.name)
+        }
+        let bytes = UnsafeRawBufferPointer(buffer.bytes)
+        guard let format = ImageProbe.looksLikeOtherFormat(bytes) else { return }
+        throw AgentError(
+            .targetFormatAmbiguous,
+            "Couldn't use \(target) as target: its format was not given, it was taken for raw, and with this "
+                + "drive's first sector it would look like \(format) afterwards (--format raw decides it)",
+            subject: target)
+    }
+
+    /// Tells everybody that a job has started. Those of a group are told of one after another, before anything else of any.
+    private func announce(_ number: JobNumber, pointInTime: Int64) {
+        guard var record = records[number] else { return }
+        record.info.pointInTime = pointInTime
+        let started = JobEvent.Started(
+            drive: record.spec.drive, target: record.info.target, pointInTime: pointInTime,
+            sync: record.info.sync, format: record.info.format?.rawValue ?? "")
+        let events = log.append(
+            [.stateChanged(.created, previous: nil, pauseReason: nil), .started(started)], job: number,
+            id: record.spec.jobID)
+        guard let event = events.last else { return }
+        record.started = event
+        record.info.lastSequence = event.sequence
+        records[number] = record
+    }
+
+    /// The job runs from here on, and whoever started it has an answer.
+    private func begin(_ number: JobNumber) {
+        guard let record = records[number], let event = record.started else { return }
+        record.control.setSpeed(record.info.speedBytesPerSecond)
+        report(.started, number)
+        let warnings = record.earlyWarnings
+        records[number]?.earlyWarnings = []
+        if let last = log.append(warnings.map { .ioError($0) }, job: number, id: record.spec.jobID).last {
+            records[number]?.info.lastSequence = last.sequence
+        }
+        record.start.fulfil(.success(event))
+        logger.info("The job \(record.spec.jobID) copies \(record.spec.drive) to \(record.info.target)")
+    }
+
+    /// Tells the operator what a job's data path found worth telling.
+    private func warn(_ failure: IOFailure, _ number: JobNumber) {
+        guard let record = records[number] else { return }
+        logger.warning("The job \(record.spec.jobID): \(failure.error.message)")
+        var warning = JobIOError(failure)
+        warning.action = .warn
+        guard record.started != nil else {
+            records[number]?.earlyWarnings.append(warning)
+            return
+        }
+        guard record.machine.state != .concluded else { return }
+        let events = log.append([.ioError(warning)], job: number, id: record.spec.jobID)
+        if let last = events.last { records[number]?.info.lastSequence = last.sequence }
+    }
+
+    // MARK: Points in time that are exported
+
+    /// The point in time of a running job, which somebody wants to read.
+    package func view(of id: String) throws(AgentError) -> JobView {
+        let number = try number(of: id)
+        guard let view = records[number]?.hold?.view(number, id), records[number]?.started != nil else {
+            throw AgentError(
+                .jobState, "The job \(id) has no point in time that could be read: it is not running",
+                subject: id)
+        }
+        return view
+    }
+
+    /// Whether the job has not let go of its drive.
+    package func hasView(_ number: JobNumber) -> Bool { records[number]?.hold != nil }
+}
+
+extension BackupJob.Options.Sync {
+    init(_ sync: BackupSync) {
+        self =
+            switch sync {
+            case .full: .full
+            case .top: .top
+            case .none: .none
+            }
+    }
+}
+
+extension TargetSpec.Backing {
+    init(_ layer: ImageLayer) {
+        self.init(path: layer.path, format: layer.format, identities: [layer.identity] + layer.aliases)
+    }
+}

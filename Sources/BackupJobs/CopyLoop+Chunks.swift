@@ -1,0 +1,101 @@
+internal import BlockIO
+
+/// What a chunk does, in its own task.
+extension CopyLoop {
+    func writeZeroes(_ range: ByteRange) async -> BackupFailure? {
+        if isEnding { return .cancelled }
+        return await requests.perform { [target] in
+            do throws(BlockError) {
+                try await target.writeZeroes(range)
+                return nil
+            } catch {
+                return .failed(IOFailure(.target, .writeZeroes, range, error))
+            }
+        }
+    }
+
+    func copy(_ range: ByteRange) async -> BackupFailure? {
+        var rest = range
+        while !rest.isEmpty {
+            let piece = rest.prefix(pieceSize)
+            if let failure = await copyPiece(piece) { return failure }
+            rest = rest.dropFirst(piece.length)
+        }
+        return nil
+    }
+
+    private func copyPiece(_ piece: ByteRange) async -> BackupFailure? {
+        // Only a cancelled task is not given a buffer.
+        guard let buffer = try? await buffers.take() else { return .cancelled }
+        let slice = buffer[0..<Int(piece.length)]
+        let failure = isEnding ? .cancelled : await readAsItWas(piece, into: slice)
+        if let failure = failure ?? (isEnding ? .cancelled : nil) {
+            buffers.give(buffer)
+            return failure
+        }
+        // From here on the buffer belongs to the request, which may outlive the chunk.
+        let writer = PieceWriter(target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero)
+        return await requests.perform { [buffers] in
+            defer { buffers.give(buffer) }
+            return await writer.write(piece, from: slice)
+        }
+    }
+
+    /// Reads the drive as it is, then lays over it what was saved before the read ended: together they are the point in
+    /// time (DATAPATH.md, "The copy of a cluster").
+    private func readAsItWas(_ piece: ByteRange, into slice: IOSlice) async -> BackupFailure? {
+        do throws(BlockError) {
+            try await source.read(piece, into: slice)
+        } catch {
+            return await readSingly(piece, into: slice, error)
+        }
+        return await layOver(piece, slice)
+    }
+
+    /// In this step, after the last read ended, it is decided which blocks are whose.
+    private func layOver(_ piece: ByteRange, _ slice: IOSlice) async -> BackupFailure? {
+        let blocks = point.blocks(of: piece)
+        let saved = point.record.bits.saved.runs(in: blocks)
+        for run in point.record.bits.missing.runs(in: blocks) {
+            part(run, of: piece, slice).bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        }
+        guard !saved.isEmpty else { return nil }
+        point.beginUse()
+        defer { point.endUse() }
+        for run in saved {
+            let range = point.bytes(ofBlocks: run)
+            do throws(BlockError) {
+                try await point.staging.read(range, into: part(run, of: piece, slice))
+            } catch {
+                return .failed(IOFailure(.staging, .read, range, error))
+            }
+        }
+        return nil
+    }
+
+    /// Part of the drive cannot be read: block by block what was saved does not need to be, and the rest is missing or
+    /// the failure, as the policy says (DATAPATH.md rule 5).
+    private func readSingly(_ piece: ByteRange, into slice: IOSlice, _ first: BlockError) async -> BackupFailure? {
+        for block in point.blocks(of: piece) {
+            let run = block..<block + 1
+            let range = point.bytes(ofBlocks: run)
+            do throws(BlockError) {
+                try await source.read(range, into: part(run, of: piece, slice))
+            } catch {
+                // Whoever is saving it may have been luckier, or has found the same.
+                await point.waitUntilNotSaving(block)
+                if point.record.bits.saved.isSet(block) || point.record.bits.missing.isSet(block) { continue }
+                guard options.ignoresSourceErrors else { return .failed(IOFailure(.source, .read, range, error)) }
+                do throws(BlockError) { try point.noteMissing(run) } catch {
+                    return .failed(IOFailure(.staging, .write, range, error))
+                }
+            }
+        }
+        return await layOver(piece, slice)
+    }
+
+    private func part(_ blocks: Range<Int>, of piece: ByteRange, _ slice: IOSlice) -> IOSlice {
+        let range = point.bytes(ofBlocks: blocks)
+        return slice[Int(range.offset - piece.offset)..<Int(range.end - piece.offset)]
+    }
+}

@@ -1,0 +1,319 @@
+internal import BlockIO
+internal import Glibc
+
+/// Saving old content before it changes (DATAPATH.md, rules 1 to 6).
+extension PointInTime {
+    /// Returns when `range` may change: every block of it that needs saving is saved, or has been given up.
+    ///
+    /// Throws only with `breakGuestWrite`, when a block could not be saved.
+    func save(_ range: ByteRange) async throws(BlockError) {
+        let wanted = blocks(of: range)
+        var next = wanted.lowerBound
+        while next < wanted.upperBound {
+            let cluster = next / blocksPerCluster
+            guard isProtected(cluster) else {
+                next = (cluster + 1) * blocksPerCluster
+                continue
+            }
+            if options.sync == .top, !record.bits.needKnown.isSet(cluster) {
+                await lookUpNeed(cluster)
+                continue
+            }
+            if isSettled(next) {
+                next = firstUnsettled(in: next..<wanted.upperBound) ?? wanted.upperBound
+            } else if let index = state.value.saves.firstIndex(where: { $0.blocks.contains(next) }) {
+                // A block that another request is saving is not saved yet.
+                if let error = await outcome(of: index) { throw error }
+            } else if let run = try await claimable(next..<wanted.upperBound) {
+                let number = begin(run)
+                if let index = state.value.saves.firstIndex(where: { $0.number == number }),
+                    let error = await outcome(of: index)
+                { throw error }
+            }
+        }
+    }
+
+    private func isSettled(_ block: Int) -> Bool {
+        record.bits.saved.isSet(block) || record.bits.missing.isSet(block)
+    }
+
+    private func firstUnsettled(in blocks: Range<Int>) -> Int? {
+        var next = blocks.lowerBound
+        while let block = record.bits.saved.first(in: next..<blocks.upperBound, where: false) {
+            if !record.bits.missing.isSet(block) { return block }
+            next = block + 1
+        }
+        return nil
+    }
+
+    /// The first of `blocks` that one save can take, and for which there is room; nil after having waited or given up.
+    private func claimable(_ blocks: Range<Int>) async throws(BlockError) -> Range<Int>? {
+        let unit = JobRecord.blockSize
+        let room = Int(min(staging.room / unit, SaveBuffers.pieceSize / unit))
+        guard room > 0 else {
+            // A job that is paused drains nothing, and from empty staging nothing can be drained.
+            if options.stagingFull == .stall, !control.isPaused, !staging.isEmpty {
+                await change()
+            } else {
+                let usage = staging.usage
+                lose(
+                    BlockError(
+                        .noSpace,
+                        "Couldn't save what the guest overwrites on \(drive.name): staging is full (it holds "
+                            + "\(usage.used) of at most \(usage.limit) bytes)", errno: ENOSPC),
+                    .write, bytes(ofBlocks: blocks.lowerBound..<blocks.lowerBound + 1))
+            }
+            return nil
+        }
+        var end = min(blocks.upperBound, blocks.lowerBound + room)
+        end = record.bits.saved.first(in: blocks.lowerBound..<end) ?? end
+        end = record.bits.missing.first(in: blocks.lowerBound..<end) ?? end
+        for save in state.value.saves where save.blocks.lowerBound > blocks.lowerBound {
+            end = min(end, save.blocks.lowerBound)
+        }
+        var cluster = blocks.lowerBound / blocksPerCluster + 1
+        while cluster * blocksPerCluster < end {
+            let isUnknown = options.sync == .top && !record.bits.needKnown.isSet(cluster)
+            if isUnknown || !isProtected(cluster) { end = cluster * blocksPerCluster }
+            cluster += 1
+        }
+        return blocks.lowerBound..<end
+    }
+
+    /// Starts to save blocks, in a task of its own: a guest that gives up waiting does not take it with it.
+    private func begin(_ blocks: Range<Int>) -> UInt64 {
+        let number = state.value.nextSave
+        staging.promise(UInt64(blocks.count) * JobRecord.blockSize)
+        state.withState { state in
+            state.nextSave += 1
+            state.stagingUsers += 1
+            state.saves.append(Save(number: number, blocks: blocks, began: clock.now()))
+        }
+        let task = Task(executorPreference: drive.engine) { await self.perform(number, blocks) }
+        // The task runs on this thread, so it has not begun.
+        if let index = state.value.saves.firstIndex(where: { $0.number == number }) {
+            state.value.saves[index].task = task
+        }
+        warnIfNearlyFull()
+        return number
+    }
+
+    /// Waits for a save: nil when it has ended or the point in time is over, else why the guest's request fails.
+    private func outcome(of index: Int) async -> BlockError? {
+        if state.value.saves[index].isLate, options.saveFailure == .breakGuestWrite {
+            return lateError(state.value.saves[index].blocks)
+        }
+        return await withUnsafeContinuation { continuation in
+            state.value.saves[index].waiters.append(continuation)
+        }
+    }
+
+    /// Returns when nobody is saving the block.
+    func waitUntilNotSaving(_ block: Int) async {
+        while let index = state.value.saves.firstIndex(where: { $0.blocks.contains(block) }) {
+            await withUnsafeContinuation { continuation in
+                state.value.saves[index].ends.append(continuation)
+            }
+        }
+    }
+
+    // MARK: One save
+
+    private func perform(_ number: UInt64, _ blocks: Range<Int>) async {
+        let failure: BlockError?
+        do throws(BlockError) {
+            try record.bits.saved.reserve(blocks)
+            try await copyOut(blocks)
+            failure = nil
+        } catch {
+            failure = error
+        }
+        staging.giveBack(UInt64(blocks.count) * JobRecord.blockSize)
+        end(number, failure, blocks)
+        await punchWhereDone(blocks)
+        endUse()
+    }
+
+    private func copyOut(_ blocks: Range<Int>) async throws(BlockError) {
+        let range = bytes(ofBlocks: blocks)
+        let buffer = await drive.buffers.take(range.length)
+        defer { drive.buffers.give(buffer) }
+        let slice = buffer[0..<Int(range.length)]
+        do throws(BlockError) {
+            try await drive.device.read(range, into: slice)
+        } catch {
+            guard blocks.count > 1 else { return try miss(blocks, error) }
+            // One bad block must not cost its neighbours.
+            for block in blocks {
+                let range = bytes(ofBlocks: block..<block + 1)
+                let slice = buffer[0..<Int(range.length)]
+                do throws(BlockError) {
+                    try await drive.device.read(range, into: slice)
+                } catch {
+                    try miss(block..<block + 1, error)
+                    continue
+                }
+                try await keep(block..<block + 1, range, slice)
+            }
+            return
+        }
+        try await keep(blocks, range, slice)
+    }
+
+    /// To staging, then the bits.
+    private func keep(_ blocks: Range<Int>, _ range: ByteRange, _ slice: IOSlice) async throws(BlockError) {
+        do throws(BlockError) {
+            try await staging.save(range, from: slice)
+        } catch {
+            throw BlockError(
+                error.code, "Couldn't save what the guest overwrites on \(drive.name): \(error.message)",
+                errno: error.errno, range: range)
+        }
+        guard !record.isBroken else { return }
+        let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+        for cluster in clusters where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
+            state.value.urgent.append(cluster)
+        }
+        record.bits.saved.set(blocks)
+        control.signal.raise()
+    }
+
+    /// Old content that cannot be read: recorded where that is the policy, else a failed save.
+    private func miss(_ block: Range<Int>, _ error: BlockError) throws(BlockError) {
+        guard options.ignoresSourceErrors else {
+            throw BlockError(
+                error.code, "Couldn't save what the guest overwrites: \(error.message)", errno: error.errno,
+                range: bytes(ofBlocks: block))
+        }
+        try noteMissing(block)
+    }
+
+    /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.
+    func noteMissing(_ block: Range<Int>) throws(BlockError) {
+        precondition(!record.bits.saved.isAnySet(in: block), "a block that is saved is not missing")
+        try record.bits.missing.reserve(block)
+        let cluster = block.lowerBound / blocksPerCluster
+        if !isTouched(bytes(of: cluster..<cluster + 1)) { state.value.urgent.append(cluster) }
+        record.bits.missing.set(block)
+        control.signal.raise()
+    }
+
+    /// A save has ended: whoever waits for it looks again, or fails with it.
+    private func end(_ number: UInt64, _ failure: BlockError?, _ blocks: Range<Int>) {
+        if let failure { giveUp(blocks, failure) }
+        guard let index = state.value.saves.firstIndex(where: { $0.number == number }) else { return }
+        let (waiters, ends) = (state.value.saves[index].waiters, state.value.saves[index].ends)
+        state.value.saves.remove(at: index)
+        for waiter in ends { waiter.resume() }
+        let answer = options.saveFailure == .breakGuestWrite ? failure : nil
+        for waiter in waiters { waiter.resume(returning: isOutOfSpace(failure) ? nil : answer) }
+    }
+
+    /// A block could not be saved. Broken, if it still needs saving, before anybody goes on.
+    private func giveUp(_ blocks: Range<Int>, _ error: BlockError) {
+        guard isAnyProtected(blocks) else { return }
+        if isOutOfSpace(error) {
+            // No different from the bound that was set: those who wait look again, and find no room.
+            staging.noteFull()
+        } else if options.saveFailure == .breakSnapshot {
+            lose(error, .write, error.range ?? bytes(ofBlocks: blocks))
+        }
+    }
+
+    private func isOutOfSpace(_ error: BlockError?) -> Bool { error?.code == .noSpace }
+
+    private func isAnyProtected(_ blocks: Range<Int>) -> Bool {
+        (blocks.lowerBound / blocksPerCluster...(blocks.upperBound - 1) / blocksPerCluster).contains(where: isProtected)
+    }
+
+    /// What was saved for a cluster that is done by now is of no use.
+    private func punchWhereDone(_ blocks: Range<Int>) async {
+        let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+        for cluster in clusters where record.bits.done.isSet(cluster) { await punch(cluster..<cluster + 1) }
+    }
+
+    // MARK: Late saves
+
+    /// Looks for saves that take too long and for space, until it is cancelled.
+    func watch() async {
+        let timeout = options.saveTimeout
+        let period = timeout > .zero ? min(timeout / 8, .milliseconds(250)) : .milliseconds(250)
+        var sinceSpace = Duration.zero
+        // It throws when the point in time is over.
+        while !state.value.isOver, (try? await clock.sleep(period)) != nil {
+            let limit = clock.now() - timeout
+            if timeout > .zero {
+                for save in state.value.saves where save.began < limit && !save.isLate { beLate(save) }
+            }
+            // A stalled guest looks again: the job may have been paused, and then nothing is drained.
+            state.value.waiters.wake()
+            sinceSpace += period
+            if sinceSpace >= .seconds(1) {
+                sinceSpace = .zero
+                await staging.lookForSpace()
+            }
+        }
+    }
+
+    private func beLate(_ save: Save) {
+        guard let index = state.value.saves.firstIndex(where: { $0.number == save.number }) else { return }
+        state.value.saves[index].isLate = true
+        guard isAnyProtected(save.blocks) else { return }
+        let error = lateError(save.blocks)
+        switch options.saveFailure {
+        case .breakSnapshot: lose(error, .write, bytes(ofBlocks: save.blocks))
+        case .breakGuestWrite:
+            let waiters = state.value.saves[index].waiters
+            state.value.saves[index].waiters = []
+            for waiter in waiters { waiter.resume(returning: error) }
+        }
+    }
+
+    private func lateError(_ blocks: Range<Int>) -> BlockError {
+        let range = bytes(ofBlocks: blocks)
+        return BlockError(
+            .inputOutput,
+            "Couldn't save what the guest overwrites, \(range) of \(drive.name): it took longer than "
+                + "\(options.saveTimeout)", errno: ETIMEDOUT, range: range)
+    }
+
+    private func warnIfNearlyFull() {
+        let usage = staging.usage
+        guard !state.value.hasWarned, usage.used / 4 >= usage.limit / 5 else { return }
+        state.value.hasWarned = true
+        let message = """
+            Staging for the backup of \(drive.name) is nearly full: \(usage.used) of at most \(usage.limit) bytes; when \
+            it is full, \(options.stagingFull == .fail ? "the job fails" : "the guest's writes wait")
+            """
+        state.value.warn(
+            IOFailure(.staging, .write, drive.range, BlockError(.noSpace, message, errno: ENOSPC)))
+    }
+
+    // MARK: Giving space back
+
+    /// Clusters are done: their part of staging is given back, unless the view reads it just now.
+    func punch(_ clusters: Range<Int>) async {
+        guard !staging.isEmpty else { return }
+        var next = clusters.lowerBound
+        while next < clusters.upperBound {
+            let end = (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
+            if end > next, await staging.punch(bytes(of: next..<end).expanded(toMultipleOf: JobRecord.blockSize)) {
+                state.value.waiters.wake()
+            }
+            if end < clusters.upperBound {
+                // It may have been let go while the others were punched.
+                if state.value.pins[end] == nil { next = end; continue }
+                state.value.unpunched.insert(end)
+            }
+            next = end + 1
+        }
+    }
+
+    func pin(_ cluster: Int) { state.value.pins[cluster, default: 0] += 1 }
+
+    func unpin(_ cluster: Int) async {
+        guard let count = state.value.pins[cluster] else { preconditionFailure("what is let go was pinned") }
+        state.value.pins[cluster] = count > 1 ? count - 1 : nil
+        if count == 1, state.value.unpunched.remove(cluster) != nil { await punch(cluster..<cluster + 1) }
+    }
+}

@@ -1,0 +1,300 @@
+internal import BlockIO
+
+// What is kept of a drive as it was at one instant, and the order in which that stays true.
+//
+// A block (4 KiB) of the drive is at any time one of: unchanged on the drive since the instant; *saved*, its old content
+// in staging; *missing*, its old content unreadable. A cluster (the unit of the copy) may be *done*, the target has it, or
+// *not needed*: then its blocks are of no interest any more. All of that is in the record; this class is who changes it.
+// The steps between two awaits are atomic, everything runs on the drive's engine.
+//
+// The proof rests on the order: old content read -> in staging (write returned) -> saved set -> the guest's request goes
+// to the drive. So whoever reads the drive first and looks at `saved` afterwards has either read the old content or finds
+// it in staging. When a save fails, *broken* is set in the record before an unsaved request goes on.
+
+/// The point in time of one job: what must be saved before it changes, what was, and where.
+final class PointInTime: Sendable {
+    /// Blocks that are being saved.
+    struct Save {
+        let number: UInt64
+        let blocks: Range<Int>
+        let began: Duration
+        var isLate = false
+        var task: Task<Void, Never>?
+        /// Requests that wait until the blocks are saved or given up.
+        var waiters: [UnsafeContinuation<BlockError?, Never>] = []
+        /// Who waits for its end, however late.
+        var ends: [UnsafeContinuation<Void, Never>] = []
+    }
+
+    struct State {
+        var saves: [Save] = []
+        var nextSave: UInt64 = 0
+        /// The job has ended, or has no use for the old content any more.
+        var isOver = false
+        /// Why the point in time is lost.
+        var failure: IOFailure?
+        var urgent = UrgentClusters()
+        /// How many readers of the view use the staging of a cluster.
+        var pins: [Int: Int] = [:]
+        /// Clusters that were done while they were pinned.
+        var unpunched: Set<Int> = []
+        /// Reads and writes of staging in flight.
+        var stagingUsers = 0
+        /// Who waits for space, or for the users of staging to end.
+        var waiters = Waiters()
+        var hasWarned = false
+        var warn: @Sendable (IOFailure) -> Void = { _ in }
+        var watchdog: Task<Void, Never>?
+    }
+
+    let drive: LiveDrive
+    let record: JobRecord
+    let staging: Staging
+    let options: BackupJob.Options
+    let control: JobControl
+    let clock: JobClock
+    let clusterSize: UInt64
+    let clusterCount: Int
+    let state: EngineIsolated<State>
+    private let shift: UInt64
+
+    init(
+        drive: LiveDrive, record: JobRecord, staging: Staging, options: BackupJob.Options, control: JobControl,
+        clock: JobClock, clusterSize: UInt64
+    ) {
+        precondition(
+            record.driveSize == drive.size && record.clusterSize == clusterSize, "a record is that of its job")
+        self.drive = drive
+        self.record = record
+        self.staging = staging
+        self.options = options
+        self.control = control
+        self.clock = clock
+        self.clusterSize = clusterSize
+        shift = UInt64(clusterSize.trailingZeroBitCount)
+        clusterCount = Int(drive.size.dividedRoundingUp(by: clusterSize))
+        state = EngineIsolated(State(), engine: drive.engine)
+    }
+
+    // MARK: Places
+
+    func clusters(of range: ByteRange) -> Range<Int> {
+        Int(range.offset >> shift)..<Int((range.end + clusterSize - 1) >> shift)
+    }
+
+    func bytes(of clusters: Range<Int>) -> ByteRange {
+        ByteRange(UInt64(clusters.lowerBound) << shift..<min(drive.size, UInt64(clusters.upperBound) << shift))
+    }
+
+    func bytes(ofBlocks blocks: Range<Int>) -> ByteRange {
+        let unit = JobRecord.blockSize
+        return ByteRange(UInt64(blocks.lowerBound) * unit..<min(drive.size, UInt64(blocks.upperBound) * unit))
+    }
+
+    func blocks(of range: ByteRange) -> Range<Int> {
+        Int(range.offset / JobRecord.blockSize)..<Int(range.end.dividedRoundingUp(by: JobRecord.blockSize))
+    }
+
+    var blocksPerCluster: Int { Int(clusterSize / JobRecord.blockSize) }
+
+    // MARK: What needs saving
+
+    /// Must a block of the cluster be saved before it changes?
+    func isProtected(_ cluster: Int) -> Bool {
+        guard !state.value.isOver, !record.isBroken else { return false }
+        if record.bits.done.isSet(cluster) || record.bits.notNeeded.isSet(cluster) { return false }
+        return !record.isCancelled || record.bits.frozen.isSet(cluster)
+    }
+
+    /// The first part of `range` whose clusters are all needed, or all not.
+    func firstPart(of range: ByteRange) -> (part: ByteRange, isNeeded: Bool) {
+        let clusters = clusters(of: range)
+        guard !clusters.isEmpty else { return (range, false) }
+        let isNeeded = isProtected(clusters.lowerBound)
+        let end = endOfRun(clusters, isNeeded)
+        return (range.clamped(to: ByteRange(range.offset..<max(range.offset, UInt64(end) << shift))), isNeeded)
+    }
+
+    private func endOfRun(_ clusters: Range<Int>, _ isNeeded: Bool) -> Int {
+        let bits = record.bits
+        var next = clusters.lowerBound + 1
+        if state.value.isOver || record.isBroken { return clusters.upperBound }
+        while next < clusters.upperBound {
+            if isNeeded && !record.isCancelled {
+                let end = bits.done.first(in: next..<clusters.upperBound) ?? clusters.upperBound
+                return bits.notNeeded.first(in: next..<end) ?? end
+            }
+            if !isNeeded && bits.done.isSet(next) {
+                next = bits.done.first(in: next..<clusters.upperBound, where: false) ?? clusters.upperBound
+            } else if isProtected(next) == isNeeded {
+                next += 1
+            } else {
+                return next
+            }
+        }
+        return clusters.upperBound
+    }
+
+    /// Whether staging or the list of what is missing has to be looked at for any part of `range`.
+    func isTouched(_ range: ByteRange) -> Bool { firstTouched(range) != nil }
+
+    /// The first block of `range` that is saved or missing.
+    func firstTouched(_ range: ByteRange) -> Int? {
+        let blocks = blocks(of: range)
+        let saved = record.bits.saved.first(in: blocks)
+        let missing = record.bits.missing.first(in: blocks.lowerBound..<(saved ?? blocks.upperBound))
+        return missing ?? saved
+    }
+
+    /// Looks up whether a cluster is needed (`top`), and records it for the whole of it; what was recorded first stands.
+    func lookUpNeed(_ cluster: Int) async {
+        var (rest, isAllocated) = (bytes(of: cluster..<cluster + 1), false)
+        do throws(BlockError) {
+            while !rest.isEmpty && !isAllocated {
+                for extent in try await drive.device.extents(in: rest) {
+                    isAllocated = isAllocated || extent.isAllocated
+                    rest = rest.dropFirst(extent.range.end - rest.offset)
+                }
+            }
+        } catch {
+            // What cannot be told is copied: too much is right, too little is not.
+            isAllocated = true
+        }
+        noteNeed(cluster..<cluster + 1, isNeeded: isAllocated)
+    }
+
+    /// Records for clusters of which nothing is known yet whether they are needed.
+    func noteNeed(_ clusters: Range<Int>, isNeeded: Bool) {
+        do throws(BlockError) {
+            try record.bits.needKnown.reserve(clusters)
+            if !isNeeded { try record.bits.notNeeded.reserve(clusters) }
+        } catch {
+            return lose(error, .write, bytes(of: clusters))
+        }
+        var next = clusters.lowerBound
+        while let first = record.bits.needKnown.first(in: next..<clusters.upperBound, where: false) {
+            let end = record.bits.needKnown.first(in: first..<clusters.upperBound) ?? clusters.upperBound
+            if !isNeeded { record.bits.notNeeded.set(first..<end) }
+            record.bits.needKnown.set(first..<end)
+            next = end
+        }
+    }
+
+    // MARK: The end
+
+    /// The point in time is lost: recorded before anything that was not saved goes on.
+    func lose(_ error: BlockError, _ operation: IOFailure.Operation, _ range: ByteRange, side: IOFailure.Side = .staging) {
+        guard !record.isBroken else { return }
+        record.setBroken()
+        state.value.failure = IOFailure(side, operation, range, error)
+        wakeAll()
+        control.signal.raise()
+    }
+
+    /// Nothing needs saving any more: the guest is let go at once. Where something still was to be saved, the point in time
+    /// is lost with this, and the record says so first.
+    func letGo() {
+        guard !state.value.isOver else { return }
+        let (part, isNeeded) = firstPart(of: drive.range)
+        if isNeeded || part.length < drive.size { record.setBroken() }
+        state.value.isOver = true
+        wakeAll()
+        drive.detach(self)
+    }
+
+    /// Returns when nothing uses staging any more. After `letGo`.
+    func ended() async {
+        state.value.watchdog?.cancel()
+        while state.value.stagingUsers > 0 { await change() }
+        await state.value.watchdog?.value
+        state.value.watchdog = nil
+    }
+
+    func startWatching() {
+        state.value.watchdog = Task(executorPreference: drive.engine) { await self.watch() }
+    }
+
+    /// After a restart: a kill may have come between *done* and the punch, and the order of what was saved is lost.
+    func recover() async throws(BlockError) {
+        for clusters in record.bits.done.runs(in: 0..<clusterCount) { await punch(clusters) }
+        state.value.urgent.isIncomplete = true
+    }
+
+    /// Finds clusters with saved or missing blocks that are still to copy, from the start of the drive, as many as fit.
+    func refillUrgent() {
+        state.value.urgent.isIncomplete = false
+        let bits = record.bits
+        var cluster = 0
+        while cluster < clusterCount, let block = firstTouched(bytes(of: cluster..<clusterCount)) {
+            cluster = block / blocksPerCluster
+            if !bits.done.isSet(cluster) { state.value.urgent.append(cluster) }
+            if state.value.urgent.isIncomplete { return }
+            cluster += 1
+        }
+    }
+
+    /// What the target holds, in bytes.
+    var copiedBytes: UInt64 {
+        record.bits.done.runs(in: 0..<clusterCount).reduce(0) { $0 + bytes(of: $1).length }
+    }
+
+    /// The last request of before has ended.
+    func beforeEnded() { control.signal.raise() }
+
+    /// A job of sync `none` ends well: what is saved by now, or being saved, is still copied and nothing else saved.
+    func freeze() {
+        guard !record.isCancelled else { return }
+        do throws(BlockError) {
+            let everything = 0..<blocks(of: drive.range).upperBound
+            let bits = record.bits
+            let saved = bits.saved.runs(in: everything) + bits.missing.runs(in: everything)
+            for blocks in saved + state.value.saves.map(\.blocks) {
+                let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+                try record.bits.frozen.reserve(clusters)
+                for cluster in clusters where !record.bits.done.isSet(cluster) {
+                    record.bits.frozen.set(cluster..<cluster + 1)
+                }
+            }
+            record.setCancelled()
+        } catch {
+            lose(error, .write, drive.range)
+        }
+        wakeAll()
+    }
+
+    /// After `freeze`: whether every frozen cluster is done.
+    var isDrained: Bool {
+        let all = 0..<clusterCount
+        var next = 0
+        while let cluster = record.bits.frozen.first(in: next..<all.upperBound) {
+            if !record.bits.done.isSet(cluster) { return false }
+            next = cluster + 1
+        }
+        return true
+    }
+
+    // MARK: Waiting
+
+    func change() async {
+        await withUnsafeContinuation { continuation in state.value.waiters.add(continuation) }
+    }
+
+    private func wakeAll() {
+        state.withState { state in
+            state.waiters.wake()
+            for index in state.saves.indices {
+                for waiter in state.saves[index].waiters { waiter.resume(returning: nil) }
+                state.saves[index].waiters = []
+            }
+        }
+    }
+
+    func beginUse() { state.value.stagingUsers += 1 }
+
+    func endUse() {
+        state.withState { state in
+            state.stagingUsers -= 1
+            if state.stagingUsers == 0 { state.waiters.wake() }
+        }
+    }
+}

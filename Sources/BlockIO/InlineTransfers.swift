@@ -1,0 +1,77 @@
+internal import CBlockIO
+internal import Glibc
+
+/// Transfers that a ring's thread makes by itself, since that is quicker than to ask the ring.
+///
+/// A read that the page cache can answer costs a microsecond; a small write into the page cache costs less than the
+/// worker thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader
+/// while the thread still goes round. But where the kernel holds back writers, because too
+/// much of what they wrote is not on the disk yet, a write takes as long as it likes, and with it everything that the
+/// thread serves: after one that was slow, writes go to the ring for a while. A turn of the thread has a bound, too, so
+/// that code which never waits does not keep others from what they wait for.
+final class InlineTransfers {
+    private static let maximumWrite = 64 << 10
+    private static let slowWriteNanoseconds: UInt64 = 1_000_000
+    private static let pauseNanoseconds: UInt64 = 500_000_000
+    private static let maximumSend = 64 << 10
+    /// What a turn may spend, in bytes of reads; small transfers count as more than they are.
+    private static let turn = 8 << 20
+    private static let leastRead = 16 << 10
+    private static let leastWrite = 64 << 10
+    /// After that many reads in a row that the cache could not answer, as many as `skip` are not tried.
+    private static let missesBeforeSkipping = 8
+    private static let skip = 32
+
+    private var left = InlineTransfers.turn
+    private var misses = 0
+    private var readsToSkip = 0
+    private var writesPausedUntil: UInt64 = 0
+    private let now: () -> UInt64
+
+    /// `now` is a clock in nanoseconds.
+    init(now: @escaping () -> UInt64 = cblockio_now) { self.now = now }
+
+    /// The engine has looked at what others wait for.
+    func beginTurn() { left = Self.turn }
+
+    /// What the page cache has of a file's bytes: a count or a negated errno; nil when the ring is to do it.
+    func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int? {
+        guard left > 0 else { return nil }
+        guard readsToSkip == 0 else {
+            readsToSkip -= 1
+            return nil
+        }
+        let count = Int(cblockio_pread_cached(descriptor, bytes.baseAddress, bytes.count, offset))
+        guard count != Int(-EAGAIN), count != Int(-EOPNOTSUPP) else {
+            misses += 1
+            if misses >= Self.missesBeforeSkipping { readsToSkip = Self.skip }
+            return nil
+        }
+        misses = 0
+        left -= max(count, Self.leastRead)
+        return count
+    }
+
+    /// Writes a small piece into the page cache: a count or a negated errno; nil when the ring is to do it.
+    func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
+        guard left > 0, bytes.count <= Self.maximumWrite else { return nil }
+        let start = now()
+        guard start >= writesPausedUntil else { return nil }
+        let count = Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))
+        let end = now()
+        if end - start > Self.slowWriteNanoseconds { writesPausedUntil = end + Self.pauseNanoseconds }
+        left -= max(count, Self.leastWrite)
+        return count
+    }
+
+    /// Sends what a socket's buffer has room for: a count or a negated errno; nil when the ring is to do it.
+    func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int? {
+        var total = 0
+        for part in parts {
+            total += part.iov_len
+            if total > Self.maximumSend { return nil }
+        }
+        let count = Int(cblockio_send(socket, parts.baseAddress, parts.count))
+        return count == Int(-EAGAIN) ? nil : count
+    }
+}

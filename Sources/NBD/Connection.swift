@@ -1,0 +1,124 @@
+internal import BlockIO
+internal import Glibc
+internal import Synchronization
+
+/// A client from accept to close: the handshake on the server's engine, then the transmission on its device's.
+final class Connection: Sendable {
+    private struct State {
+        var transmission: Transmission?
+        var isCutOff = false
+        /// What the watchdog saw last.
+        var seen = 0
+        var seenAt: ContinuousClock.Instant
+    }
+
+    let socket: Socket
+    private let input = ReceiveBuffer()
+    private let progress = Transmission.Progress()
+    private let limits: NBDLimits
+    private let log: @Sendable (String) -> Void
+    private let began = ContinuousClock.now
+    private let state: Mutex<State>
+
+    init(_ socket: Socket, _ limits: NBDLimits, log: @escaping @Sendable (String) -> Void) {
+        self.socket = socket
+        self.limits = limits
+        self.log = log
+        state = Mutex(State(seenAt: began))
+    }
+
+    /// Serves the client to its end. `registry` knows the exports; `engine` does the handshake.
+    func run(_ registry: ExportRegistry, on engine: any IOEngine) async {
+        defer { socket.close() }
+        guard let agreement = await shakeHands(registry, on: engine) else { return }
+        // It may have been removed since.
+        guard let served = registry.find(id: agreement.exportID) else { return }
+        let transmission = Transmission(
+            served.export, agreement, socket: socket, input: input, memory: limits.memory, progress: progress,
+            log: log)
+        guard served.join(transmission) else { return }
+        let isCutOff = state.withLock { state in
+            state.transmission = transmission
+            return state.isCutOff
+        }
+        if isCutOff { transmission.cutOff() }
+        await transmission.engine.run { await transmission.run() }
+        served.leave(transmission)
+    }
+
+    /// Disconnects the client, on whatever thread.
+    func cutOff() {
+        let transmission = state.withLock { state in
+            state.isCutOff = true
+            return state.transmission
+        }
+        transmission?.cutOff()
+        socket.shutDown()
+    }
+
+    /// Disconnects a client that has used up our patience: the watchdog calls this now and then.
+    func check(at now: ContinuousClock.Instant, isContended: Bool) {
+        let verdict: String? = state.withLock { state in
+            guard !state.isCutOff else { return nil }
+            guard state.transmission != nil else {
+                return now - began > limits.handshake ? "its handshake took too long" : nil
+            }
+            let count = progress.count
+            if count != state.seen || !progress.isWaiting {
+                state.seen = count
+                state.seenAt = now
+            }
+            let idle = now - state.seenAt
+            if isContended && idle > limits.stall {
+                return "it kept memory that others waited for, and stood still"
+            }
+            if progress.hasHungUp && idle > limits.farewell {
+                return "it hung up and did not fetch its replies"
+            }
+            return nil
+        }
+        guard let verdict else { return }
+        log("Disconnected an NBD client: \(verdict)")
+        cutOff()
+    }
+
+    // MARK: Handshake
+
+    private func shakeHands(
+        _ registry: ExportRegistry, on engine: any IOEngine
+    ) async -> HandshakeMachine.Agreement? {
+        var machine = HandshakeMachine { registry.facts }
+        guard await send(HandshakeMachine.greeting, on: engine) else { return nil }
+        while true {
+            guard await input.receive(from: socket, on: engine) > 0 else { return nil }
+            var actions: [HandshakeMachine.Action] = []
+            // What belongs to the transmission stays where it is.
+            let before = input.count
+            actions = machine.receive(input.bytes)
+            let used = before - machine.leftover.count
+            input.drop(actions.hasAgreement ? max(0, used) : before)
+            for action in actions {
+                switch action {
+                case .send(let bytes): guard await send(bytes, on: engine) else { return nil }
+                case .transmit(let agreement): return agreement
+                case .close(let ending):
+                    if case .garbage(let why) = ending { log("Disconnected an NBD client: \(why)") }
+                    return nil
+                }
+            }
+        }
+    }
+
+    private func send(_ bytes: [UInt8], on engine: any IOEngine) async -> Bool {
+        let buffer = IOBuffer(count: bytes.count)
+        buffer.bytes.copyBytes(from: bytes)
+        let sender = ReplySender(socket, engine) { [progress] in progress.moved() }
+        return await sender.send(buffer.slice)
+    }
+}
+
+extension [HandshakeMachine.Action] {
+    fileprivate var hasAgreement: Bool {
+        contains { if case .transmit = $0 { true } else { false } }
+    }
+}

@@ -1,0 +1,168 @@
+internal import BlockIO
+internal import Synchronization
+
+/// The memory that holds the bytes of requests and replies, bounded for all clients together.
+///
+/// A client starts with little credit, one request at least, and earns more by what it takes and gives: those who never
+/// read their replies hold what they got at first. Whatever its credit, a client holds at most half of what is left, so
+/// that something is left for the next one.
+///
+/// Writes longer than `maximumPiece`, which must be whole before any of them is written, have memory of their own, in
+/// the order of asking. (Longer reads travel in pieces.)
+final class RequestMemory: Sendable {
+    /// The longest request that is not called large, in bytes.
+    static let maximumPiece = 2 << 20
+
+    fileprivate static let firstCredit = 512 << 10
+    fileprivate static let maximumCredit = 16 << 20
+
+    /// For all servers of the process.
+    static let shared = RequestMemory()
+
+    /// What one client holds; kept by the memory's lock.
+    final class Account: Sendable {
+        fileprivate struct Holdings {
+            var small = 0
+            var large = 0
+            /// How much it may hold besides its first request.
+            var credit = RequestMemory.firstCredit
+            var isClosed = false
+        }
+
+        // SAFETY: read and changed under the lock of the memory that it was made for.
+        fileprivate nonisolated(unsafe) var holdings = Holdings()
+    }
+
+    private struct Waiter {
+        let account: Account
+        let size: Int
+        let continuation: UnsafeContinuation<IOBuffer?, Never>
+    }
+
+    private struct State {
+        var used = 0
+        var usedLarge = 0
+        /// Free buffers by the logarithm of their size.
+        var free: [[IOBuffer]] = Array(repeating: [], count: 64)
+        var freeBytes = 0
+        var waiters: [Waiter] = []
+    }
+
+    private let capacity: Int
+    private let largeCapacity: Int
+    private let maximumFree: Int
+    private let state = Mutex(State())
+
+    /// Bounds in bytes: for small requests, for large writes, and for what is kept when nobody uses it.
+    init(capacity: Int = 64 << 20, largeCapacity: Int = 64 << 20, maximumFree: Int = 32 << 20) {
+        precondition(largeCapacity >= NBDProtocol.maximumPayload, "a write of the greatest length fits")
+        self.capacity = capacity
+        self.largeCapacity = largeCapacity
+        self.maximumFree = maximumFree
+    }
+
+    /// Somebody waits for memory that others hold.
+    var isContended: Bool { state.withLock { !$0.waiters.isEmpty } }
+    /// The bytes that are lent.
+    var used: Int { state.withLock { $0.used + $0.usedLarge } }
+
+    /// A buffer of at least `count` bytes; nil when it is not to be had at once. Its contents are left over.
+    func takeIfAvailable(_ count: Int, for account: Account) -> IOBuffer? {
+        let size = Self.size(for: count)
+        return state.withLock { state in grant(size, account, &state) }
+    }
+
+    /// A buffer of at least `count` bytes, when it is to be had; nil once the account was closed.
+    func take(_ count: Int, for account: Account) async -> IOBuffer? {
+        if let buffer = takeIfAvailable(count, for: account) { return buffer }
+        return await withUnsafeContinuation { continuation in
+            let size = Self.size(for: count)
+            let answer: IOBuffer?? = state.withLock { state in
+                if account.holdings.isClosed { return .some(nil) }
+                if let buffer = grant(size, account, &state) { return buffer }
+                state.waiters.append(Waiter(account: account, size: size, continuation: continuation))
+                return nil
+            }
+            if let answer { continuation.resume(returning: answer) }
+        }
+    }
+
+    /// Gives back what was taken for `account`.
+    func give(_ buffer: IOBuffer, from account: Account) {
+        let size = buffer.count
+        let granted = state.withLock { state in
+            if size > Self.maximumPiece {
+                state.usedLarge -= size
+                account.holdings.large -= size
+            } else {
+                state.used -= size
+                account.holdings.small -= size
+                account.holdings.credit = min(account.holdings.credit + size, Self.maximumCredit)
+            }
+            if state.freeBytes + size <= maximumFree {
+                state.free[size.trailingZeroBitCount].append(buffer)
+                state.freeBytes += size
+            }
+            return state.waiters.isEmpty ? [] : grantWaiting(&state)
+        }
+        for (continuation, buffer) in granted { continuation.resume(returning: buffer) }
+    }
+
+    /// Gives the account's owner nothing more, and ends its wait.
+    func close(_ account: Account) {
+        let waiters = state.withLock { state in
+            account.holdings.isClosed = true
+            let waiters = state.waiters.filter { $0.account === account }
+            state.waiters.removeAll { $0.account === account }
+            return waiters
+        }
+        for waiter in waiters { waiter.continuation.resume(returning: nil) }
+    }
+
+    private static func size(for count: Int) -> Int {
+        precondition(count <= NBDProtocol.maximumPayload, "no request is longer than what was announced")
+        let least = max(count, IOBuffer.alignment)
+        return 1 << (Int.bitWidth - (least - 1).leadingZeroBitCount)
+    }
+
+    private func grant(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
+        guard !account.holdings.isClosed else { return nil }
+        if size > Self.maximumPiece {
+            guard state.usedLarge + size <= largeCapacity, account.holdings.large + size <= largeCapacity / 2
+            else {
+                return nil
+            }
+            state.usedLarge += size
+            account.holdings.large += size
+        } else {
+            let held = account.holdings.small
+            guard held == 0 || held + size <= account.holdings.credit else { return nil }
+            guard held + size <= (capacity - state.used) / 2 else { return nil }
+            state.used += size
+            account.holdings.small += size
+        }
+        if let buffer = state.free[size.trailingZeroBitCount].popLast() {
+            state.freeBytes -= size
+            return buffer
+        }
+        return IOBuffer(count: size)
+    }
+
+    private func grantWaiting(_ state: inout State) -> [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] {
+        var granted: [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] = []
+        var left: [Waiter] = []
+        var isLargePassed = false
+        for waiter in state.waiters {
+            // A large write is not overtaken by other large ones, or it might never find room.
+            let isLarge = waiter.size > Self.maximumPiece
+            if !(isLarge && isLargePassed), let buffer = grant(waiter.size, waiter.account, &state) {
+                granted.append((waiter.continuation, buffer))
+            } else {
+                isLargePassed = isLargePassed || isLarge
+                left.append(waiter)
+            }
+        }
+        state.waiters = left
+        return granted
+    }
+}

@@ -1,0 +1,38 @@
+internal import CBlockIO
+internal import Glibc
+internal import Synchronization
+
+/// A stream socket; closed once, by its owner, when nobody uses it any more.
+final class Socket: Sendable {
+    /// For the owner, who closes it.
+    let descriptor: Int32
+    private let isOpen = Mutex(true)
+
+    /// Takes over an open descriptor.
+    init(_ descriptor: Int32) { self.descriptor = descriptor }
+
+    deinit { close() }
+
+    /// Ends what anybody sends, receives or accepts, at once and for good; harmless at any time.
+    func shutDown() {
+        isOpen.withLock { isOpen in
+            // An error means that the peer was quicker.
+            if isOpen { _ = cblockio_shutdown(descriptor) }
+        }
+    }
+
+    func close() {
+        isOpen.withLock { isOpen in
+            // Nothing is lost with a socket whose close fails.
+            if isOpen { _ = cblockio_close(descriptor) }
+            isOpen = false
+        }
+    }
+
+    /// Answers leave at once, and a peer that has gone silently is found out some day.
+    func prepareTCP() {
+        // Both are a matter of pace: a socket that refuses them works.
+        _ = cblockio_set_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1)
+        _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_KEEPALIVE, 1)
+    }
+}

@@ -1,0 +1,288 @@
+internal import BlockIO
+internal import Glibc
+internal import Synchronization
+
+/// A client's requests to one export, on the engine of the export's device.
+///
+/// One task receives: it looks at all the requests that have arrived and starts a child task for each, which does the
+/// I/O and leaves a reply. Another one sends all the replies there are with one call. Read data leaves from the memory
+/// that it was read into; a write's payload is whole before the device sees any of it. What is not sent counts against
+/// the client: with `maximumInFlight` requests, or more memory than its share, it is not read from any more.
+final class Transmission: Sendable {
+    /// Requests whose replies have not left.
+    static let maximumInFlight = 128
+
+    struct State {
+        var inFlight = 0
+        var outgoing: [Reply] = []
+        /// The receiver, which waits for a request to be over.
+        var waitingForSlot: UnsafeContinuation<Void, Never>?
+        /// The sender, which waits for replies.
+        var waitingForReplies: UnsafeContinuation<Void, Never>?
+        /// The sender, while another task sends by itself.
+        var waitingForTurn: UnsafeContinuation<Void, Never>?
+        /// Nothing more is received.
+        var hasReceivedAll = false
+        /// Nothing more is sent: replies are dropped.
+        var isBroken = false
+        var isEnding = false
+        /// Failures that were told to the operator.
+        var reports = 0
+    }
+
+    let engine: any IOEngine
+    let device: any BlockDevice
+    let memory: RequestMemory
+    let account = RequestMemory.Account()
+    let agreement: HandshakeMachine.Agreement
+    let state: EngineIsolated<State>
+    let sender: ReplySender
+    /// Counts what moves; the watchdog sees whether it does.
+    let progress: Progress
+    let exportName: String
+    let log: @Sendable (String) -> Void
+    private let socket: Socket
+    private let input: ReceiveBuffer
+    private let rules: RequestRules
+
+    /// How far a client has come, for the watchdog, which looks from another thread.
+    final class Progress: Sendable {
+        private let moves = Atomic(0)
+        /// Somebody waits for the client to take or to give bytes.
+        private let waits = Atomic(0)
+
+        /// The client sends nothing more.
+        private let ended = Atomic(false)
+
+        func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
+        func beginWait() { waits.wrappingAdd(1, ordering: .relaxed) }
+        func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
+
+        func hangUp() { ended.store(true, ordering: .relaxed) }
+
+        var hasHungUp: Bool { ended.load(ordering: .relaxed) }
+        var count: Int { moves.load(ordering: .relaxed) }
+        var isWaiting: Bool { waits.load(ordering: .relaxed) > 0 }
+    }
+
+    init(
+        _ export: NBDExport, _ agreement: HandshakeMachine.Agreement, socket: Socket, input: ReceiveBuffer,
+        memory: RequestMemory, progress: Progress, log: @escaping @Sendable (String) -> Void
+    ) {
+        device = export.device
+        engine = export.device.engine
+        exportName = export.name
+        self.agreement = agreement
+        self.socket = socket
+        self.input = input
+        self.memory = memory
+        self.progress = progress
+        self.log = log
+        state = EngineIsolated(State(), engine: export.device.engine)
+        sender = ReplySender(socket, export.device.engine) { progress.moved() }
+        rules = RequestRules(
+            size: export.device.size, isReadOnly: export.isReadOnly || export.device.isReadOnly,
+            minimumBlock: max(1, export.device.limits.requestAlignment),
+            hasStructuredReplies: agreement.hasStructuredReplies,
+            hasAllocationContext: agreement.hasAllocationContext,
+            maximumUnfragmented: UInt32(RequestMemory.maximumPiece))
+    }
+
+    /// Serves until the client leaves, or is cut off, and all its requests are over. Runs on the engine.
+    func run() async {
+        engine.preconditionCurrent()
+        await withDiscardingTaskGroup { group in
+            group.addTask { await self.sendReplies() }
+            await receiveRequests(&group)
+            state.value.hasReceivedAll = true
+            progress.hangUp()
+            state.value.waitingForReplies.take()?.resume()
+        }
+        memory.close(account)
+    }
+
+    /// Refuses new requests; the client is disconnected when those that run are over.
+    func beginEnding() {
+        state.value.isEnding = true
+        if state.value.inFlight == 0 { cutOff() }
+    }
+
+    /// Disconnects at once, on whatever thread; requests that the device has still run to their end.
+    func cutOff() {
+        memory.close(account)
+        socket.shutDown()
+    }
+
+    // MARK: Receiving
+
+    private func receiveRequests(_ group: inout DiscardingTaskGroup) async {
+        while true {
+            while input.count >= RequestHeader.byteCount {
+                guard let request = RequestHeader(input.bytes) else {
+                    report("a request does not start as requests do")
+                    return cutOff()
+                }
+                input.drop(RequestHeader.byteCount)
+                await waitForSlot()
+                guard await begin(request, &group) else { return }
+            }
+            guard await input.receive(from: socket, on: engine) > 0 else { return }
+            progress.moved()
+        }
+    }
+
+    private func waitForSlot() async {
+        while state.value.inFlight >= Self.maximumInFlight {
+            await withUnsafeContinuation { state.value.waitingForSlot = $0 }
+        }
+    }
+
+    /// False when nothing more is to be received.
+    private func begin(_ request: RequestHeader, _ group: inout DiscardingTaskGroup) async -> Bool {
+        var rules = rules
+        rules.isEnding = state.value.isEnding
+        switch rules.judge(request) {
+        case .disconnect: return false
+        case .close(let why):
+            report(why)
+            cutOff()
+            return false
+        case .refuse(let error, let message, let payload):
+            guard await drain(payload) else { return false }
+            state.value.inFlight += 1
+            refuse(request, error, message)
+        case .serve(let command):
+            var buffer: IOBuffer?
+            if command == .read || command == .write, request.length > 0 {
+                let isPiecemeal = command == .read
+                let count =
+                    isPiecemeal ? min(Int(request.length), RequestMemory.maximumPiece) : Int(request.length)
+                buffer = memory.takeIfAvailable(count, for: account)
+                if buffer == nil { buffer = await memory.take(count, for: account) }
+                guard let buffer else { return false }
+                if command == .write, !(await receivePayload(buffer[0..<count])) {
+                    memory.give(buffer, from: account)
+                    return false
+                }
+            }
+            state.value.inFlight += 1
+            group.addTask { [buffer] in await self.serve(request, command, buffer) }
+        }
+        return true
+    }
+
+    /// Fills `slice` with what follows a header; false when the client leaves before.
+    private func receivePayload(_ slice: IOSlice) async -> Bool {
+        let bytes = slice.bytes
+        var done = min(bytes.count, input.count)
+        bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: input.bytes[..<done]))
+        input.drop(done)
+        guard done < bytes.count else { return true }
+        progress.beginWait()
+        defer { progress.endWait() }
+        while done < bytes.count {
+            let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
+            let count = await engine.receive(socket.descriptor, rest, all: true)
+            if count == Int(-EINTR) || count == Int(-EAGAIN) { continue }
+            guard count > 0 else { return false }
+            progress.moved()
+            done += count
+        }
+        withExtendedLifetime(slice) {}
+        return true
+    }
+
+    /// Drops the payload of a request that is refused; false when the client leaves before.
+    private func drain(_ payload: Int) async -> Bool {
+        var left = payload
+        while left > 0 {
+            if input.count == 0 {
+                guard await input.receive(from: socket, on: engine) > 0 else { return false }
+            }
+            let dropped = min(left, input.count)
+            input.drop(dropped)
+            left -= dropped
+        }
+        return true
+    }
+
+    // MARK: Sending
+
+    /// Leaves a reply for the sender.
+    func leave(_ reply: Reply) {
+        state.value.outgoing.append(reply)
+        state.value.waitingForReplies.take()?.resume()
+    }
+
+    /// Leaves a reply and waits until it has left, or never will; false then.
+    func leaveAndWait(_ reply: Reply) async -> Bool {
+        await withUnsafeContinuation { continuation in
+            var reply = reply
+            reply.waiter = continuation
+            leave(reply)
+        }
+        return !state.value.isBroken
+    }
+
+    private func sendReplies() async {
+        var batch: [Reply] = []
+        while true {
+            while state.value.outgoing.isEmpty {
+                if state.value.hasReceivedAll && state.value.inFlight == 0 { return }
+                await withUnsafeContinuation { state.value.waitingForReplies = $0 }
+            }
+            swap(&batch, &state.value.outgoing)
+            var rest = batch[...]
+            while let first = rest.first {
+                if case .turn = first.form {
+                    await withUnsafeContinuation { back in
+                        state.value.waitingForTurn = back
+                        first.waiter?.resume()
+                    }
+                    rest.removeFirst()
+                    continue
+                }
+                let upToTurn = rest.prefix { if case .turn = $0.form { false } else { true } }
+                var count = upToTurn.count
+                if !state.value.isBroken {
+                    progress.beginWait()
+                    if let sent = await sender.send(upToTurn) { count = sent } else { breakOff() }
+                    progress.endWait()
+                }
+                for reply in rest.prefix(count) { finish(reply) }
+                rest.removeFirst(count)
+            }
+            batch.removeAll(keepingCapacity: true)
+        }
+    }
+
+    /// The client cannot be reached any more.
+    func breakOff() {
+        state.value.isBroken = true
+        cutOff()
+    }
+
+    /// A reply has left, or was dropped.
+    private func finish(_ reply: Reply) {
+        if let buffer = reply.buffer { memory.give(buffer, from: account) }
+        reply.waiter?.resume()
+        guard reply.isLast else { return }
+        state.value.inFlight -= 1
+        state.value.waitingForSlot.take()?.resume()
+        if state.value.isEnding && state.value.inFlight == 0 { cutOff() }
+    }
+
+    /// Whoever waited for its turn to send has sent its reply, or cannot any more.
+    func endOwnTurn(_ buffer: IOBuffer) {
+        finish(Reply(cookie: 0, form: .none, buffer: buffer))
+        state.value.waitingForTurn.take()?.resume()
+    }
+
+    /// Tells the operator, who does not need to hear everything from a client that goes on and on.
+    func report(_ what: String) {
+        state.value.reports += 1
+        guard state.value.reports <= 8 else { return }
+        let last = state.value.reports == 8 ? " (more of this client is not reported)" : ""
+        log("NBD client of the export \"\(exportName)\": \(what)\(last)")
+    }
+}

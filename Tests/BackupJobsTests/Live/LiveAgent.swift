@@ -1,0 +1,313 @@
+@testable internal import BackupJobs
+internal import BlockIO
+internal import Glibc
+internal import Synchronization
+
+/// One life of an agent in a history: its guests, its job, its view, until all is done or it is killed.
+final class LiveAgent: Sendable {
+    let history: LiveHistory
+    let sim: SimEngine
+    let disk: LiveDisk
+    let drive: LiveDrive
+    let target: LiveTarget
+    let control = JobControl()
+    let isFirst: Bool
+    private let hasPoint = Flag()
+
+    init(_ history: LiveHistory, life: Int) {
+        self.history = history
+        isFirst = life == 0
+        sim = SimEngine(seed: history.seed &* 31 &+ UInt64(life))
+        disk = LiveDisk(history.drive, sim, history.pieces, name: "drive", slowness: history.driveSlowness)
+        drive = LiveDrive(disk)
+        target = LiveTarget(
+            history.target, clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
+            history.pieces, failing: history.failingWrite, slowness: history.targetSlowness)
+    }
+
+    /// True when everything came to its end.
+    func live(killedAfter time: Duration?) -> Bool {
+        disk.onChange.withLock { $0 = { [weak self] in self?.noteChange($0) } }
+        sim.observe { [self] in
+            guard !hasPoint.isSet, drive.state.value.point != nil else { return }
+            hasPoint.set()
+            if isFirst || !history.state.withLock({ $0.isSwitched }) { history.noteSwitch() }
+        }
+        let isDone = sim.drive { [self] in
+            let killer = Task(executorPreference: sim) {
+                guard let time else { return }
+                await self.sim.pass(time, cancellable: true)
+                if !Task.isCancelled { self.sim.stop() }
+            }
+            // No guest is listened to before the job stands again.
+            let job = await resumed()
+            await withTaskGroup { group in
+                for guest in 0..<3 { group.addTask { await self.guest(guest) } }
+                group.addTask { await self.backUp(job) }
+                group.addTask { await self.spoil() }
+            }
+            await close()
+            killer.cancel()
+        }
+        return isDone
+    }
+
+    private func close() async {
+        do throws(BlockError) { try await drive.close() } catch { history.complain("close: \(error)") }
+        if drive.state.value.kept.isAnyKept { history.complain("a kept discard was never passed on") }
+    }
+
+    // MARK: The job
+
+    private func make() throws(BlockError) -> BackupJob {
+        let isNew = !history.state.withLock { $0.isSwitched }
+        if isNew { unlink(history.recordPath) }
+        let record =
+            try isNew
+            ? JobRecord.create(
+                at: history.recordPath, driveSize: history.size, clusterSize: history.clusterSize, engine: sim)
+            : JobRecord.open(history.recordPath, engine: sim)
+        let staged = LiveDisk(history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true)
+        return BackupJob(
+            drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim), target: target,
+            options: history.options, record: record, staging: Staging(on: staged, limit: history.stagingLimit),
+            buffers: BufferPool(capacity: 1 << 20, bufferSize: 65536), control: control, clock: sim.clock)
+    }
+
+    /// After a kill: the job, standing again; nil when there was none or it is over.
+    private func resumed() async -> BackupJob? {
+        let (isSwitched, isOver) = history.state.withLock { ($0.isSwitched, $0.outcome != nil) }
+        guard isSwitched, !isOver else { return nil }
+        do {
+            let job = try make()
+            try await job.resume()
+            if history.state.withLock({ $0.isFinishing }) { control.finish() }
+            return job
+        } catch let failure as BackupFailure {
+            history.state.withLock {
+                $0.resumeFailure = failure
+                $0.outcome = .some(failure)
+            }
+        } catch { history.complain("the job does not come back: \(error)") }
+        return nil
+    }
+
+    private func backUp(_ resumed: BackupJob?) async {
+        if history.state.withLock({ $0.outcome != nil }) { return }
+        var job = resumed
+        if job == nil {
+            await sim.pass(history.switchTime)
+            do throws(BlockError) { job = try make() } catch { return history.complain("no job: \(error)") }
+        }
+        guard let job else { return }
+        let isNew = resumed == nil
+        async let steering: Void = steer(job)
+        do throws(BackupFailure) {
+            if isNew { try await BackupJob.fixPointInTime(of: [job]) }
+            async let viewing: Void = view(job)
+            try await job.run()
+            history.state.withLock { $0.isFlushing = true }
+            do throws(BlockError) { try await job.complete() } catch { history.complain("complete: \(error)") }
+            history.state.withLock { $0.isFlushing = false }
+            note(nil, job)
+            await job.release()
+            await viewing
+        } catch {
+            note(error, job)
+            await job.leftBehindEnded()
+            await job.release()
+        }
+        await steering
+        if job.point.state.value.stagingUsers != 0 { history.complain("staging is used after the release") }
+        // A kill may have left something where no bit says so; what is done has nothing left.
+        let (outcome, done) = history.state.withLock { ($0.outcome, $0.done) }
+        guard outcome == .some(nil) else { return }
+        for cluster in done where history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 }) {
+            history.complain("staging holds something of cluster \(cluster), which is done")
+        }
+    }
+
+    private func note(_ outcome: BackupFailure?, _ job: BackupJob) {
+        let bits = job.record.bits
+        history.state.withLock { state in
+            state.outcome = .some(outcome)
+            state.done = Set((0..<history.clusterCount).filter(bits.done.isSet))
+            state.missing = Set((0..<Int(history.size.dividedRoundingUp(by: 4096))).filter(bits.missing.isSet))
+            state.isBroken = job.record.isBroken
+        }
+    }
+
+    /// Something goes to the drive: what the guest overwrites before the freeze must be in the target.
+    private func noteChange(_ units: Range<Int>) {
+        guard let point = drive.state.value.point, !point.record.isCancelled else { return }
+        history.state.withLock { $0.touched.formUnion(history.clusters(of: units)) }
+    }
+
+    private func steer(_ job: BackupJob) async {
+        if history.meddles {
+            for _ in 0..<3 {
+                await sim.pass(.microseconds(sim.random { $0.below(20_000) }))
+                control.pause()
+                await sim.pass(.microseconds(sim.random { $0.below(8000) }))
+                control.resume()
+                control.setSpeed(Int64(sim.random { $0.below(6 << 20) }))
+            }
+        }
+        if let time = history.cancelTime {
+            await sim.pass(time)
+            control.cancel()
+        }
+        guard history.options.sync == .none else { return }
+        await sim.pass(history.finishTime)
+        // What guests overwrite up to the moment of the freeze must be in the target.
+        history.state.withLock { $0.isFinishing = true }
+        control.finish()
+    }
+
+    private func view(_ job: BackupJob) async {
+        let view = job.view
+        for _ in 0..<12 {
+            await sim.pass(.microseconds(sim.random { $0.below(4000) }))
+            let units = Int(history.size / 512)
+            let first = sim.random { $0.below(units) }
+            let count = sim.random { min(units - first, $0.pick([1, 3, 8, 40, 130, 300])) }
+            let range = ByteRange(offset: UInt64(first) * 512, length: UInt64(count) * 512)
+            let buffer = IOBuffer(count: count * 512)
+            do throws(BlockError) { try await view.read(range, into: buffer.slice) } catch { continue }
+            Trace.note("view: \(first..<first + count) read")
+            let truths = history.state.withLock { Array($0.truth[first..<first + count]) }
+            for unit in first..<first + count {
+                let slice = buffer[(unit - first) * 512..<(unit - first + 1) * 512]
+                let value = DiskContent.value(UnsafeRawBufferPointer(slice.bytes), unit: unit)
+                let truth = truths[unit - first]
+                if value != truth {
+                    return history.complain(
+                        "the view shows \(value.map(String.init) ?? "nothing known") in unit \(unit) instead of "
+                            + "\(truth.map(String.init) ?? "?")")
+                }
+            }
+        }
+    }
+
+    // MARK: Guests
+
+    private func guest(_ number: Int) async {
+        // What a kill has left unanswered is sent again.
+        for index in history.state.withLock({ $0.requests.indices.filter { $0 % 3 == number } })
+        where history.state.withLock({ $0.requests[index].end == nil }) { await send(index) }
+        while history.state.withLock({ $0.requests.count }) < 16 {
+            await sim.pass(.microseconds(sim.random { $0.below(6000) }))
+            let index = history.state.withLock { state -> Int? in
+                guard state.requests.count % 3 == number else { return nil }
+                state.requests.append(newRequest(&state))
+                return state.requests.count - 1
+            }
+            if let index { await send(index) }
+        }
+    }
+
+    private func newRequest(_ state: inout LiveHistory.State) -> LiveHistory.Request {
+        let units = Int(history.size / 512)
+        let cluster = history.unitsPerCluster
+        state.value += 1
+        let value = state.value
+        return sim.random { chance in
+            func whole() -> Range<Int> {
+                let first = chance.below(history.clusterCount) * cluster
+                return first..<min(units, first + cluster * (1 + chance.below(2)))
+            }
+            func some() -> Range<Int> {
+                let first = chance.below(units)
+                return first..<min(units, first + chance.pick([1, 2, 3, 8, 9, 16, 40, 200]))
+            }
+            switch chance.below(10) {
+            case 0, 1: return .init(kind: .trim, units: whole(), value: 0)
+            case 2: return .init(kind: .trim, units: some(), value: 0)
+            case 3: return .init(kind: .zero, units: whole(), value: 0)
+            case 4: return .init(kind: .zero, units: some(), value: 0)
+            case 5: return .init(kind: .write, units: whole(), value: value)
+            default: return .init(kind: .write, units: some(), value: value)
+            }
+        }
+    }
+
+    private func send(_ index: Int) async {
+        let request = history.state.withLock { state in
+            state.turn += 1
+            if state.requests[index].start == 0 { state.requests[index].start = state.turn }
+            return state.requests[index]
+        }
+        Trace.note("guest: \(request.kind) \(request.units) = \(request.value) sent")
+        let range = ByteRange(offset: UInt64(request.units.lowerBound) * 512, length: UInt64(request.units.count) * 512)
+        do throws(BlockError) {
+            switch request.kind {
+            case .trim: try await drive.discard(range)
+            case .zero: try await drive.writeZeroes(range, mayUnmap: sim.random { $0.oneIn(2) })
+            case .write:
+                let buffer = IOBuffer(count: Int(range.length))
+                for unit in request.units {
+                    let start = (unit - request.units.lowerBound) * 512
+                    DiskContent.fill(buffer[start..<start + 512].bytes, request.value, unit: unit)
+                }
+                try await drive.write(range, from: buffer.slice)
+            }
+        } catch {
+            // Nothing of it may count as answered; it may have changed nothing, or something.
+            if history.options.saveFailure != .breakGuestWrite { history.complain("a guest's request fails: \(error)") }
+            history.state.withLock { $0.requests[index].end = nil }
+            return
+        }
+        let isBefore = history.state.withLock { state in
+            state.turn += 1
+            state.requests[index].end = state.turn
+            return state.requests[index].isBefore
+        }
+        Trace.note("guest: \(request.kind) \(request.units) = \(request.value) answered")
+        if isBefore { for cluster in history.clusters(of: request.units) { history.settle(cluster) } }
+    }
+
+    /// A sector goes bad.
+    private func spoil() async {
+        guard isFirst, let time = history.badTime else { return }
+        await sim.pass(time)
+        let unit = sim.random { $0.below(Int(history.size / 512)) }
+        history.state.withLock { $0.hadBad = true }
+        history.drive.state.withLock { state in
+            if state.values[unit] != nil { _ = state.bad.insert(unit) }
+        }
+    }
+}
+
+/// The backing file below a simulated disk.
+private final class BaseDisk: BlockDevice {
+    private let content: DiskContent
+    private let sim: SimEngine
+    let name = "base"
+    let isReadOnly = true
+    let limits = BlockLimits()
+
+    init(_ content: DiskContent, _ sim: SimEngine) {
+        self.content = content
+        self.sim = sim
+    }
+
+    var engine: any IOEngine { sim }
+    var size: UInt64 { content.size }
+
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        await sim.latency()
+        for unit in Int(range.offset / 512)..<Int(range.end / 512) {
+            let start = unit * 512 - Int(range.offset)
+            DiskContent.fill(buffer[start..<start + 512].bytes, content.backing?[unit] ?? 0, unit: unit)
+        }
+    }
+
+    func write(_: ByteRange, from _: IOSlice) async throws(BlockError) {}
+    func writeZeroes(_: ByteRange, mayUnmap _: Bool) async throws(BlockError) {}
+    func discard(_: ByteRange) async throws(BlockError) {}
+    func flush() async throws(BlockError) {}
+    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
+        [Extent(range, isZero: false, isAllocated: true)]
+    }
+    func close() async throws(BlockError) {}
+}

@@ -1,0 +1,27 @@
+internal import BlockIO
+internal import Glibc
+internal import Synchronization
+internal import TestKit
+internal import Testing
+
+@Suite struct LiveHistoryTests {
+    /// How many histories one run of the tests plays.
+    static var count: UInt64 {
+        getenv("DRIVE_BACKUP_HISTORIES").flatMap { UInt64(String(cString: $0)) } ?? 3000
+    }
+
+    @Test("whatever guests do while a backup runs, the target is the drive at one instant, and the drive is the guests'")
+    func histories() throws {
+        let first = Chance.seed()
+        print("DRIVE_BACKUP_SEED=\(first)")
+        let directory = try TemporaryDirectory()
+        for seed in first..<first + Self.count {
+            let history = LiveHistory(seed: seed, directory: directory.path)
+            let found = history.play()
+            #expect(
+                found == [],
+                "seed \(seed) (history \(seed - first + 1)): \(history.options), \(history.state.withLock { $0.wasKilled }) kills")
+            if !found.isEmpty { return }
+        }
+    }
+}

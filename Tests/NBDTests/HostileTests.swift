@@ -1,0 +1,203 @@
+internal import BlockIO
+internal import Foundation
+internal import TestKit
+internal import Testing
+
+@testable internal import NBD
+
+@Suite("Hostile clients", .serialized)
+struct HostileTests {
+    /// Limits that are not shared with other tests.
+    private static func limits(stall: Duration = .seconds(60), handshake: Duration = .seconds(60))
+        -> NBDLimits
+    {
+        NBDLimits(
+            handshake: handshake, stall: stall, tick: .milliseconds(20), connections: 64,
+            memory: RequestMemory())
+    }
+
+    @Test(
+        "sixteen clients that never read their replies take nothing from one that does",
+        arguments: EngineKind.allCases)
+    func neverReading(kind: EngineKind) async throws {
+        let limits = Self.limits()
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        _ = try await test.addFile("a", bytes: 64 << 20)
+        var hostile: [RawClient] = []
+        for index in 0..<16 {
+            let client = try await RawClient.open(test.path, structured: index % 2 == 0)
+            // More than a socket holds; it gets stuck where the server stops reading, which is no matter of ours.
+            let length: UInt32 = index % 3 == 0 ? 32 << 20 : 1 << 20
+            try await client.send(
+                (0..<100).flatMap { RawClient.request(0, cookie: $0, length: length) })
+            hostile.append(client)
+        }
+        let good = try await RawClient.open(test.path)
+        for index in 0..<200 {
+            let answer = try await good.ask(
+                0, cookie: UInt64(index), offset: UInt64(index) << 16, length: 65536)
+            #expect(answer.error == 0)
+        }
+        let block = [UInt8](repeating: 3, count: 1 << 20)
+        for index in 0..<20 {
+            #expect(
+                try await good.ask(1, offset: UInt64(index) << 20, length: 1 << 20, payload: block).error == 0
+            )
+        }
+        let fio = try await runProcess(
+            "fio",
+            [
+                "--name=x", "--ioengine=nbd", "--uri=" + test.uri("a"), "--rw=randrw", "--bs=64k",
+                "--iodepth=16",
+                "--size=64m", "--verify=crc32c", "--verify_fatal=1",
+            ])
+        #expect(fio.status == 0, "\(fio.output)\(fio.error)")
+        #expect(limits.memory.used <= 64 << 20)
+        // They are all still there: nobody has been disturbed for the good one's sake.
+        #expect(test.server.clients(of: "a") == 17)
+        for client in hostile { client.socket.shutDown() }
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test("clients that hold announced payloads back are let go when others need the memory")
+    func heldBack() async throws {
+        let limits = Self.limits(stall: .milliseconds(200))
+        let test = try await ServerUnderTest.start(limits: limits)
+        let disk = try test.addDisk("a", bytes: 64 << 20)
+        var hostile: [RawClient] = []
+        for _ in 0..<2 {
+            let client = try await RawClient.open(test.path)
+            try await client.send(RawClient.request(1, length: 32 << 20) + [1, 2, 3])
+            hostile.append(client)
+        }
+        while limits.memory.used < 64 << 20 { await Task.yield() }
+        let good = try await RawClient.open(test.path)
+        #expect(try await good.ask(0, length: 1 << 20).error == 0)
+        let payload = [UInt8](repeating: 5, count: 32 << 20)
+        #expect(try await good.ask(1, length: 32 << 20, payload: payload).error == 0)
+        for client in hostile { await client.waitForEnd() }
+        // Nothing of the others' writes was applied.
+        #expect(disk.calls.filter { $0.operation == .write }.count == 1)
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test("a client that leaves in the middle of a write has written nothing", arguments: EngineKind.allCases)
+    func leaving(kind: EngineKind) async throws {
+        let limits = Self.limits()
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        let disk = try test.addDisk("a", bytes: 8 << 20)
+        for cut in [0, 1, 27, 28, 29, 4095, 100_000] {
+            let client = try await RawClient.open(test.path)
+            let bytes = RawClient.request(1, length: 100_001) + [UInt8](repeating: 9, count: 100_000)
+            try await client.send(Array(bytes.prefix(cut)))
+            client.socket.shutDown()
+            client.socket.close()
+        }
+        while test.server.clients(of: "a") > 0 { await Task.yield() }
+        #expect(disk.calls == [])
+        #expect(limits.memory.used == 0)
+        // What was whole is done, whoever is there to hear of it.
+        disk.hold()
+        let client = try await RawClient.open(test.path)
+        try await client.send(RawClient.request(1, length: 4) + [1, 2, 3, 4])
+        while disk.heldCalls.isEmpty { await Task.yield() }
+        client.socket.shutDown()
+        client.socket.close()
+        #expect(test.server.clients(of: "a") == 1)
+        disk.release()
+        while test.server.clients(of: "a") > 0 { await Task.yield() }
+        #expect(disk.contents(of: ByteRange(offset: 0, length: 4)) == [1, 2, 3, 4])
+        try await test.stop()
+    }
+
+    @Test("garbage ends a connection and nothing else", arguments: EngineKind.allCases)
+    func garbage(kind: EngineKind) async throws {
+        let limits = Self.limits()
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        _ = try test.addDisk("a", bytes: 8 << 20)
+        let good = try await RawClient.open(test.path)
+        var generator = SeededGenerator(testSeed())
+        for round in 0..<60 {
+            let noise = (0..<Int.random(in: 1...3000, using: &generator)).map { _ in
+                UInt8.random(in: 0...255, using: &generator)
+            }
+            let client = round % 2 == 0 ? try await RawClient(test.path) : try await RawClient.open(test.path)
+            if round % 4 == 1 {
+                // Well-formed requests with random fields between.
+                for _ in 0..<20 {
+                    let request = RawClient.request(
+                        UInt16.random(in: 0..<10, using: &generator), cookie: 1,
+                        flags: UInt16.random(in: 0..<32, using: &generator),
+                        offset: UInt64.random(in: 0..<10 << 20, using: &generator),
+                        length: UInt32.random(in: 0..<5000, using: &generator))
+                    // A server that has hung up is what we are after.
+                    try? await client.send(request)
+                }
+            }
+            try? await client.send(noise)
+            client.socket.shutDown()
+            #expect(try await good.ask(0, cookie: UInt64(round), length: 512).error == 0)
+        }
+        while test.server.clients(of: "a") > 1 { await Task.yield() }
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test("a handshake has its time")
+    func slowHandshake() async throws {
+        let test = try await ServerUnderTest.start(limits: Self.limits(handshake: .milliseconds(100)))
+        _ = try test.addDisk("a", bytes: 1 << 20)
+        let good = try await RawClient.open(test.path)
+        let silent = try await RawClient(test.path)
+        let slow = try await RawClient(test.path)
+        try await slow.greet()
+        try await slow.option(3)
+        await silent.waitForEnd()
+        await slow.waitForEnd()
+        #expect(try await good.ask(0, length: 512).error == 0)
+        #expect(test.said.value.contains { $0.contains("handshake") })
+        try await test.stop()
+    }
+
+    @Test("more clients than there is room for are turned away, and others come in when they have gone")
+    func tooMany() async throws {
+        let test = try await ServerUnderTest.start(limits: Self.limits())
+        _ = try test.addDisk("a", bytes: 1 << 20)
+        var clients: [RawClient] = []
+        for _ in 0..<64 { clients.append(try await RawClient.open(test.path)) }
+        await #expect(throws: TestKitError.self) { _ = try await RawClient.open(test.path) }
+        for client in clients { #expect(try await client.ask(0, length: 512).error == 0) }
+        for client in clients.prefix(32) {
+            try await client.send(RawClient.request(2))
+            await client.waitForEnd()
+        }
+        while test.server.clients(of: "a") > 32 { await Task.yield() }
+        for _ in 0..<30 { clients.append(try await RawClient.open(test.path)) }
+        try await test.stop()
+    }
+
+    @Test("thousands of requests whose answers nobody takes cost a bounded number of answers")
+    func answersNobodyTakes() async throws {
+        let limits = Self.limits()
+        let test = try await ServerUnderTest.start(limits: limits)
+        let disk = try test.addDisk("a", bytes: 1 << 20)
+        disk.hold()
+        let client = try await RawClient.open(test.path)
+        async let sending: Void = client.send(
+            (0..<5000).flatMap { RawClient.request(0, cookie: $0, length: 4096) })
+        while disk.heldCalls.count < Transmission.maximumInFlight { await Task.yield() }
+        for _ in 0..<1000 { await Task.yield() }
+        #expect(disk.heldCalls.count == Transmission.maximumInFlight)
+        disk.release()
+        var answers = 0
+        while answers < 5000 {
+            _ = try await client.reply()
+            answers += 1
+        }
+        try await sending
+        #expect(disk.maximumInFlight <= Transmission.maximumInFlight)
+        try await test.stop()
+    }
+}

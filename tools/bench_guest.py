@@ -284,7 +284,7 @@ class BestPeer(Peer):
 
 def fio(uri, *options):
     return subprocess.Popen(
-        ["fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--time_based", "--randrepeat=0",
+        ["fio", "--name=guest", "--ioengine=nbd", f"--uri={uri}", "--thread", "--time_based", "--randrepeat=0",
          "--percentile_list=50:99:99.9", "--output-format=json", *options],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -320,7 +320,8 @@ def busy_round(server, work, seconds, path, fresh):
     os.sync()
     server.start(path, fresh)
     process = fio(server.uri, *work, f"--runtime={seconds}")
-    while process.poll() is None:
+    deadline = time.monotonic() + seconds + 5
+    while process.poll() is None and time.monotonic() < deadline:
         if fresh and server.progress() > 0.8:
             process.send_signal(signal.SIGINT)
             break

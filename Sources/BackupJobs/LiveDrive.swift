@@ -61,6 +61,8 @@ package final class LiveDrive: BlockDevice {
         try await device.writeZeroes(range, mayUnmap: mayUnmap)
     }
 
+    package func zeroesQuickly(mayUnmap: Bool) -> Bool { device.zeroesQuickly(mayUnmap: mayUnmap) }
+
     /// Answered at once where a job needs the old content: then it is kept, and passed on later (DATAPATH.md rule 7).
     package func discard(_ range: ByteRange) async throws(BlockError) {
         try check(range, to: "discard")

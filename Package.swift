@@ -58,7 +58,8 @@ let targets: [Target] = [
     swift(
         "BackupAgent",
         [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb, lifecycle,
+            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb,
+            lifecycle,
             logging, unixSignals,
         ]),
 

@@ -85,7 +85,8 @@ extension JobManager {
                 sync: sync == .full ? .full : .top, speedBytesPerSecond: record.info.speedBytesPerSecond,
                 targetReadsAsZero: target.readsAsZero)
             return BackupJob(
-                drive: LiveDrive(image.device), target: target, options: options, record: JobRecord(), staging: Staging(), buffers: buffers,
+                drive: LiveDrive(image.device), target: target, options: options, record: JobRecord(),
+                staging: Staging(), buffers: buffers,
                 control: record.control)
         } catch {
             _ = await target.giveUp(keep: false)

@@ -21,7 +21,8 @@ enum Layers {
 
         // The only place that sees both sides.
         "BackupAgent": [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", "GRDB", "Logging",
+            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", "GRDB",
+            "Logging",
             "ServiceLifecycle", "UnixSignals",
         ],
 

@@ -57,7 +57,8 @@ struct History {
         let watch = Watch(control: control)
         engine.observe { watch.look() }
         let job = BackupJob(
-            drive: LiveDrive(drive), target: target, options: options, record: JobRecord(), staging: Staging(), buffers: pool, control: control,
+            drive: LiveDrive(drive), target: target, options: options, record: JobRecord(),
+            staging: Staging(), buffers: pool, control: control,
             clock: engine.clock)
         var found: [String] = []
         async let interference = interfere()

@@ -6,6 +6,7 @@
 // Every function returns what the system call would, or a negated errno; none touches errno's value for Swift.
 
 #include "CBlockIODirectory.h"
+#include "CBlockIOMapping.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -48,7 +48,7 @@ struct MappedFileTests {
         #expect(
             code { try .create(directory.file("large"), length: 1 << 60, allocated: 1 << 60) } == .noSpace)
         #expect(!FileManager.default.fileExists(atPath: directory.file("large")))
-        FileManager.default.createFile(atPath: directory.file("empty"), contents: nil)
+        #expect(FileManager.default.createFile(atPath: directory.file("empty"), contents: nil))
         #expect(code { try .open(directory.file("empty")) } == .corrupt)
     }
 }

@@ -198,7 +198,7 @@ extension Qcow2Image {
         // What is good is kept as well as that goes; the error that led here is the one to tell.
         try? await withMetadataLock { () async throws(BlockError) in
             guard isolated.value.allocator.failure == nil else { return }
-            try? await writeBack()
+            try? await writeBack()  // As above.
             isolated.value.allocator.failure = BlockError(
                 .corrupt,
                 "Nothing is written to \(name) any more, since it is damaged (\(damage.message)); run "

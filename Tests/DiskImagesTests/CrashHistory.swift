@@ -187,10 +187,10 @@ struct CrashHistory: Sendable {
                 for guest in guests {
                     group.addTask {
                         var guest = Guest(
-                            device: device, model: model, generator: guest, clusterSize: shape.clusterSize,
-                            churns: churns)
+                            device: device, engine: engine, model: model, generator: guest,
+                            clusterSize: shape.clusterSize, churns: churns)
                         do {
-                            for _ in 0..<count where !engine.isDead { try await guest.act() }
+                            for _ in 0..<count { try await guest.act() }
                         } catch {
                             if !engine.isDead {
                                 problem.withLock { if $0 == nil { $0 = "\(error)" } }
@@ -251,6 +251,7 @@ struct CrashHistory: Sendable {
 /// Makes one request after another.
 private struct Guest {
     let device: any BlockDevice
+    let engine: SimFileEngine
     let model: Locked<GuestModel>
     var generator: SeededGenerator
     let clusterSize: Int
@@ -297,6 +298,8 @@ private struct Guest {
         case .zero(let mayUnmap): try await device.writeZeroes(range, mayUnmap: mayUnmap)
         case .discard: try await device.discard(range)
         }
+        // The dead answer nobody.
+        guard !engine.isDead else { throw TestKitError("dead") }
         model.withLock { $0.answer(index) }
     }
 
@@ -304,10 +307,11 @@ private struct Guest {
         let (range, since) = (bytes(units), model.withLock { $0.tick() })
         let buffer = IOBuffer(count: Int(range.length))
         try await device.read(range, into: buffer.slice)
+        guard !engine.isDead else { throw TestKitError("dead") }
         let unit = Int(range.length) / units.count
         for (index, number) in units.enumerated() {
             let value = GuestModel.value(of: UnsafeRawBufferPointer(buffer[index * unit..<(index + 1) * unit].bytes))
-            try model.withLock { model in
+            try model.withLock { model -> String? in
                 guard let value else { return "a mixture" }
                 return model.allows(value, at: number, .running(since: since))
                     ? nil : "\(value): \(model.describe(number))"
@@ -318,6 +322,7 @@ private struct Guest {
     private func flush() async throws {
         let answered = model.withLock { $0.answered() }
         try await device.flush()
+        guard !engine.isDead else { throw TestKitError("dead") }
         model.withLock { $0.makeDurable(answered) }
     }
 }

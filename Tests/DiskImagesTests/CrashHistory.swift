@@ -69,29 +69,36 @@ struct CrashHistory: Sendable {
         let inode = try Self.inode(of: path)
         let backing = try Self.inode(of: template.backingPath)
         var files = [
-            inode: SimFile(template.image, unit: diskUnit), backing: SimFile(template.backing, unit: max(unit, 4096)),
+            inode: SimFile(template.image, unit: diskUnit),
+            backing: SimFile(template.backing, unit: max(unit, 4096)),
         ]
         var model = GuestModel(
             unit: unit,
             initial: (0..<template.shape.size / unit).map { index in
                 let place = index * unit
                 guard template.shape.hasBacking, place + unit <= template.backing.count else { return 0 }
-                return template.backing[place..<place + unit].withUnsafeBytes { GuestModel.value(of: $0) ?? 0 }
+                return template.backing[place..<place + unit].withUnsafeBytes {
+                    GuestModel.value(of: $0) ?? 0
+                }
             })
         var outcome = Outcome()
         var last = Ending.close
         for number in 0..<sessions {
             let isLast = number == sessions - 1
-            let ending: Ending = isLast ? .close : generator.oneIn(3) ? .powerLoss : generator.oneIn(6) ? .close : .kill
+            let ending: Ending =
+                isLast ? .close : generator.oneIn(3) ? .powerLoss : generator.oneIn(6) ? .close : .kill
             let session = Session(
                 path: path, journals: journals, shape: template.shape, rules: rules, ending: ending,
-                last: last, isLast: isLast, model: Locked(model), journal: Locked([:]), problem: Locked(nil))
+                last: last, isLast: isLast, model: Locked(model), journal: Locked([:]), problem: Locked(nil),
+                wasLookedAt: Locked(false))
             let engine = SimFileEngine(files: files, seed: generator.next())
             try session.play(on: engine, &generator)
             model = session.model.value
             files = engine.files
             outcome.requests = model.requests.count
             outcome.largestFile = max(outcome.largestFile, files[inode]?.cache.count ?? 0)
+            let wasLookedAt = session.wasLookedAt.value
+            let before = last
             last = engine.isDead ? ending : .close
             try session.restoreJournals(isKept: last == .kill)
             switch last {
@@ -102,6 +109,8 @@ struct CrashHistory: Sendable {
                 files[inode]?.losePower(&generator)
             }
             if last != .close { model.kill() }
+            // A power loss that nobody has seen the result of before the next crash.
+            if before == .powerLoss, !wasLookedAt { last = .powerLoss }
             let image = files[inode]?.cache ?? []
             let checker: Qcow2Checker
             do {
@@ -110,7 +119,9 @@ struct CrashHistory: Sendable {
                 throw TestKitError("session \(number), after \(last): \(error)")
             }
             outcome.images.append(image)
-            if last == .close, ending == .close, outcome.powerLosses == 0, outcome.kills == 0, checker.leaks > 0 {
+            if last == .close, ending == .close, outcome.powerLosses == 0, outcome.kills == 0,
+                checker.leaks > 0
+            {
                 throw TestKitError("session \(number) leaves \(checker.leaks) leaks")
             }
             // The file that is looked at next time has this length.
@@ -137,6 +148,7 @@ struct CrashHistory: Sendable {
         /// What the journals held when the process ended.
         let journal: Locked<[String: [UInt8]]>
         let problem: Locked<String?>
+        let wasLookedAt: Locked<Bool>
 
         func play(on engine: SimFileEngine, _ generator: inout SeededGenerator) throws {
             let seed = generator.next()
@@ -147,7 +159,8 @@ struct CrashHistory: Sendable {
             let reserve = generator.oneIn(2) ? 2 : 12
             let records = [4, 16, 64, 4096].randomElement(using: &generator) ?? 64
             let options = Qcow2Options(
-                role: .drive, journalDirectory: journals, journalRecords: rules == Qcow2Rules() ? records : 4096,
+                role: .drive, journalDirectory: journals,
+                journalRecords: rules == Qcow2Rules() ? records : 4096,
                 reserveBytes: UInt64(reserve * shape.clusterSize), minimumReserve: 2, rules: rules)
             let isFinished = engine.drive {
                 do {
@@ -178,6 +191,7 @@ struct CrashHistory: Sendable {
             try model.withLock { model in
                 Result { try Self.check(values, &model, last) }
             }.get()
+            wasLookedAt.withLock { $0 = true }
             try await image.takeWritePermission()
             if ending != .close, let steps { arm(engine, steps) }
             let guests = (0..<Int.random(in: 1...8, using: &generator)).map { _ in generator.fork() }
@@ -310,7 +324,8 @@ private struct Guest {
         guard !engine.isDead else { throw TestKitError("dead") }
         let unit = Int(range.length) / units.count
         for (index, number) in units.enumerated() {
-            let value = GuestModel.value(of: UnsafeRawBufferPointer(buffer[index * unit..<(index + 1) * unit].bytes))
+            let value = GuestModel.value(
+                of: UnsafeRawBufferPointer(buffer[index * unit..<(index + 1) * unit].bytes))
             try model.withLock { model -> String? in
                 guard let value else { return "a mixture" }
                 return model.allows(value, at: number, .running(since: since))

@@ -55,7 +55,9 @@ struct CrashTests {
         ("16-replay", { $0.settlesReplay = false }),
     ]
 
-    @Test("leaving out a rule of crash safety is noticed", .enabled(if: Self.omittedLimit > 0), arguments: 0..<7)
+    @Test(
+        "leaving out a rule of crash safety is noticed", .enabled(if: Self.omittedLimit > 0), arguments: 0..<7
+    )
     func omission(index: Int) async throws {
         let (name, omit) = Self.omissions[index]
         let directory = try TemporaryDirectory()
@@ -104,7 +106,8 @@ struct CrashTests {
         backing.withUnsafeMutableBytes { bytes in
             for unit in 0..<bytes.count / shape.unit where unit / 16 % 3 != 0 {
                 let place = unit * shape.unit..<(unit + 1) * shape.unit
-                GuestModel.fill(UnsafeMutableRawBufferPointer(rebasing: bytes[place]), with: 0x8000_0000 | UInt32(unit))
+                GuestModel.fill(
+                    UnsafeMutableRawBufferPointer(rebasing: bytes[place]), with: 0x8000_0000 | UInt32(unit))
             }
         }
         try write(backing, to: base)

@@ -60,7 +60,9 @@ struct GuestModel: Sendable {
     }
 
     /// Those that have been answered: a flush that begins now makes them durable.
-    func answered() -> [Int] { requests.indices.filter { requests[$0].isAnswered && !requests[$0].isDurable } }
+    func answered() -> [Int] {
+        requests.indices.filter { requests[$0].isAnswered && !requests[$0].isDurable }
+    }
 
     mutating func makeDurable(_ indices: [Int]) { for index in indices { requests[index].isDurable = true } }
 

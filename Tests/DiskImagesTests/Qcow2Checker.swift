@@ -20,7 +20,8 @@ struct Qcow2Checker {
         clusters = (file.count + size - 1) / size
         var references: [Int: Int] = [0: 1]
         func refer(_ offset: UInt64, _ count: Int, _ what: String) throws {
-            guard offset % header.clusterSize == 0, offset > 0, Int(offset) + count * size <= clusters * size else {
+            guard offset % header.clusterSize == 0, offset > 0, Int(offset) + count * size <= clusters * size
+            else {
                 throw TestKitError("\(what) is at offset \(offset) of \(file.count)")
             }
             for index in 0..<count { references[Int(offset) / size + index, default: 0] += 1 }
@@ -44,7 +45,9 @@ struct Qcow2Checker {
                 switch try Qcow2Entry.l2(word, header) {
                 case .unallocated, .zero, .compressed: break
                 case .data(let host, let isShared), .zeroAllocated(let host, let isShared):
-                    guard !isShared else { throw TestKitError("cluster \(entry) of table \(index) is shared") }
+                    guard !isShared else {
+                        throw TestKitError("cluster \(entry) of table \(index) is shared")
+                    }
                     try refer(host, 1, "cluster \(entry) of table \(index)")
                 }
             }

@@ -51,7 +51,8 @@ struct SimFile: Sendable {
             durable.removeLast(max(0, durable.count - size))
             for (index, versions) in unflushed where (index + 1) * unit > size {
                 let length = size - index * unit
-                unflushed[index] = length <= 0 ? nil : versions.map { ($0.number, Array($0.bytes.prefix(length))) }
+                unflushed[index] =
+                    length <= 0 ? nil : versions.map { ($0.number, Array($0.bytes.prefix(length))) }
             }
         }
     }
@@ -166,7 +167,8 @@ final class SimFileEngine: IOEngine {
         state.steps += 1
         if state.steps >= state.end, !state.isDead { die() }
         if !state.jobs.isEmpty {
-            let index = state.generator.oneIn(4) ? Int.random(in: 0..<state.jobs.count, using: &state.generator) : 0
+            let index =
+                state.generator.oneIn(4) ? Int.random(in: 0..<state.jobs.count, using: &state.generator) : 0
             state.jobs.remove(at: index).runSynchronously(on: asUnownedTaskExecutor())
             return true
         }
@@ -183,7 +185,8 @@ final class SimFileEngine: IOEngine {
 
     private func die() {
         state.isDead = true
-        for landing in state.landings.sorted(by: { $0.key < $1.key }).map(\.value) where state.generator.oneIn(2) {
+        for landing in state.landings.sorted(by: { $0.key < $1.key }).map(\.value)
+        where state.generator.oneIn(2) {
             state.files[landing.inode]?.write(at: landing.offset, landing.bytes)
         }
         state.atEnd?()

@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Glibc
 internal import TestKit
 
 /// What guests have asked of a disk, and so what each unit of it may hold.
@@ -114,17 +115,19 @@ struct GuestModel: Sendable {
 extension GuestModel {
     /// The value that fills a unit; nil when its bytes are of several.
     static func value(of bytes: UnsafeRawBufferPointer) -> UInt32? {
-        let first = bytes.loadUnaligned(as: UInt32.self)
-        for position in stride(from: 4, to: bytes.count - 3, by: 4)
-        where bytes.loadUnaligned(fromByteOffset: position, as: UInt32.self) != first {
-            return nil
-        }
-        return first
+        guard let start = bytes.baseAddress else { return nil }
+        // Each word equals the one before it.
+        return memcmp(start, start + 4, bytes.count - 4) == 0 ? bytes.loadUnaligned(as: UInt32.self) : nil
     }
 
     static func fill(_ bytes: UnsafeMutableRawBufferPointer, with value: UInt32) {
-        for position in stride(from: 0, to: bytes.count, by: 4) {
-            bytes.storeBytes(of: value, toByteOffset: position, as: UInt32.self)
+        guard let start = bytes.baseAddress else { return }
+        bytes.storeBytes(of: value, as: UInt32.self)
+        var done = 4
+        while done < bytes.count {
+            let count = min(done, bytes.count - done)
+            memcpy(start + done, start, count)
+            done += count
         }
     }
 }

@@ -22,7 +22,7 @@ struct SimFile: Sendable {
 
     mutating func write(at offset: Int, _ bytes: UnsafeRawBufferPointer) {
         guard !bytes.isEmpty else { return }
-        setSize(max(cache.count, offset + bytes.count))
+        if cache.count < offset + bytes.count { setSize(offset + bytes.count) }
         cache.withUnsafeMutableBytes {
             UnsafeMutableRawBufferPointer(rebasing: $0[offset..<offset + bytes.count]).copyMemory(from: bytes)
         }
@@ -40,15 +40,15 @@ struct SimFile: Sendable {
                 bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[offset..<offset + count]))
             }
         }
-        for index in count..<bytes.count { bytes[index] = 0 }
+        if count < bytes.count { memset(bytes.baseAddress! + count, 0, bytes.count - count) }
     }
 
     mutating func setSize(_ size: Int) {
         if size > cache.count {
-            cache.append(contentsOf: repeatElement(0, count: size - cache.count))
+            cache = Self.copy(cache, size: size)
         } else if size < cache.count {
-            cache.removeLast(cache.count - size)
-            durable.removeLast(max(0, durable.count - size))
+            cache = Self.copy(cache, size: size)
+            if durable.count > size { durable = Self.copy(durable, size: size) }
             for (index, versions) in unflushed where (index + 1) * unit > size {
                 let length = size - index * unit
                 unflushed[index] =
@@ -60,14 +60,25 @@ struct SimFile: Sendable {
     /// Makes durable what was written up to and with `number`, a value that `writes` had.
     mutating func flush(upTo number: UInt64) {
         if durable.count < cache.count {
-            durable.append(contentsOf: repeatElement(0, count: cache.count - durable.count))
+            durable = Self.copy(durable, size: cache.count)
         }
         for (index, versions) in unflushed {
             guard let last = versions.last(where: { $0.number <= number }) else { continue }
-            let start = index * unit
-            durable.replaceSubrange(start..<start + last.bytes.count, with: last.bytes)
+            durable.withUnsafeMutableBytes { durable in
+                UnsafeMutableRawBufferPointer(rebasing: durable[(index * unit)...]).copyBytes(from: last.bytes)
+            }
             let rest = versions.filter { $0.number > number }
             unflushed[index] = rest.isEmpty ? nil : rest
+        }
+    }
+
+    /// `bytes` made longer with zeroes, or shorter; quick in debug builds, too.
+    private static func copy(_ bytes: [UInt8], size: Int) -> [UInt8] {
+        [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+            let kept = min(size, bytes.count)
+            bytes.withUnsafeBytes { UnsafeMutableRawBufferPointer(buffer).copyBytes(from: $0[..<kept]) }
+            if kept < size { memset(buffer.baseAddress! + kept, 0, size - kept) }
+            count = size
         }
     }
 
@@ -76,7 +87,7 @@ struct SimFile: Sendable {
         var left = durable
         // The file's length is either the old or the new one.
         if generator.oneIn(2), cache.count > left.count {
-            left.append(contentsOf: repeatElement(0, count: cache.count - left.count))
+            left = Self.copy(left, size: cache.count)
         }
         let keepsAll = generator.oneIn(8)
         for (index, versions) in unflushed.sorted(by: { $0.key < $1.key }) {

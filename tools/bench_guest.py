@@ -55,7 +55,7 @@ def target(kind, directory, size):
     pid_file = os.path.join(directory, "nbdfuse.pid")
     process = subprocess.Popen(
         ["nbdfuse", "-P", pid_file, f"{mountpoint}/target", "--command", "nbdkit", "-s", "--exit-with-parent", *slow],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait(lambda: os.path.exists(pid_file) or process.poll() is not None, "nbdfuse's mount")
         if process.poll() is not None:

@@ -20,7 +20,7 @@ struct AllocatorState {
     /// Those that the tables on the disk have lost as well; their refcounts are lowered when no request uses them.
     var unmapped: [FreedRun] = []
     /// Clusters with a refcount of 0 in front of `position`, ours to use.
-    var free = HostRuns()
+    var free = ClusterRuns()
     /// The part of the image in which nobody has looked yet for clusters that are free.
     var unsearched: Range<UInt64> = 0..<0
     /// How many clusters are in `freed`.

@@ -86,7 +86,7 @@ extension Qcow2Image {
     /// Counts clusters that are free, so that they can be handed out. Under the lock.
     private func refillReserve() async throws(BlockError) {
         if let failure = isolated.value.allocator.failure { throw failure }
-        let wanted = max(16, options.reserveBytes / clusterSize)
+        let wanted = max(options.minimumReserve, options.reserveBytes / clusterSize)
         if options.isDrive {
             if try await refillFromFreed(wanted) { return }
             if try await refillFromInside(wanted) { return }

@@ -112,13 +112,43 @@ extension Qcow2Image {
             try await restoreReserve(journal)
         }
         if options.rules.settlesReplay { try await file.flush() }
-        for record in records { try await replay(record) }
+        try await apply(records)
         guard options.rules.settlesReplay else { return }
         try await withMetadataLock { () async throws(BlockError) in try await writeBack() }
     }
 
-    private func replay(_ record: MappingJournal.Record) async throws(BlockError) {
-        var rest = record.firstCluster..<record.firstCluster + record.count
+    /// Gives each cluster the mapping of its last record, and that only: a table on the disk may be newer than a record,
+    /// and to play an older one over it would free what the newer one uses.
+    ///
+    /// What earlier records of a cluster point to is freed as well. Nothing else uses it: it would not have been
+    /// used again before the record that gave it up had left the journal.
+    private func apply(_ records: [MappingJournal.Record]) async throws(BlockError) {
+        var done = ClusterRuns()
+        var (used, givenUp): (Set<UInt64>, Set<UInt64>) = ([], [])
+        for record in records.reversed() {
+            let clusters = record.firstCluster..<record.firstCluster + record.count
+            let parts = done.missing(from: clusters)
+            givenUp.formUnion(hosts(of: clusters, in: record))
+            for part in parts {
+                used.formUnion(hosts(of: part, in: record))
+                try await apply(record, to: part)
+                done.insert(part)
+            }
+        }
+        for run in isolated.value.allocator.freed { givenUp.subtract(run.clusters) }
+        for host in givenUp.subtracting(used).sorted() { free(host..<host + 1) }
+    }
+
+    /// The host clusters that a record gives to clusters.
+    private func hosts(of clusters: Range<UInt64>, in record: MappingJournal.Record) -> Range<UInt64> {
+        let host = (record.entry & Qcow2Entry.offsetMask) / clusterSize
+        guard host != 0 else { return 0..<0 }
+        let first = host + clusters.lowerBound - record.firstCluster
+        return first..<first + UInt64(clusters.count)
+    }
+
+    private func apply(_ record: MappingJournal.Record, to clusters: Range<UInt64>) async throws(BlockError) {
+        var rest = clusters
         while let first = rest.first {
             let index = first / header.entriesPerL2
             let part = first..<min(rest.upperBound, (index + 1) * header.entriesPerL2)
@@ -198,7 +228,7 @@ extension Qcow2Image {
         // What is good is kept as well as that goes; the error that led here is the one to tell.
         try? await withMetadataLock { () async throws(BlockError) in
             guard isolated.value.allocator.failure == nil else { return }
-            try? await writeBack()
+            try? await writeBack()  // As above.
             isolated.value.allocator.failure = BlockError(
                 .corrupt,
                 "Nothing is written to \(name) any more, since it is damaged (\(damage.message)); run "

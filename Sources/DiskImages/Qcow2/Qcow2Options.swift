@@ -14,6 +14,8 @@ struct Qcow2Options: Sendable {
     var journalRecords = 65536
     /// About how many bytes of host clusters are taken into reserve at once.
     var reserveBytes: UInt64 = 64 << 20
+    /// At least so many clusters are.
+    var minimumReserve: UInt64 = 16
     /// The bound of the metadata in memory.
     var metadataBytes: UInt64 = 8 << 20
     var rules = Qcow2Rules()
@@ -23,7 +25,7 @@ struct Qcow2Options: Sendable {
 
 /// The rules of a drive's crash safety (docs/architecture.md, "Images"), so that a test can leave one out and see that
 /// it notices. All of them hold everywhere else.
-struct Qcow2Rules: Sendable {
+struct Qcow2Rules: Sendable, Hashable {
     /// Changed mappings are in the journal before the guest is answered.
     var journals = true
     /// A mapping enters the journal after the write of its data has returned.

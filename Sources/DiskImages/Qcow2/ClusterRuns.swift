@@ -1,5 +1,5 @@
-/// Host clusters that are free, as runs in the order of the file.
-struct HostRuns: Sendable {
+/// A set of clusters, host clusters that are free for example, as runs in their order.
+struct ClusterRuns: Sendable {
     private(set) var runs: [Range<UInt64>] = []
 
     var isEmpty: Bool { runs.isEmpty }
@@ -11,7 +11,7 @@ struct HostRuns: Sendable {
         precondition(
             (index == runs.count || runs[index].lowerBound >= clusters.upperBound)
                 && (index == 0 || runs[index - 1].upperBound <= clusters.lowerBound),
-            "a host cluster is freed once")
+            "a cluster is added once")
         let joinsBefore = index > 0 && runs[index - 1].upperBound == clusters.lowerBound
         let joinsAfter = index < runs.count && runs[index].lowerBound == clusters.upperBound
         switch (joinsBefore, joinsAfter) {
@@ -22,6 +22,21 @@ struct HostRuns: Sendable {
         case (false, true): runs[index] = clusters.lowerBound..<runs[index].upperBound
         case (false, false): runs.insert(clusters, at: index)
         }
+    }
+
+    /// The parts of a range of clusters that are not in it.
+    func missing(from clusters: Range<UInt64>) -> [Range<UInt64>] {
+        var parts: [Range<UInt64>] = []
+        var start = clusters.lowerBound
+        var index = firstIndex(atOrAfter: start)
+        if index > 0, runs[index - 1].upperBound > start { index -= 1 }
+        while start < clusters.upperBound, index < runs.count, runs[index].lowerBound < clusters.upperBound {
+            if runs[index].lowerBound > start { parts.append(start..<runs[index].lowerBound) }
+            start = max(start, runs[index].upperBound)
+            index += 1
+        }
+        if start < clusters.upperBound { parts.append(start..<clusters.upperBound) }
+        return parts
     }
 
     /// Takes out the last clusters, at most so many in at most so many runs.

@@ -38,7 +38,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// described: ask again from where the answer ends. An error in finding out is an error; "unknown" is data.
     func extents(in range: ByteRange) async throws(BlockError) -> [Extent]
 
-    /// Flushes nothing; releases files and locks. No request is in flight and none follows.
+    /// Releases files and locks. No request is in flight and none follows. It flushes nothing, but for an image with
+    /// metadata that lives as long as a guest writes it (`OpenImage`), which is brought to rest first.
     func close() async throws(BlockError)
 }
 

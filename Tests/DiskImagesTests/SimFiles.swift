@@ -40,7 +40,9 @@ struct SimFile: Sendable {
                 bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[offset..<offset + count]))
             }
         }
-        if count < bytes.count { memset(bytes.baseAddress! + count, 0, bytes.count - count) }
+        if let start = bytes.baseAddress, count < bytes.count {
+            memset(start + count, 0, bytes.count - count)
+        }
     }
 
     mutating func setSize(_ size: Int) {
@@ -65,7 +67,8 @@ struct SimFile: Sendable {
         for (index, versions) in unflushed {
             guard let last = versions.last(where: { $0.number <= number }) else { continue }
             durable.withUnsafeMutableBytes { durable in
-                UnsafeMutableRawBufferPointer(rebasing: durable[(index * unit)...]).copyBytes(from: last.bytes)
+                UnsafeMutableRawBufferPointer(rebasing: durable[(index * unit)...]).copyBytes(
+                    from: last.bytes)
             }
             let rest = versions.filter { $0.number > number }
             unflushed[index] = rest.isEmpty ? nil : rest
@@ -77,7 +80,7 @@ struct SimFile: Sendable {
         [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
             let kept = min(size, bytes.count)
             bytes.withUnsafeBytes { UnsafeMutableRawBufferPointer(buffer).copyBytes(from: $0[..<kept]) }
-            if kept < size { memset(buffer.baseAddress! + kept, 0, size - kept) }
+            if let start = buffer.baseAddress, kept < size { memset(start + kept, 0, size - kept) }
             count = size
         }
     }
@@ -134,6 +137,7 @@ final class SimFileEngine: IOEngine {
         var isDead = false
         var atEnd: (@Sendable () -> Void)?
         var flushes = 0
+        var reads = 0
     }
 
     let name = "simulation"
@@ -150,6 +154,8 @@ final class SimFileEngine: IOEngine {
     var steps: Int { state.steps }
     /// How many flushes of files were made.
     var flushes: Int { state.flushes }
+    /// How many reads of files were made.
+    var reads: Int { state.reads }
 
     func enqueue(_ job: consuming ExecutorJob) { state.jobs.append(UnownedJob(job)) }
     func checkIsolated() { preconditionCurrent() }
@@ -222,6 +228,7 @@ final class SimFileEngine: IOEngine {
 
     func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int {
         let inode = inode(descriptor)
+        state.reads += 1
         await pass()
         // What is read lands in pieces, too.
         var done = 0

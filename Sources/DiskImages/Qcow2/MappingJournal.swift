@@ -7,8 +7,8 @@ internal import BlockIO
 /// stands in slot *n* modulo the capacity, and those from `tail` on are alive. A record is published by the store of
 /// its number, the last of its four words; a kill before that store leaves a slot whose number is too low, where a reader
 /// stops. `tail` moves when the L2 tables that hold what was logged before it are durable; a mapping that changed since
-/// has a later record of its own. Played in order over whatever of these tables reached the disk, the records give the
-/// mappings that the guest was told.
+/// has a later record of its own. The last record of each cluster, played over whatever of these tables reached the disk,
+/// gives the mappings that the guest was told.
 ///
 /// It also knows the allocator's reserve (host clusters that are counted and not used), so that a kill leaks no more of
 /// it than what was on its way to be used: two slots of runs, of which the current one and the number of clusters taken

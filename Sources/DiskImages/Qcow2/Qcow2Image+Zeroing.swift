@@ -36,10 +36,15 @@ extension Qcow2Image {
         case .zero: return part.length
         case .zeroAllocated where !mayUnmap || !areWhole: return part.length
         case .unallocated where backing.isNone: return part.length
+        case .data(let host, isShared: false) where !mayUnmap:
+            // In place, rather than as a zero cluster that keeps its host cluster: requests that were on their way to
+            // that one could still land there when it comes to hold data again.
+            try await file.writeZeroes(ByteRange(offset: host, length: part.length), mayUnmap: false)
+            return part.length
         case .unallocated, .zeroAllocated, .data, .compressed: break
         }
         if areWhole, header.version >= 3 || backing.isNone {
-            return try await zero(clusters, mayUnmap: mayUnmap).clamped(to: part).length
+            return try await zero(clusters).clamped(to: part).length
         }
         let piece = part.clamped(
             to: bytes(of: areWhole ? clusters : clusters.lowerBound..<clusters.lowerBound + 1))
@@ -55,7 +60,7 @@ extension Qcow2Image {
     }
 
     /// Maps whole clusters as zeroes; returns the bytes of those that were, none after waiting for somebody else.
-    private func zero(_ wanted: Range<UInt64>, mayUnmap: Bool) async throws(BlockError) -> ByteRange {
+    private func zero(_ wanted: Range<UInt64>) async throws(BlockError) -> ByteRange {
         let start = bytes(of: wanted).prefix(0)
         guard let change = await beginChange(wanted) else { return start }
         defer { isolated.value.changes.end(change) }
@@ -63,13 +68,10 @@ extension Qcow2Image {
         let table = try await writableL2Table(clusters.lowerBound / header.entriesPerL2)
         // Without a backing file nothing shines through an unmapped cluster, and version 2 knows nothing else.
         let zero = header.version >= 3 ? ClusterMapping.zero : .unallocated
-        let (isV3, hasBacking) = (header.version >= 3, !backing.isNone)
+        let hasBacking = !backing.isNone
         try await map(clusters, table: table) { _, old in
             switch old {
             case .unallocated where !hasBacking: .unallocated
-            case .zeroAllocated(_, isShared: false) where !mayUnmap: old
-            case .data(let host, isShared: false) where !mayUnmap && isV3:
-                .zeroAllocated(host: host, isShared: false)
             case .unallocated, .zero, .zeroAllocated, .data, .compressed: zero
             }
         }

@@ -1,0 +1,249 @@
+internal import BlockIO
+internal import Foundation
+internal import TestKit
+internal import Testing
+
+@testable internal import DiskImages
+
+/// Opens an image as a drive that is written.
+func openDrive(
+    _ path: String, format: ImageFormat? = .qcow2, options: Qcow2Options, on engine: any IOEngine
+) async throws -> OpenImage {
+    let image = try await whenUnlocked {
+        try await OpenImage.open(
+            path, format: format, readOnly: false, gate: .open, options: options, on: engine)
+    }
+    try await image.takeWritePermission()
+    return image
+}
+
+@Suite("qcow2 drives, written in place")
+struct DriveTests {
+    @Test(
+        "eight writers at the same time lose nothing, and leave a clean image",
+        arguments: EngineKind.allCases,
+        ["4k", "64k", "2M"])
+    func stress(kind: EngineKind, clusterSize: String) async throws {
+        let directory = try TemporaryDirectory()
+        let (base, middle, path) = (
+            directory.file("b.raw"), directory.file("m.qcow2"), directory.file("a.qcow2")
+        )
+        let size = 12 << 20 | 0x600
+        try write((0..<size - 70_000).map { UInt8(truncatingIfNeeded: $0 >> 12) | 1 }, to: base)
+        try await qemuImg(["create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", middle, "\(size)"])
+        try await qemuIO(middle, ["write -P 7 1M 300k", "write -z 3M 1M"])
+        try await qemuImg([
+            "create", "-q", "-f", "qcow2", "-o", "cluster_size=\(clusterSize)", "-b", middle, "-F", "qcow2",
+            path,
+            "\(size)",
+        ])
+        let model = Locked(try await judge(path, in: directory))
+        let seed = testSeed()
+        try await onEngine(kind) { engine in
+            let options = Qcow2Options(
+                role: .drive, journalDirectory: directory.path, journalRecords: 512, reserveBytes: 4 << 20)
+            let image = try await openDrive(path, options: options, on: engine)
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                var generator = SeededGenerator(seed)
+                for writer in 0..<8 {
+                    let own = generator.fork()
+                    group.addTask {
+                        // Every eighth stripe of an odd size is this writer's: clusters are shared, bytes are not.
+                        var writer = StripeWriter(number: writer, generator: own, size: size, model: model)
+                        for _ in 0..<60 { try await writer.change(image.device) }
+                    }
+                }
+                try await group.waitForAll()
+            }
+            try expectEqual(try await contents(of: image.device), model.value, "before closing")
+            #expect(image.backingDevice?.size == UInt64(size))
+            try await image.close()
+        }
+        try await checkClean(path)
+        try expectEqual(try await judge(path, in: directory), model.value, "qemu-img's reading")
+        let left = try FileManager.default.contentsOfDirectory(atPath: directory.path)
+        #expect(!left.contains { $0.hasSuffix(".journal") })
+    }
+
+    @Test("shared and compressed clusters are replaced, and internal snapshots keep theirs")
+    func sharedClusters() async throws {
+        let directory = try TemporaryDirectory()
+        let (raw, path) = (directory.file("a.raw"), directory.file("a.qcow2"))
+        try write((0..<2 << 20).map { UInt8(truncatingIfNeeded: $0 >> 9) }, to: raw)
+        try await qemuImg(["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=16k", raw, path])
+        try await qemuImg(["snapshot", "-c", "s", path])
+        let snapshot = try await judge(path, in: directory)
+        try await qemuIO(path, ["write -P 1 100k 300k"])
+        let expected = try await judge(path, in: directory)
+        let seed = testSeed()
+        let model = try await onEngine(.ring) { engine in
+            let options = Qcow2Options(
+                role: .drive, journalDirectory: directory.path, reserveBytes: 256 << 10)
+            let image = try await openDrive(path, options: options, on: engine)
+            var changes = RandomChanges(
+                generator: SeededGenerator(seed), model: expected, clusterSize: 16384)
+            for step in 0..<80 {
+                try await changes.change(image.device)
+                if step % 10 == 0 {
+                    try expectEqual(try await contents(of: image.device), changes.model, "step \(step)")
+                }
+            }
+            try await image.close()
+            return changes.model
+        }
+        try await checkClean(path)
+        try expectEqual(try await judge(path, in: directory), model, "qemu-img's reading")
+        try await qemuImg(["snapshot", "-a", "s", path])
+        try expectEqual(try await judge(path, in: directory), snapshot, "the snapshot")
+        try await checkClean(path)
+    }
+
+    @Test("a guest that discards and rewrites everything again and again does not let the file grow for ever")
+    func reuse() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "8M"])
+        for _ in 0..<3 {
+            try await onEngine { engine in
+                let options = Qcow2Options(
+                    role: .drive, journalDirectory: directory.path, reserveBytes: 1 << 20)
+                let image = try await openDrive(path, options: options, on: engine)
+                let buffer = IOBuffer(count: 1 << 20)
+                buffer.bytes.initializeMemory(as: UInt8.self, repeating: 3)
+                for round in 0..<10 {
+                    for piece in 0..<8 as Range<UInt64> {
+                        let range = ByteRange(offset: piece << 20, length: 1 << 20)
+                        try await image.device.write(range, from: buffer.slice)
+                    }
+                    if round < 9 { try await image.device.discard(image.device.range) }
+                }
+                try await image.close()
+            }
+            try await checkClean(path)
+            #expect(try bytes(of: path).count < 20 << 20)
+        }
+        try expectEqual(
+            try await judge(path, in: directory), [UInt8](repeating: 3, count: 8 << 20), "afterwards")
+    }
+
+    @Test(
+        "an entry that points into the image's own tables is not followed: the image is marked and left alone"
+    )
+    func damage() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "4M"])
+        try await qemuIO(path, ["write -P 5 0 64k", "write -P 6 1M 64k"])
+        var image = try bytes(of: path)
+        let l1 = image.withUnsafeBytes { $0.bigEndian(at: 40, as: UInt64.self) }
+        let table =
+            image.withUnsafeBytes { $0.bigEndian(at: Int(l1), as: UInt64.self) } & Qcow2Entry.offsetMask
+        image.withUnsafeMutableBytes { $0.storeBigEndian(l1 | Qcow2Entry.copied, at: Int(table)) }
+        try write(image, to: path)
+        try await onEngine { engine in
+            let options = Qcow2Options(role: .drive, journalDirectory: directory.path)
+            let drive = try await openDrive(path, options: options, on: engine)
+            let buffer = IOBuffer(count: 4096)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            func code(_ offset: UInt64) async -> BlockError.Code? {
+                do throws(BlockError) {
+                    try await drive.device.write(ByteRange(offset: offset, length: 4096), from: buffer.slice)
+                    return nil
+                } catch { return error.code }
+            }
+            #expect(await code(1 << 20) == nil)
+            #expect(await code(2 << 20) == nil)
+            #expect(await code(0) == .corrupt)
+            #expect(await code(1 << 20) == .corrupt, "nothing is written any more")
+            await #expect(throws: BlockError.self) { try await drive.device.flush() }
+            try await drive.device.read(ByteRange(offset: 1 << 20, length: 4096), into: buffer.slice)
+            #expect(buffer.bytes[0] == 7)
+            await #expect(throws: BlockError.self) { try await drive.close() }
+        }
+        let info = try await qemuImg(["info", path])
+        #expect(info.output.contains("corrupt: true"))
+        // What was written before is in the image all the same.
+        let left = try FileManager.default.contentsOfDirectory(atPath: directory.path)
+        #expect(!left.contains { $0.hasSuffix(".journal") })
+    }
+
+    @Test(
+        "in allocated clusters a flush is one flush of the file; a fresh cluster is written without reading")
+    func costs() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "4M"])
+        let template = try bytes(of: path)
+        let identity = try #require(FileIdentity.of(path: path))
+        let counts = try await testThreads.blocking { () -> Result<[Int], any Error> in
+            let engine = SimFileEngine(files: [identity.inode: SimFile(template, unit: 4096)], seed: 1)
+            let counts = Locked<[Int]>([])
+            let failure = Locked<(any Error)?>(nil)
+            let isFinished = engine.drive {
+                do {
+                    let options = Qcow2Options(role: .drive, journalDirectory: directory.path)
+                    let drive = try await openDrive(path, options: options, on: engine)
+                    let device = drive.device
+                    let buffer = IOBuffer(count: 65536)
+                    buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+                    try await device.write(ByteRange(offset: 0, length: 65536), from: buffer.slice)
+                    try await device.flush()
+                    let (reads, flushes) = (engine.reads, engine.flushes)
+                    try await device.write(ByteRange(offset: 65536, length: 65536), from: buffer.slice)
+                    try await device.write(ByteRange(offset: 200_000, length: 512), from: buffer[0..<512])
+                    let (afterReads, afterWrites) = (engine.reads, engine.flushes)
+                    try await device.flush()
+                    let before = engine.flushes
+                    try await device.write(ByteRange(offset: 4096, length: 4096), from: buffer[0..<4096])
+                    try await device.flush()
+                    let after = engine.flushes
+                    counts.withLock { $0 = [afterReads - reads, afterWrites - flushes, after - before] }
+                    try await drive.close()
+                } catch { failure.withLock { $0 = error } }
+            }
+            if let failure = failure.value { return .failure(failure) }
+            return isFinished ? .success(counts.value) : .failure(TestKitError("a request is never answered"))
+        }.get()
+        #expect(counts == [0, 0, 1], "reads and flushes of writes, flushes of a flush")
+    }
+}
+
+/// Changes stripes that belong to it alone.
+private struct StripeWriter {
+    static let stripe = 3000
+    let number: Int
+    var generator: SeededGenerator
+    let size: Int
+    let model: Locked<[UInt8]>
+
+    mutating func change(_ device: any BlockDevice) async throws {
+        let stripes = size / Self.stripe / 8
+        let start = (Int.random(in: 0..<stripes, using: &generator) * 8 + number) * Self.stripe
+        let range = start..<start + Int.random(in: 1...Self.stripe, using: &generator)
+        switch Int.random(in: 0..<10, using: &generator) {
+        case 0..<7:
+            let value = UInt8.random(in: 1...255, using: &generator)
+            let buffer = IOBuffer(count: range.count)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: value)
+            try await device.write(range.byteRange, from: buffer.slice)
+            set(range, value)
+        case 7, 8:
+            try await device.writeZeroes(range.byteRange, mayUnmap: generator.oneIn(2))
+            set(range, 0)
+        default: try await device.flush()
+        }
+        let buffer = IOBuffer(count: range.count)
+        try await device.read(range.byteRange, into: buffer.slice)
+        let expected = model.withLock { Array($0[range]) }
+        try expectEqual(Array(buffer.bytes), expected, "bytes \(range)")
+    }
+
+    private func set(_ range: Range<Int>, _ value: UInt8) {
+        model.withLock { model in
+            model.withUnsafeMutableBytes {
+                _ = UnsafeMutableRawBufferPointer(rebasing: $0[range]).initializeMemory(
+                    as: UInt8.self, repeating: value)
+            }
+        }
+    }
+}

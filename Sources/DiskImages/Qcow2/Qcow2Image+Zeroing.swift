@@ -17,6 +17,9 @@ extension Qcow2Image {
         }
     }
 
+    /// With `mayUnmap` whole clusters are zeroed by their mapping alone.
+    package func zeroesQuickly(mayUnmap: Bool) -> Bool { mayUnmap && (header.version >= 3 || backing.isNone) }
+
     /// Whole clusters become zeroes; the rest stays as it is.
     package func discard(_ range: ByteRange) async throws(BlockError) {
         try checkWritable(range, to: "discard")

@@ -38,5 +38,5 @@ package struct DriveLease: Sendable {
     let live: LiveDrive
 
     /// What the image's top layer lies on, for sync `top`; nil where nothing does.
-    var base: (any BlockDevice)? { nil }
+    var base: (any BlockDevice)? { image.backingDevice }
 }

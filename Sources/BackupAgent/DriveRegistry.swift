@@ -273,10 +273,11 @@ package actor DriveRegistry {
         do throws(BlockError) {
             image = try await OpenImage.open(
                 path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
-                on: engine)
+                journalDirectory: journalDirectory, isProbedRaw: option.isProbedRaw, on: engine)
         } catch {
             throw AgentError(error, of: .drive, subject: option.file)
         }
+        if let note = image.recoveryNote { logger.notice("The drive \(option.id): \(note)") }
         do throws(AgentError) {
             // What was opened, whatever became of the name in between.
             if let top = image.layers.first { try access.check(top.path) }

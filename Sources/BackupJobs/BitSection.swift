@@ -25,7 +25,8 @@ struct BitSection {
         self.file = file
         self.start = start
         self.count = count
-        words = (file.bytes.baseAddress! + start).assumingMemoryBound(to: UInt64.self)
+        guard let base = file.bytes.baseAddress else { preconditionFailure("a mapped file has an address") }
+        words = (base + start).assumingMemoryBound(to: UInt64.self)
         pages = Array(repeating: false, count: Self.length(of: count) / 4096)
     }
 

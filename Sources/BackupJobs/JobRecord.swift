@@ -6,7 +6,7 @@ package import BlockIO
 /// A store here is a store to memory: it cannot fail (its space was taken before) and is never torn. What comes before
 /// what, and why, is told where it is done (`PointInTime`). Layout, in 64-bit words of the machine's order:
 ///
-///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | cause of broken
+///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words)
 ///     then     sections of bits, each from a page of its own: done, need known, not needed, frozen (a bit a cluster),
 ///              saved, missing (a bit a block of 4 KiB)
 ///
@@ -15,7 +15,7 @@ package final class JobRecord: Sendable {
     /// The unit in which old content is saved, in bytes.
     package static let blockSize: UInt64 = 4096
 
-    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1, cause }
+    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1 }
     private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4 }
     /// "dbrecord".
     private static let magic: UInt64 = 0x6472_6f63_6572_6264
@@ -69,7 +69,7 @@ package final class JobRecord: Sendable {
         record[.driveSize] = driveSize
         record[.clusterSize] = clusterSize
         record[.version] = version
-        let boot = try MappedFile.bootID()
+        let boot = try bootWords()
         record[.boot0] = boot.0
         record[.boot1] = boot.1
         record[.magic] = magic
@@ -86,7 +86,7 @@ package final class JobRecord: Sendable {
             driveSize <= BackupJob.largestDrive, clusterSize.nonzeroBitCount == 1, clusterSize >= blockSize,
             clusterSize <= 1 << 30, file.length == length(driveSize: driveSize, clusterSize: clusterSize)
         else { throw BlockError(.corrupt, "Couldn't use \(path): it is not the record of a job") }
-        let boot = try MappedFile.bootID()
+        let boot = try bootWords()
         guard word(.boot0) == boot.0, word(.boot1) == boot.1 else {
             throw BlockError(.invalid, "Couldn't use \(path): the host was restarted since it was written")
         }
@@ -120,6 +120,16 @@ package final class JobRecord: Sendable {
     private static func length(driveSize: UInt64, clusterSize: UInt64) -> Int {
         let (clusters, blocks) = counts(driveSize: driveSize, clusterSize: clusterSize)
         return 4096 + 4 * BitSection.length(of: clusters) + 2 * BitSection.length(of: blocks)
+    }
+
+    /// The kernel's identifier of this boot, 32 hexadecimal digits, as two words.
+    private static func bootWords() throws(BlockError) -> (UInt64, UInt64) {
+        let digits = try HostBoot.identifier().compactMap(\.hexDigitValue)
+        guard digits.count == 32 else {
+            throw BlockError(.unsupported, "Couldn't tell this boot of the host from others: its identifier is no UUID")
+        }
+        func word(_ digits: ArraySlice<Int>) -> UInt64 { digits.reduce(0) { $0 << 4 | UInt64($1) } }
+        return (word(digits[..<16]), word(digits[16...]))
     }
 
     /// Removes the file; the memory stays until the last reference goes. Blocks. Throws why it is still there.

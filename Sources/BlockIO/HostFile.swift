@@ -113,6 +113,10 @@ package final class HostFile: BlockDevice {
         guard result == 0 else { throw BlockError("Couldn't close \(name)", errno: -result) }
     }
 
+    /// When the file was made, in nanoseconds since 1970, to tell it from a later one of the same inode number; 0 where
+    /// the file system does not know. Blocks.
+    package func birthTime() -> UInt64 { cblockio_birth_time(descriptor) }
+
     /// Changes what is locked to exactly `holding` and `unsharing`; after an error it is as before.
     package func changeLock(
         holding: ImageLock.Permissions, unsharing: ImageLock.Permissions

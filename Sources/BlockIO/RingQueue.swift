@@ -18,9 +18,9 @@ final class RingQueue {
     private var isWakeArmed = false
     /// Who waits for the request with the token of that index.
     private var callers: [Caller?]
-    /// Whether the request with the token of that index is one of a socket, which may take for ever.
-    private var isOfSocket: [Bool]
-    private var socketsInFlight = 0
+    /// Whether the request with the token of that index changes a file, or makes changes durable.
+    private var isChange: [Bool]
+    private var changesInFlight = 0
     /// Room for the kernel's view of a send, one for each token.
     private let messages: UnsafeMutablePointer<msghdr>
     private var freeTokens: [Int]
@@ -41,7 +41,7 @@ final class RingQueue {
         // Some room is left for the request that wakes us.
         limit = Int(cblockio_ring_capacity(ring)) - 8
         callers = Array(repeating: nil, count: limit)
-        isOfSocket = Array(repeating: false, count: limit)
+        isChange = Array(repeating: false, count: limit)
         messages = .allocate(capacity: limit)
         freeTokens = Array((0..<limit).reversed())
         completions = Array(repeating: cblockio_completion(), count: 256)
@@ -50,10 +50,8 @@ final class RingQueue {
     /// Requests that were added and have not been completed.
     var inFlight: Int { limit - freeTokens.count + waiting.count - started }
 
-    /// True when nothing but requests of sockets is in flight.
-    var isIdleButForSockets: Bool {
-        started == waiting.count && limit - freeTokens.count == socketsInFlight
-    }
+    /// True when no request is in flight, or waits for a place, that changes files: reads and sockets may be.
+    var changesNothing: Bool { changesInFlight == 0 && started == waiting.count }
 
     /// Makes the calling thread the ring's user; signals of `wakeDescriptor`, an eventfd, end its sleep.
     func start(wakeDescriptor: Int32) {
@@ -83,12 +81,8 @@ final class RingQueue {
         var request = request
         request.token = UInt64(token)
         request.message = messages + token
-        switch request.operation {
-        case CBLOCKIO_RECEIVE, CBLOCKIO_SEND, CBLOCKIO_POLL:
-            isOfSocket[token] = true
-            socketsInFlight += 1
-        default: isOfSocket[token] = false
-        }
+        isChange[token] = request.operation.changesFiles
+        if isChange[token] { changesInFlight += 1 }
         prepare(&request)
     }
 
@@ -130,7 +124,7 @@ final class RingQueue {
                 let token = Int(completion.token)
                 let caller = callers[token].take()
                 freeTokens.append(token)
-                if isOfSocket[token] { socketsInFlight -= 1 }
+                if isChange[token] { changesInFlight -= 1 }
                 caller?.resume(returning: Int(completion.result))
             }
             if count < completions.count { break }
@@ -144,6 +138,16 @@ final class RingQueue {
         if started == waiting.count || started >= 1024 {
             waiting.removeFirst(started)
             started = 0
+        }
+    }
+}
+
+extension cblockio_operation {
+    fileprivate var changesFiles: Bool {
+        switch self {
+        case CBLOCKIO_WRITE, CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_FALLOCATE, CBLOCKIO_SYNC_FILE_RANGE:
+            true
+        default: false
         }
     }
 }

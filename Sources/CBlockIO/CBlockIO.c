@@ -31,6 +31,13 @@ int cblockio_close(int descriptor) {
 
 int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
 
+uint64_t cblockio_birth_time(int descriptor) {
+    struct statx status;
+    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_BTIME, &status) != 0) return 0;
+    if (!(status.stx_mask & STATX_BTIME)) return 0;
+    return (uint64_t)status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec;
+}
+
 int cblockio_flags(int descriptor) { return result(fcntl(descriptor, F_GETFL)); }
 
 int cblockio_set_flags(int descriptor, int flags) {

@@ -11,6 +11,10 @@ struct ChainOpener {
 
     let gate: ImageGate
     let engine: any IOEngine
+    /// For the top of the chain.
+    let options: Qcow2Options
+    /// The top is raw because it was probed, now or once.
+    let isProbedRaw: Bool
 
     private struct Link {
         var file: HostFile
@@ -21,8 +25,10 @@ struct ChainOpener {
 
     private var links: [Link] = []
 
-    init(gate: ImageGate, engine: any IOEngine) {
+    init(gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool, engine: any IOEngine) {
         self.gate = gate
+        self.options = options
+        self.isProbedRaw = isProbedRaw
         self.engine = engine
     }
 
@@ -59,29 +65,35 @@ struct ChainOpener {
                 return try await addBacking(backing, of: current.layer)
             }
         }
-        let devices = makeDevices(readOnly: readOnly)
+        let devices = makeDevices(readOnly: readOnly, wasProbed: wasProbed)
+        let note = try await (devices[0] as? Qcow2Image)?.recover()
         let obstacle = top.header?.writeObstacle.map { obstacle in
             BlockError(.unsupported, "Couldn't open \(top.layer.path) for writing: \(obstacle)")
         }
         return OpenImage(
-            device: devices, format: top.layer.format, wasProbed: wasProbed, layers: links.map(\.layer),
-            top: top.file, writeRefusal: obstacle)
+            device: devices[0], backingDevice: devices.count > 1 ? devices[1] : nil, format: top.layer.format,
+            wasProbed: wasProbed, layers: links.map(\.layer),
+            top: top.file, writeRefusal: obstacle, recoveryNote: note)
     }
 
-    private func makeDevices(readOnly: Bool) -> any BlockDevice {
-        var device: (any BlockDevice)?
+    /// The devices of the chain, top first; each has the next one below it.
+    private func makeDevices(readOnly: Bool, wasProbed: Bool) -> [any BlockDevice] {
+        var devices: [any BlockDevice] = []
         for (depth, link) in links.enumerated().reversed() {
             let isReadOnly = readOnly || depth > 0
             if let header = link.header {
-                device = Qcow2Image(
-                    link.file, header: header, backing: device.map(Qcow2Image.Backing.open) ?? .none,
-                    isReadOnly: isReadOnly)
+                devices.append(
+                    Qcow2Image(
+                        link.file, header: header,
+                        backing: devices.last.map(Qcow2Image.Backing.open) ?? .none, isReadOnly: isReadOnly,
+                        options: options))
             } else {
-                device = RawImage(link.file, isReadOnly: isReadOnly)
+                let keepsFormat = depth == 0 && (wasProbed || isProbedRaw)
+                devices.append(RawImage(link.file, isReadOnly: isReadOnly, keepsFormat: keepsFormat))
             }
         }
-        guard let device else { preconditionFailure("a chain has at least one image") }
-        return device
+        precondition(!devices.isEmpty, "a chain has at least one image")
+        return devices.reversed()
     }
 
     /// Opens one more file of the chain and checks its header.

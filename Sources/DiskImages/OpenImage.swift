@@ -23,12 +23,17 @@ package struct ImageLayer: Sendable {
 package final class OpenImage: Sendable {
     /// The top of the chain. Reading goes down the chain; extents say what the top layer itself holds.
     package let device: any BlockDevice
+    /// What is below the top image, for who wants to read only that, also while the top is written; nil when there is
+    /// nothing. It is read on the same engine and closed with the image.
+    package let backingDevice: (any BlockDevice)?
     /// The top image's format.
     package let format: ImageFormat
     /// True when `format` was found by probing rather than stated.
     package let wasProbed: Bool
     /// Top first; never empty.
     package let layers: [ImageLayer]
+    /// A sentence for the log when a journal of an earlier agent was found: what became of it.
+    package let recoveryNote: String?
 
     /// Nobody else may write.
     static let readerLock: HostFile.Lock = (holding: .consistentRead, unsharing: [.write, .resize])
@@ -42,10 +47,12 @@ package final class OpenImage: Sendable {
     private let writeRefusal: BlockError?
 
     init(
-        device: any BlockDevice, format: ImageFormat, wasProbed: Bool, layers: [ImageLayer], top: HostFile,
-        writeRefusal: BlockError?
+        device: any BlockDevice, backingDevice: (any BlockDevice)?, format: ImageFormat, wasProbed: Bool,
+        layers: [ImageLayer], top: HostFile, writeRefusal: BlockError?, recoveryNote: String?
     ) {
         self.device = device
+        self.backingDevice = backingDevice
+        self.recoveryNote = recoveryNote
         self.format = format
         self.wasProbed = wasProbed
         self.layers = layers
@@ -58,11 +65,31 @@ package final class OpenImage: Sendable {
     /// With `format` nil the top file is probed. The top file is opened for writing unless `readOnly`, but nothing
     /// is written and others are told so until `takeWritePermission`. Every backing file passes `gate`. Throws
     /// `.notFound`, `.locked`, `.denied`, `.unsupported` or `.corrupt`, naming the file; nothing stays open then.
+    ///
+    /// `journalDirectory`, on tmpfs, is where a qcow2 image's changed mappings are kept while it is written, so that
+    /// a killed agent loses nothing that it has answered. A journal found there is put into the image first (the one
+    /// case in which opening writes); that needs the image to be open for writing, else `.denied`. Without a directory
+    /// what was not flushed is lost with the agent.
+    ///
+    /// A raw image whose format was probed, here or (`isProbedRaw`) when it was first added, refuses guest requests
+    /// that would make its first sector look like another format's.
     package static func open(
-        _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, on engine: any IOEngine
+        _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate,
+        journalDirectory: String? = nil,
+        isProbedRaw: Bool = false, on engine: any IOEngine
+    ) async throws(BlockError) -> OpenImage {
+        let options = Qcow2Options(role: .drive, journalDirectory: journalDirectory)
+        return try await open(
+            path, format: format, readOnly: readOnly, gate: gate, options: options, isProbedRaw: isProbedRaw,
+            on: engine)
+    }
+
+    static func open(
+        _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, options: Qcow2Options,
+        isProbedRaw: Bool = false, on engine: any IOEngine
     ) async throws(BlockError) -> OpenImage {
         try await engine.run { () async throws(BlockError) -> OpenImage in
-            var opener = ChainOpener(gate: gate, engine: engine)
+            var opener = ChainOpener(gate: gate, options: options, isProbedRaw: isProbedRaw, engine: engine)
             return try await opener.open(path, format: format, readOnly: readOnly)
         }
     }
@@ -70,8 +97,8 @@ package final class OpenImage: Sendable {
     /// Tells all other processes that this image is being written from now on; called before its first writer is
     /// let in.
     ///
-    /// Throws `.locked` when another process has it open and does not allow that, and `.unsupported` for an
-    /// image that can be read but not written.
+    /// Throws `.locked` when another process has it open and does not allow that, `.unsupported` for an image that can
+    /// be read but not written, and `.noSpace` when there is no room for its journal.
     package func takeWritePermission() async throws(BlockError) {
         if let writeRefusal { throw writeRefusal }
         guard !device.isReadOnly else {
@@ -80,10 +107,12 @@ package final class OpenImage: Sendable {
         try await engine.run { () async throws(BlockError) in
             let lock = Self.ownerLock
             try await top.changeLock(holding: lock.holding.union(.write), unsharing: lock.unsharing)
+            if let image = device as? Qcow2Image { try await image.prepareJournal() }
         }
     }
 
-    /// Closes all files and gives up their locks. No request is in flight and none follows.
+    /// Closes all files and gives up their locks. No request is in flight and none follows. A qcow2 image that was
+    /// written is flushed first and its journal removed; after an error its files are closed all the same.
     package func close() async throws(BlockError) {
         try await engine.run { () async throws(BlockError) in try await device.close() }
     }

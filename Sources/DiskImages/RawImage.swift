@@ -7,12 +7,16 @@ package final class RawImage: BlockDevice {
     package let isReadOnly: Bool
     /// Which parts of a file that began as one hole have been written since; nil for a file with a past.
     private let written: EngineIsolated<WrittenParts>?
+    /// For a disk whose format was probed.
+    private let guardian: FirstSectorGuard?
 
     /// Takes over `file`, which `close` closes; `isNew` says that it consists of one hole.
-    init(_ file: HostFile, isReadOnly: Bool, isNew: Bool = false) {
+    /// With `keepsFormat` requests are refused (`.denied`) that would make it look like another format's.
+    init(_ file: HostFile, isReadOnly: Bool, isNew: Bool = false, keepsFormat: Bool = false) {
         self.file = file
         self.isReadOnly = isReadOnly
         size = file.size
+        guardian = keepsFormat && !isReadOnly ? FirstSectorGuard(file) : nil
         written = isNew ? EngineIsolated(WrittenParts(size: file.size), engine: file.engine) : nil
     }
 
@@ -28,20 +32,31 @@ package final class RawImage: BlockDevice {
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try checkWritable(range, to: "write")
         written?.value.note(range)
-        try await file.write(range, from: buffer)
+        guard let guardian, guardian.concerns(range) else { return try await file.write(range, from: buffer) }
+        try await guardian.permit(range, "write", writing: buffer) { () async throws(BlockError) in
+            try await file.write(range, from: buffer)
+        }
     }
 
     package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
         try checkWritable(range, to: "zero")
         if mayUnmap, let written, !written.value.mayOverlap(range) { return }
-        try await file.writeZeroes(range, mayUnmap: mayUnmap)
+        guard let guardian, guardian.concerns(range) else {
+            return try await file.writeZeroes(range, mayUnmap: mayUnmap)
+        }
+        try await guardian.permit(range, "write zeroes to") { () async throws(BlockError) in
+            try await file.writeZeroes(range, mayUnmap: mayUnmap)
+        }
     }
 
     package func zeroesQuickly(mayUnmap: Bool) -> Bool { file.zeroesQuickly(mayUnmap: mayUnmap) }
 
     package func discard(_ range: ByteRange) async throws(BlockError) {
         try checkWritable(range, to: "discard")
-        try await file.discard(range)
+        guard let guardian, guardian.concerns(range) else { return try await file.discard(range) }
+        try await guardian.permit(range, "discard") { () async throws(BlockError) in
+            try await file.discard(range)
+        }
     }
 
     package func flush() async throws(BlockError) { try await file.flush() }

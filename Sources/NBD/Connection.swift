@@ -60,7 +60,7 @@ final class Connection: Sendable {
     func check(at now: ContinuousClock.Instant, isContended: Bool) {
         let verdict: String? = state.withLock { state in
             guard !state.isCutOff else { return nil }
-            guard state.transmission != nil else {
+            guard let transmission = state.transmission else {
                 return now - began > limits.handshake ? "its handshake took too long" : nil
             }
             let count = progress.count
@@ -69,7 +69,7 @@ final class Connection: Sendable {
                 state.seenAt = now
             }
             let idle = now - state.seenAt
-            if isContended && idle > limits.stall {
+            if isContended, idle > limits.stall, limits.memory.held(by: transmission.account) > 0 {
                 return "it kept memory that others waited for, and stood still"
             }
             if progress.hasHungUp && idle > limits.farewell {
@@ -88,18 +88,16 @@ final class Connection: Sendable {
         _ registry: ExportRegistry, on engine: any IOEngine
     ) async -> HandshakeMachine.Agreement? {
         var machine = HandshakeMachine { registry.facts }
-        guard await send(HandshakeMachine.greeting, on: engine) else { return nil }
+        let sender = ReplySender(socket, engine) {}
+        guard await send(HandshakeMachine.greeting, sender) else { return nil }
         while true {
             guard await input.receive(from: socket, on: engine) > 0 else { return nil }
-            var actions: [HandshakeMachine.Action] = []
-            // What belongs to the transmission stays where it is.
-            let before = input.count
-            actions = machine.receive(input.bytes)
-            let used = before - machine.leftover.count
-            input.drop(actions.hasAgreement ? max(0, used) : before)
+            let actions = machine.receive(input.bytes)
+            // What belongs to the transmission stays where it is; of anything else the machine keeps what it needs.
+            input.drop(input.count - (actions.hasAgreement ? machine.leftover.count : 0))
             for action in actions {
                 switch action {
-                case .send(let bytes): guard await send(bytes, on: engine) else { return nil }
+                case .send(let bytes): guard await send(bytes, sender) else { return nil }
                 case .transmit(let agreement): return agreement
                 case .close(let ending):
                     if case .garbage(let why) = ending { log("Disconnected an NBD client: \(why)") }
@@ -109,10 +107,9 @@ final class Connection: Sendable {
         }
     }
 
-    private func send(_ bytes: [UInt8], on engine: any IOEngine) async -> Bool {
+    private func send(_ bytes: [UInt8], _ sender: ReplySender) async -> Bool {
         let buffer = IOBuffer(count: bytes.count)
         buffer.bytes.copyBytes(from: bytes)
-        let sender = ReplySender(socket, engine) { [progress] in progress.moved() }
         return await sender.send(buffer.slice)
     }
 }

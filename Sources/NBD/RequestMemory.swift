@@ -61,8 +61,10 @@ final class RequestMemory: Sendable {
         self.maximumFree = maximumFree
     }
 
-    /// Somebody waits for memory that others hold.
-    var isContended: Bool { state.withLock { !$0.waiters.isEmpty } }
+    /// Somebody waits for memory that others hold: not only for what he holds himself.
+    var isContended: Bool {
+        state.withLock { state in state.waiters.contains { isWithinCredit($0.size, $0.account) } }
+    }
     /// The bytes that are lent.
     var used: Int { state.withLock { $0.used + $0.usedLarge } }
 
@@ -85,6 +87,11 @@ final class RequestMemory: Sendable {
             }
             if let answer { continuation.resume(returning: answer) }
         }
+    }
+
+    /// The bytes that are lent to `account`.
+    func held(by account: Account) -> Int {
+        state.withLock { _ in account.holdings.small + account.holdings.large }
     }
 
     /// Gives back what was taken for `account`.
@@ -125,19 +132,22 @@ final class RequestMemory: Sendable {
         return 1 << (Int.bitWidth - (least - 1).leadingZeroBitCount)
     }
 
+    /// What the client itself may have, whatever others hold.
+    private func isWithinCredit(_ size: Int, _ account: Account) -> Bool {
+        let holdings = account.holdings
+        return size > Self.maximumPiece
+            ? holdings.large + size <= largeCapacity / 2
+            : holdings.small == 0 || holdings.small + size <= holdings.credit
+    }
+
     private func grant(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
-        guard !account.holdings.isClosed else { return nil }
+        guard !account.holdings.isClosed, isWithinCredit(size, account) else { return nil }
         if size > Self.maximumPiece {
-            guard state.usedLarge + size <= largeCapacity, account.holdings.large + size <= largeCapacity / 2
-            else {
-                return nil
-            }
+            guard state.usedLarge + size <= largeCapacity else { return nil }
             state.usedLarge += size
             account.holdings.large += size
         } else {
-            let held = account.holdings.small
-            guard held == 0 || held + size <= account.holdings.credit else { return nil }
-            guard held + size <= (capacity - state.used) / 2 else { return nil }
+            guard account.holdings.small + size <= (capacity - state.used) / 2 else { return nil }
             state.used += size
             account.holdings.small += size
         }

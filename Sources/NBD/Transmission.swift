@@ -12,6 +12,8 @@ final class Transmission: Sendable {
     /// Requests whose replies have not left.
     static let maximumInFlight = 128
 
+    private static let payloadPiece = 1 << 20
+
     struct State {
         var inFlight = 0
         var outgoing: [Reply] = []
@@ -181,7 +183,9 @@ final class Transmission: Sendable {
         progress.beginWait()
         defer { progress.endWait() }
         while done < bytes.count {
-            let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done...])
+            // In pieces, so that the watchdog sees a slow client move.
+            let end = min(done + Self.payloadPiece, bytes.count)
+            let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done..<end])
             let count = await engine.receive(socket.descriptor, rest, all: true)
             if count == Int(-EINTR) || count == Int(-EAGAIN) { continue }
             guard count > 0 else { return false }

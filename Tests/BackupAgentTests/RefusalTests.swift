@@ -160,11 +160,14 @@ struct RefusalTests {
         #expect(status?.code == refused.code, "\(status?.description ?? "it was not refused")")
         #expect(status?.reason == refused.reason)
         #expect(status?.message.contains("\n") == false && status?.message.isEmpty == false)
-        // What the agent has in its own directories may move meanwhile; nothing else may.
+        // The agent's own directories may move meanwhile; nothing else may, and no file of a job is left there either.
         func others(_ text: String) -> [Substring] {
-            text.split(separator: "\n").filter { !$0.contains("state") && !$0.contains("run") }
+            text.split(separator: "\n").filter { !$0.contains("state") && !$0.contains("run/jobs d ") }
         }
-        #expect(others(before) == others(try await snapshot(directory.path)))
+        func files(_ text: String) -> Int { text.matches(of: #/\.(record|staging) f /#).count }
+        let after = try await snapshot(directory.path)
+        #expect(others(before) == others(after))
+        #expect(files(after) == 0)
         #expect(try await test.client.jobs.list(all: true).isEmpty)
         #expect(try await test.client.agent.info().lastSequence == 0)
         // The agent is well: the same drive, a good target.

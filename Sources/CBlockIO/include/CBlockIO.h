@@ -23,6 +23,8 @@ int cblockio_open(const char *path, int flags, unsigned mode);
 int cblockio_close(int descriptor);
 /// fstat(2).
 int cblockio_stat(int descriptor, struct stat *result);
+/// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.
+uint64_t cblockio_birth_time(int descriptor);
 /// The descriptor's O_ flags (F_GETFL), or a negated errno.
 int cblockio_flags(int descriptor);
 /// Sets the descriptor's O_ flags (F_SETFL) and makes it close on exec.

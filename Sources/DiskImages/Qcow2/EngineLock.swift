@@ -19,26 +19,47 @@ struct EngineLock {
     }
 }
 
-/// Numbers the requests in flight, so that one can tell when all that began before some moment have ended.
+/// Counts the requests in flight by the moment at which they began, so that one can tell when all that began before some
+/// moment have ended. Every step is O(1): requests are counted by *epoch*, and a new one begins where a moment is told.
 struct RequestTickets {
-    private var next: UInt64 = 0
-    private var active: [UInt64] = []
+    /// The number of the first epoch that is still counted.
+    private var first: UInt64 = 0
+    private var counts = [0]
+    /// No request has begun in the last epoch.
+    private var isLastUnused = true
 
+    /// The number is that of the request's epoch.
     mutating func begin() -> UInt64 {
-        defer { next += 1 }
-        active.append(next)
-        return next
+        counts[counts.count - 1] += 1
+        isLastUnused = false
+        return first + UInt64(counts.count - 1)
     }
 
-    mutating func end(_ ticket: UInt64) {
-        if let index = active.firstIndex(of: ticket) { active.remove(at: index) }
+    mutating func end(_ epoch: UInt64) {
+        counts[Int(epoch - first)] -= 1
+        forgetEnded()
     }
 
     /// Requests that begin from now on have this number or a higher one.
-    var now: UInt64 { next }
+    mutating func now() -> UInt64 {
+        if !isLastUnused {
+            counts.append(0)
+            isLastUnused = true
+            forgetEnded()
+        }
+        return first + UInt64(counts.count - 1)
+    }
 
     /// Whether all requests have ended that began before the moment that `now` told.
-    func haveEnded(before moment: UInt64) -> Bool { active.first.map { $0 >= moment } ?? true }
+    func haveEnded(before moment: UInt64) -> Bool { first >= moment }
+
+    private mutating func forgetEnded() {
+        var ended = 0
+        while ended < counts.count - 1, counts[ended] == 0 { ended += 1 }
+        guard ended > 0 else { return }
+        counts.removeFirst(ended)
+        first += UInt64(ended)
+    }
 }
 
 /// Guest clusters whose mapping somebody is about to change.
@@ -58,9 +79,12 @@ struct ClusterChanges {
 
     /// The change in flight that touches any of `clusters` and of these begins first.
     func first(overlapping clusters: Range<UInt64>) -> Change? {
-        active.filter { $0.clusters.overlaps(clusters) }.min {
-            $0.clusters.lowerBound < $1.clusters.lowerBound
+        var found: Change?
+        for change in active where change.clusters.overlaps(clusters) {
+            if let found, found.clusters.lowerBound < change.clusters.lowerBound { continue }
+            found = change
         }
+        return found
     }
 
     mutating func begin(_ clusters: Range<UInt64>) -> Change {
@@ -78,7 +102,10 @@ struct ClusterChanges {
     }
 
     mutating func end(_ change: Change) {
-        active.removeAll { $0 === change }
+        if let index = active.firstIndex(where: { $0 === change }) {
+            active.swapAt(index, active.count - 1)
+            active.removeLast()
+        }
         wake(change)
     }
 

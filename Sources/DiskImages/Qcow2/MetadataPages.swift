@@ -51,6 +51,9 @@ struct MetadataPages {
     /// So much is dirty that it should be written before more is.
     var isMostlyDirty: Bool { dirtyCount > capacity / 2 }
 
+    /// So much is dirty that nothing else finds a place soon.
+    var isNearlyFull: Bool { dirtyCount > capacity - capacity / 8 }
+
     /// The page, pinned, if it is in memory and loaded.
     mutating func pinned(at offset: UInt64) -> MetadataPage? {
         guard let page = byOffset[offset], !page.isLoading else { return nil }

@@ -1,50 +1,6 @@
 internal import BlockIO
 
-/// Where new host clusters come from.
-///
-/// Allocation appends: `position` goes up from the end of the file, so that what is written in order lies in order,
-/// and free space inside of an image, which only its refcounts vouch for, is left alone. Clusters are taken in
-/// *reserves* of some MiB whose refcounts are raised, and for an existing image made durable, before any of them is
-/// handed out: whatever the order in which a crash finds the rest, a cluster that is referred to is never free.
-struct AllocatorState {
-    /// The autoclear bits are cleared and `position` is found.
-    var isPrepared = false
-    /// No host cluster from here on is in use.
-    var position: UInt64 = 0
-    /// Clusters whose refcounts are 1 and that nothing refers to yet.
-    var reserve: Range<UInt64> = 0..<0
-    /// Clusters that lost a reference; their refcounts are lowered once that is durable.
-    var freed: [FreedRun] = []
-    /// The file is not cut shorter than this.
-    var minimumFileSize: UInt64 = 0
-    /// A change of the refcount structures was given up halfway: nothing may be written any more.
-    var failure: BlockError?
-
-    struct FreedRun {
-        var clusters: Range<UInt64>
-        /// Requests that began before may still use the clusters.
-        var moment: UInt64
-    }
-
-    mutating func take(_ count: UInt64) -> Range<UInt64>? {
-        guard !reserve.isEmpty else { return nil }
-        let taken = reserve.lowerBound..<min(reserve.upperBound, reserve.lowerBound + count)
-        reserve = taken.upperBound..<reserve.upperBound
-        return taken
-    }
-
-    mutating func free(_ clusters: Range<UInt64>, at moment: UInt64) {
-        if let last = freed.last, last.moment == moment, last.clusters.upperBound == clusters.lowerBound {
-            freed[freed.count - 1].clusters = last.clusters.lowerBound..<clusters.upperBound
-        } else {
-            freed.append(FreedRun(clusters: clusters, moment: moment))
-        }
-    }
-}
-
 extension Qcow2Image {
-    private static let reserveBytes: UInt64 = 64 << 20
-
     /// Runs `body` as the only one that changes refcounts, tables and the allocator.
     func withMetadataLock<Result>(
         _ body: () async throws(BlockError) -> Result
@@ -57,26 +13,33 @@ extension Qcow2Image {
     }
 
     /// Takes up to `count` contiguous host clusters, at least one, into use.
-    func allocate(_ count: UInt64) async throws(BlockError) -> Range<UInt64> {
+    func allocate(_ count: UInt64) async throws(BlockError) -> MappingJournal.ReserveRun {
         while true {
-            if let taken = isolated.value.allocator.take(count) { return taken }
+            if let taken = takeReserved(count) { return taken }
             try await withMetadataLock { () async throws(BlockError) in
-                if isolated.value.allocator.reserve.isEmpty { try await refillReserve() }
+                if !isolated.value.allocator.hasReserve { try await refillReserve() }
             }
         }
     }
 
     /// The same under the metadata lock.
-    func allocateLocked(_ count: UInt64) async throws(BlockError) -> Range<UInt64> {
+    func allocateLocked(_ count: UInt64) async throws(BlockError) -> MappingJournal.ReserveRun {
         while true {
-            if let taken = isolated.value.allocator.take(count) { return taken }
+            if let taken = takeReserved(count) { return taken }
             try await refillReserve()
         }
     }
 
+    private func takeReserved(_ count: UInt64) -> MappingJournal.ReserveRun? {
+        guard let taken = isolated.value.allocator.take(count) else { return nil }
+        // Before anything is written there: what a kill leaves in reserve is unused.
+        isolated.value.journal?.noteTaken(UInt64(taken.clusters.count))
+        return taken
+    }
+
     /// Gives up a reference to host clusters, effective with a later flush.
     func free(_ clusters: Range<UInt64>) {
-        isolated.value.allocator.free(clusters, at: isolated.value.requests.now)
+        isolated.value.allocator.free(clusters, at: isolated.value.requests.now())
     }
 
     func clusters(of cluster: CompressedCluster) -> Range<UInt64> {
@@ -95,6 +58,7 @@ extension Qcow2Image {
                 try await changeHeader { $0.storeBigEndian(UInt64(0), at: 88) }
                 isolated.value.autoclear = 0
             }
+            try await makeJournal()
             var position: UInt64
             if file.isBlockDevice {
                 position = try await firstUnusedCluster()
@@ -104,6 +68,7 @@ extension Qcow2Image {
             }
             isolated.value.allocator.position = position
             isolated.value.allocator.minimumFileSize = position * clusterSize
+            if options.isDrive { isolated.value.allocator.unsearched = 1..<position }
             isolated.value.allocator.isPrepared = true
         }
     }
@@ -118,10 +83,87 @@ extension Qcow2Image {
         try await file.flush()
     }
 
-    /// Raises the refcounts of the next free clusters and makes that durable. Under the lock.
+    /// Counts clusters that are free, so that they can be handed out. Under the lock.
     private func refillReserve() async throws(BlockError) {
         if let failure = isolated.value.allocator.failure { throw failure }
-        let wanted = max(16, Self.reserveBytes / clusterSize)
+        let wanted = max(options.minimumReserve, options.reserveBytes / clusterSize)
+        if options.isDrive {
+            if try await refillFromFreed(wanted) { return }
+            if try await refillFromInside(wanted) { return }
+        }
+        do throws(BlockError) {
+            try await refillFromEnd(wanted)
+        } catch {
+            // A full disk: what was freed and is still counted is all there is.
+            guard error.code == .noSpace, options.isDrive, isolated.value.allocator.freedCount > 0 else {
+                throw error
+            }
+            try await writeBack(isForReuse: true)
+            guard try await refillFromFreed(wanted) else { throw error }
+        }
+    }
+
+    /// From what was freed while the image is open; false when there is nothing. Under the lock.
+    private func refillFromFreed(_ wanted: UInt64) async throws(BlockError) -> Bool {
+        if isolated.value.allocator.freedCount >= wanted {
+            // Rather than let the file grow by as much again.
+            try await writeBack(isForReuse: true)
+        } else {
+            try await settleFreed()
+        }
+        let runs = isolated.value.allocator.free.takeLast(wanted, runs: MappingJournal.maximumReserveRuns)
+        guard !runs.isEmpty else { return false }
+        try await count(runs.map { .init(clusters: $0, isUnused: false) })
+        return true
+    }
+
+    /// From what others left free inside of the image, by its refcounts; false when nothing was found in the part that
+    /// was searched now. Under the lock.
+    private func refillFromInside(_ wanted: UInt64) async throws(BlockError) -> Bool {
+        var runs: [AllocatorState.ReserveRun] = []
+        var (found, steps): (UInt64, UInt64) = (0, 0)
+        while found < wanted, steps < 4096, runs.count < MappingJournal.maximumReserveRuns,
+            let cluster = isolated.value.allocator.unsearched.first
+        {
+            steps += 1
+            let region = cluster / header.refcountsPerBlock
+            guard try await refcountBlock(region) != nil else {
+                dropUnsearched(upTo: (region + 1) * header.refcountsPerBlock)
+                continue
+            }
+            let isFree = try await refcount(of: cluster) == 0
+            dropUnsearched(upTo: cluster + 1)
+            guard isFree else { continue }
+            guard !isOwnTable(cluster) else {
+                throw corrupt(
+                    "the cluster at offset \(cluster * clusterSize), a part of its tables, has a refcount of 0"
+                )
+            }
+            found += 1
+            if let last = runs.last, last.clusters.upperBound == cluster {
+                runs[runs.count - 1].clusters = last.clusters.lowerBound..<cluster + 1
+            } else {
+                runs.append(.init(clusters: cluster..<cluster + 1, isUnused: false))
+            }
+        }
+        guard !runs.isEmpty else { return false }
+        try await count(runs.reversed())
+        return true
+    }
+
+    private func dropUnsearched(upTo cluster: UInt64) {
+        let rest = isolated.value.allocator.unsearched
+        isolated.value.allocator.unsearched = min(cluster, rest.upperBound)..<rest.upperBound
+    }
+
+    /// Whether a host cluster is in the header, or in the L1 or refcount table.
+    func isOwnTable(_ cluster: UInt64) -> Bool {
+        let range = ByteRange(offset: cluster * clusterSize, length: clusterSize)
+        return cluster == 0 || range.overlaps(header.l1Range) || range.overlaps(isolated.value.refcountTable)
+    }
+
+    /// From behind everything else. Under the lock.
+    private func refillFromEnd(_ wanted: UInt64) async throws(BlockError) {
         let first = try await nextFreeCluster()
         let regionEnd = (first / header.refcountsPerBlock + 1) * header.refcountsPerBlock
         var end = min(first + wanted, regionEnd)
@@ -132,21 +174,39 @@ extension Qcow2Image {
         }
         var run = first..<first
         while run.upperBound < end, try await refcount(of: run.upperBound) == 0 {
-            try await setRefcount(of: run.upperBound, to: 1)
             run = first..<run.upperBound + 1
         }
+        let isUnused = !file.isBlockDevice && run.lowerBound * clusterSize >= file.size
         isolated.value.allocator.position = run.upperBound
+        try await count([.init(clusters: run, isUnused: isUnused)])
+    }
+
+    /// Raises the refcounts of free clusters to 1 and puts them in reserve. Under the lock.
+    private func count(_ runs: [AllocatorState.ReserveRun]) async throws(BlockError) {
+        var counted: [AllocatorState.ReserveRun] = []
         do throws(BlockError) {
+            for run in runs {
+                for cluster in run.clusters {
+                    guard try await refcount(of: cluster) == 0 else {
+                        throw corrupt("the free cluster at offset \(cluster * clusterSize) is in use")
+                    }
+                    try await setRefcount(of: cluster, to: 1)
+                }
+                counted.append(run)
+            }
             try await growFile()
             if !isNew {
+                // A kill finds them counted, and so does a power loss: the next flush comes before the L2 tables.
                 try await writeRefcounts()
-                try await file.flush()
+                if !options.isDrive { try await file.flush() }
             }
         } catch {
-            free(run)
+            // Counted and unused is no damage; as what was freed they are free again after the next flush.
+            for run in counted { free(run.clusters) }
             throw error
         }
-        isolated.value.allocator.reserve = run
+        isolated.value.journal?.setReserve(runs.reversed())
+        isolated.value.allocator.setReserve(runs)
     }
 
     /// The file reaches as far as clusters are in use. Under the lock.

@@ -127,6 +127,9 @@ extension Qcow2Image {
         guard host < fileSize else {
             throw EntryFault(why: "points to offset \(host), but the file ends at \(fileSize)")
         }
+        guard isReadOnly || !isOwnTable(host / clusterSize) else {
+            throw EntryFault(why: "points to offset \(host), into the image's own tables")
+        }
     }
 
     // MARK: Pages

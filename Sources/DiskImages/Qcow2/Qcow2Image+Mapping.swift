@@ -9,7 +9,7 @@ extension Qcow2Image {
         return try await withMetadataLock { () async throws(BlockError) -> UInt64 in
             let old = try await l2Table(index)
             if let old, !old.isShared { return old.host }
-            let cluster = try await allocateLocked(1)
+            let cluster = try await allocateLocked(1).clusters
             let host = cluster.lowerBound * clusterSize
             do throws(BlockError) {
                 try await fillTable(at: host, from: old?.host)
@@ -40,35 +40,70 @@ extension Qcow2Image {
         let page = try await page(containing: header.l1Offset + index * 8, .l1)
         page.buffer.bytes.storeBigEndian(entry, at: Int(header.l1Offset + index * 8 - page.offset))
         isolated.value.pages.markDirty(page)
+        isolated.value.writeback.isNeeded = true
         page.unpin()
     }
 
     /// Gives each of `clusters`, all of one L2 table and registered as changing, the mapping that `mapping` makes of its
     /// number and its old mapping; what the old one referred to is freed.
+    ///
+    /// In a drive the change is in its journal when this returns. Whatever data the new mapping points to has been
+    /// written before.
     func map(
-        _ clusters: Range<UInt64>, table: UInt64, to mapping: (UInt64, ClusterMapping) -> ClusterMapping
+        _ clusters: Range<UInt64>, table: UInt64, isLogged: Bool = true,
+        to mapping: (UInt64, ClusterMapping) -> ClusterMapping
     ) async throws(BlockError) {
         let last = clusters.upperBound - 1
         precondition(
             clusters.lowerBound / header.entriesPerL2 == last / header.entriesPerL2,
             "the clusters of one change belong to one L2 table")
-        var cluster = clusters.lowerBound
-        while cluster < clusters.upperBound {
-            let page = try await page(containing: table + cluster % header.entriesPerL2 * 8, .l2)
+        var rest = clusters
+        while let first = rest.first {
+            let page = try await page(containing: table + first % header.entriesPerL2 * 8, .l2)
             defer { page.unpin() }
-            let pageEnd = page.offset + UInt64(page.buffer.count)
-            while cluster < clusters.upperBound {
-                let offset = table + cluster % header.entriesPerL2 * 8
-                guard offset < pageEnd else { break }
-                let position = Int(offset - page.offset)
-                let old = try oldMapping(page.bytes.bigEndian(at: position), of: cluster)
-                let new = mapping(cluster, old)
-                page.buffer.bytes.storeBigEndian(new.entry, at: position)
-                isolated.value.pages.markDirty(page)
-                release(old, unlessIn: new)
-                cluster += 1
+            let position = Int(table + first % header.entriesPerL2 * 8 - page.offset)
+            var count = min(rest.count, (page.buffer.count - position) / 8)
+            if isLogged, let journal = isolated.value.journal {
+                count = min(count, Int(journal.capacity))
+                guard journal.room >= count else {
+                    try await makeRoomInJournal(for: count)
+                    continue
+                }
+            }
+            // From here to the end of the turn in one step.
+            let part = first..<first + UInt64(count)
+            try change(part, in: page, at: position, isLogged: isLogged, mapping)
+            rest = part.upperBound..<rest.upperBound
+        }
+    }
+
+    private func change(
+        _ clusters: Range<UInt64>, in page: MetadataPage, at position: Int, isLogged: Bool,
+        _ mapping: (UInt64, ClusterMapping) -> ClusterMapping
+    ) throws(BlockError) {
+        func place(_ cluster: UInt64) -> Int { position + Int(cluster - clusters.lowerBound) * 8 }
+        // All of them are good, or none is changed.
+        var old: [ClusterMapping] = []
+        old.reserveCapacity(clusters.count)
+        for cluster in clusters {
+            old.append(try oldMapping(page.bytes.bigEndian(at: place(cluster)), of: cluster))
+        }
+        var record: MappingJournal.Record?
+        for (cluster, old) in zip(clusters, old) {
+            let new = mapping(cluster, old)
+            page.buffer.bytes.storeBigEndian(new.entry, at: place(cluster))
+            release(old, unlessIn: new)
+            guard isLogged else { continue }
+            if let last = record, last.goesOn(with: new.entry, clusterSize: clusterSize) {
+                record?.count += 1
+            } else {
+                if let last = record { isolated.value.journal?.append(last) }
+                record = MappingJournal.Record(firstCluster: cluster, count: 1, entry: new.entry)
             }
         }
+        if let record { isolated.value.journal?.append(record) }
+        isolated.value.pages.markDirty(page)
+        isolated.value.writeback.isNeeded = true
     }
 
     private func oldMapping(_ entry: UInt64, of cluster: UInt64) throws(BlockError) -> ClusterMapping {
@@ -96,5 +131,14 @@ extension ClusterMapping {
         case .data(let host, _), .zeroAllocated(let host, _): host
         case .unallocated, .zero, .compressed: nil
         }
+    }
+}
+
+extension MappingJournal.Record {
+    /// Whether the next cluster's entry can be part of this record.
+    fileprivate func goesOn(with next: UInt64, clusterSize: UInt64) -> Bool {
+        guard count < 0xffff_ffff else { return false }
+        let hasHost = entry & Qcow2Entry.offsetMask != 0
+        return next == entry + (hasHost ? count * clusterSize : 0)
     }
 }

@@ -37,9 +37,9 @@ extension Qcow2Image {
         isolated.value.pages.markDirty(page)
     }
 
-    /// Takes one reference away from each cluster; true when none is left to any of them.
-    func dropReferences(_ clusters: Range<UInt64>) async throws(BlockError) -> Bool {
-        var areFree = true
+    /// Takes one reference away from each cluster; returns those that have none left.
+    func dropReferences(_ clusters: Range<UInt64>) async throws(BlockError) -> [Range<UInt64>] {
+        var unused: [Range<UInt64>] = []
         for cluster in clusters {
             let count = try await refcount(of: cluster)
             guard count > 0 else {
@@ -47,9 +47,14 @@ extension Qcow2Image {
                     "the cluster at offset \(cluster * clusterSize) was in use with a refcount of 0")
             }
             try await setRefcount(of: cluster, to: count - 1)
-            if count > 1 { areFree = false }
+            guard count == 1 else { continue }
+            if let last = unused.last, last.upperBound == cluster {
+                unused[unused.count - 1] = last.lowerBound..<cluster + 1
+            } else {
+                unused.append(cluster..<cluster + 1)
+            }
         }
-        return areFree
+        return unused
     }
 
     /// The first cluster behind the last one with a refcount, for devices, which have no end of their own.

@@ -9,7 +9,7 @@ extension Qcow2Image {
         try await prepareForWriting()
         let ticket = isolated.value.requests.begin()
         defer { isolated.value.requests.end(ticket) }
-        try await writeMapped(range, from: buffer)
+        try await notingDamage { () async throws(BlockError) in try await writeMapped(range, from: buffer) }
     }
 
     func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
@@ -26,7 +26,7 @@ extension Qcow2Image {
     func writeMapped(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         var done: UInt64 = 0
         while done < range.length {
-            try await writeBackIfMostlyDirty()
+            try await keepMetadataBounded()
             let rest = range.dropFirst(done)
             let run = try await run(at: rest.offset, limit: rest.length)
             let part = rest.prefix(run.length)
@@ -83,26 +83,28 @@ extension Qcow2Image {
         var clusters = wanted.lowerBound..<part.end.dividedRoundingUp(by: clusterSize)
         let table = try await writableL2Table(part.offset / header.bytesPerL2)
         let host: UInt64
-        var fresh: Range<UInt64>?
+        var fresh: AllocatorState.ReserveRun?
         if case .zeroAllocated(let kept, isShared: false) = found.mapping {
             host = kept.roundedDown(toMultipleOf: clusterSize)
         } else {
             let allocated = try await allocate(UInt64(clusters.count))
             fresh = allocated
-            host = allocated.lowerBound * clusterSize
-            clusters = clusters.lowerBound..<clusters.lowerBound + UInt64(allocated.count)
+            host = allocated.clusters.lowerBound * clusterSize
+            clusters = clusters.lowerBound..<clusters.lowerBound + UInt64(allocated.clusters.count)
         }
         isolated.value.changes.shorten(change, to: clusters)
         let written = part.clamped(to: bytes(of: clusters))
         let slice = buffer[0..<Int(written.length)]
+        if !options.rules.journalsAfterData { logEarly(clusters, host) }
         do throws(BlockError) {
             if areWhole {
                 try await file.write(ByteRange(offset: host, length: written.length), from: slice)
             } else {
-                try await writeFilled(written, from: slice, host: host)
+                try await writeFilled(
+                    written, from: slice, host: host, over: found.mapping, isUnused: fresh?.isUnused ?? false)
             }
         } catch {
-            if let fresh { free(fresh) }
+            if let fresh { free(fresh.clusters) }
             throw error
         }
         // An error here leaves new clusters that are counted and not all used: a leak, no damage.
@@ -112,16 +114,91 @@ extension Qcow2Image {
         return written.length
     }
 
-    /// Writes one cluster, of which `range` is a part, with its old content around the part.
-    private func writeFilled(_ range: ByteRange, from buffer: IOSlice, host: UInt64) async throws(BlockError)
-    {
+    /// What a test does instead of the rule `journalsAfterData`.
+    private func logEarly(_ clusters: Range<UInt64>, _ host: UInt64) {
+        guard let journal = isolated.value.journal, journal.room > 0 else { return }
+        isolated.value.journal?.append(
+            .init(
+                firstCluster: clusters.lowerBound, count: UInt64(clusters.count),
+                entry: ClusterMapping.data(host: host, isShared: false).entry))
+    }
+
+    /// Larger clusters are copied in pieces of this many bytes.
+    private static let pieceSize: UInt64 = 256 << 10
+
+    /// Writes one cluster, of which `range` is a part, to its new place, with its old content around the part; `isUnused`
+    /// says that zeroes need not be written there.
+    private func writeFilled(
+        _ range: ByteRange, from buffer: IOSlice, host: UInt64, over old: ClusterMapping, isUnused: Bool
+    ) async throws(BlockError) {
         let cluster = range.expanded(toMultipleOf: clusterSize)
+        let isZero = isZero(old, at: cluster.offset)
+        if case .compressed = old {
+            return try await writeWhole(cluster, range, from: buffer, host: host, isUnused: isUnused)
+        }
+        if !isZero, clusterSize <= Self.pieceSize {
+            return try await writeWhole(cluster, range, from: buffer, host: host, isUnused: isUnused)
+        }
+        if !isUnused {
+            // A kept place stays allocated.
+            var keeps = false
+            if case .zeroAllocated(_, isShared: false) = old { keeps = true }
+            try await file.writeZeroes(ByteRange(offset: host, length: clusterSize), mayUnmap: !keeps)
+        }
+        if !isZero {
+            try await copy(ByteRange(cluster.offset..<range.offset), to: host)
+            try await copy(ByteRange(range.end..<cluster.end), to: host + (range.end - cluster.offset))
+        }
+        let place = ByteRange(offset: host + (range.offset - cluster.offset), length: range.length)
+        try await file.write(place, from: buffer)
+    }
+
+    /// Whether a cluster with this mapping is known to be zero without a look at it.
+    private func isZero(_ mapping: ClusterMapping, at offset: UInt64) -> Bool {
+        switch mapping {
+        case .zero, .zeroAllocated: true
+        case .data, .compressed: false
+        case .unallocated:
+            switch backing {
+            case .none: true
+            case .open(let device): offset >= device.size
+            case .notOpen: false
+            }
+        }
+    }
+
+    /// The cluster in one write, or only what is new where the rest is zero already.
+    private func writeWhole(
+        _ cluster: ByteRange, _ range: ByteRange, from buffer: IOSlice, host: UInt64, isUnused: Bool
+    ) async throws(BlockError) {
         let whole = IOBuffer(count: Int(clusterSize))
         let present = cluster.clamped(to: self.range)
         try await readMapped(present, into: whole[0..<Int(present.length)])
         whole[Int(present.length)..<whole.count].bytes.fillWithZeroes()
         let start = Int(range.offset - cluster.offset)
+        if isUnused, ZeroDetection.isZero(whole.bytes) {
+            return try await file.write(
+                ByteRange(offset: host + UInt64(start), length: range.length), from: buffer)
+        }
         whole[start..<whole.count].bytes.copyBytesQuickly(from: UnsafeRawBufferPointer(buffer.bytes))
         try await file.write(ByteRange(offset: host, length: clusterSize), from: whole.slice)
+    }
+
+    /// Copies what the disk holds in `range` to `host`, where zeroes are.
+    private func copy(_ range: ByteRange, to host: UInt64) async throws(BlockError) {
+        var rest = range.clamped(to: self.range)
+        guard !rest.isEmpty else { return }
+        let buffer = IOBuffer(count: Int(min(rest.length, Self.pieceSize)))
+        while !rest.isEmpty {
+            let piece = rest.prefix(Self.pieceSize)
+            let slice = buffer[0..<Int(piece.length)]
+            try await readMapped(piece, into: slice)
+            if !ZeroDetection.isZero(slice.bytes) {
+                try await file.write(
+                    ByteRange(offset: host + (piece.offset - range.offset), length: piece.length), from: slice
+                )
+            }
+            rest = rest.dropFirst(piece.length)
+        }
     }
 }

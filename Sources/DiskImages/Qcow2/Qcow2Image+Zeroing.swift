@@ -8,10 +8,12 @@ extension Qcow2Image {
         try await prepareForWriting()
         let ticket = isolated.value.requests.begin()
         defer { isolated.value.requests.end(ticket) }
-        var rest = range
-        while !rest.isEmpty {
-            try await writeBackIfMostlyDirty()
-            rest = rest.dropFirst(try await zeroStart(of: rest, mayUnmap: mayUnmap))
+        try await notingDamage { () async throws(BlockError) in
+            var rest = range
+            while !rest.isEmpty {
+                try await keepMetadataBounded()
+                rest = rest.dropFirst(try await zeroStart(of: rest, mayUnmap: mayUnmap))
+            }
         }
     }
 
@@ -29,12 +31,13 @@ extension Qcow2Image {
     private func zeroStart(of range: ByteRange, mayUnmap: Bool) async throws(BlockError) -> UInt64 {
         let run = try await run(at: range.offset, limit: range.length)
         let part = range.prefix(run.length)
-        switch run.mapping {
-        case .zero, .zeroAllocated: return part.length
-        case .unallocated where backing.isNone: return part.length
-        case .unallocated, .data, .compressed: break
-        }
         let (clusters, areWhole) = leadingClusters(part)
+        switch run.mapping {
+        case .zero: return part.length
+        case .zeroAllocated where !mayUnmap || !areWhole: return part.length
+        case .unallocated where backing.isNone: return part.length
+        case .unallocated, .zeroAllocated, .data, .compressed: break
+        }
         if areWhole, header.version >= 3 || backing.isNone {
             return try await zero(clusters, mayUnmap: mayUnmap).clamped(to: part).length
         }
@@ -64,10 +67,10 @@ extension Qcow2Image {
         try await map(clusters, table: table) { _, old in
             switch old {
             case .unallocated where !hasBacking: .unallocated
-            case .zeroAllocated: old
+            case .zeroAllocated(_, isShared: false) where !mayUnmap: old
             case .data(let host, isShared: false) where !mayUnmap && isV3:
                 .zeroAllocated(host: host, isShared: false)
-            case .unallocated, .zero, .data, .compressed: zero
+            case .unallocated, .zero, .zeroAllocated, .data, .compressed: zero
             }
         }
         return bytes(of: clusters)

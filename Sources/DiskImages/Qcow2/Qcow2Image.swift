@@ -8,8 +8,11 @@ package import BlockIO
 /// 1. Who changes the mapping of guest clusters first registers them in `changes`; who finds them registered waits
 ///    and looks again. So no guest cluster is ever allocated twice, and its old content is copied by one task only.
 /// 2. Refcounts, the allocator and new tables are changed under `metadataLock` only.
-/// 3. A host cluster is handed out once while the image is open: what is freed waits in `freed` for the flush that
-///    makes its unmapping durable and for the requests that may still use it, and is free for the next opener.
+/// 3. A host cluster that was freed waits in `freed` for the flush that makes its unmapping durable, and in `unmapped`
+///    for the requests that may still use it; then its refcount is lowered, and in a drive it can be used again.
+///
+/// **Kills and power losses.** A drive's changed mappings are in its journal before the guest is answered
+/// (`MappingJournal`), and in its L2 tables with a flush (`Qcow2Image+Writeback`).
 package final class Qcow2Image: BlockDevice {
     /// The disk below.
     enum Backing: Sendable {
@@ -27,6 +30,11 @@ package final class Qcow2Image: BlockDevice {
         var requests = RequestTickets()
         var changes = ClusterChanges()
         var allocator = AllocatorState()
+        var writeback = WritebackState()
+        /// A drive's, from its first change on.
+        var journal: MappingJournal?
+        /// The first thing that was found wrong with the image.
+        var damage: BlockError?
         var refcountTable: ByteRange
         var autoclear: UInt64
     }
@@ -39,12 +47,13 @@ package final class Qcow2Image: BlockDevice {
     let contentSize: UInt64
     /// We made the file: until its first flush there is nothing in it that a crash could damage.
     let isNew: Bool
+    let options: Qcow2Options
     let isolated: EngineIsolated<State>
 
     /// Takes over `file` and `backing`, which `close` closes.
     init(
         _ file: HostFile, header: Qcow2Header, backing: Backing, isReadOnly: Bool, contentSize: UInt64? = nil,
-        isNew: Bool = false
+        isNew: Bool = false, options: Qcow2Options = Qcow2Options()
     ) {
         self.file = file
         self.header = header
@@ -52,9 +61,10 @@ package final class Qcow2Image: BlockDevice {
         self.isReadOnly = isReadOnly
         self.contentSize = contentSize ?? header.size
         self.isNew = isNew
+        self.options = options
         isolated = EngineIsolated(
             State(
-                pages: MetadataPages(clusterSize: header.clusterSize),
+                pages: MetadataPages(clusterSize: header.clusterSize, bytes: options.metadataBytes),
                 refcountTable: header.refcountTableRange,
                 autoclear: header.autoclear),
             engine: file.engine)
@@ -67,16 +77,25 @@ package final class Qcow2Image: BlockDevice {
     package var clusterSize: UInt64 { header.clusterSize }
     package var limits: BlockLimits { BlockLimits(optimalGranularity: header.clusterSize) }
 
+    /// Closes the file and the backing file; no request is in flight. A drive that was written is flushed first, its
+    /// unused clusters are given back and its journal removed; where that fails, the journal stays, the files are
+    /// closed all the same, and the failure is thrown. A target is closed as it is: its owner has flushed it, or gives
+    /// it up.
     package func close() async throws(BlockError) {
         var failure: BlockError?
-        do throws(BlockError) { try await file.close() } catch { failure = error }
+        do throws(BlockError) { try await settleDrive() } catch { failure = error }
+        do throws(BlockError) { try await file.close() } catch { failure = failure ?? error }
         if case .open(let device) = backing {
             do throws(BlockError) { try await device.close() } catch { failure = failure ?? error }
         }
         if let failure { throw failure }
     }
 
+    /// The error that says what is wrong with the image; it is remembered, so that nothing is written after it.
     func corrupt(_ what: String, range: ByteRange? = nil) -> BlockError {
-        BlockError(.corrupt, "Image \(name) is damaged: \(what); run qemu-img check on it", range: range)
+        let error = BlockError(
+            .corrupt, "Image \(name) is damaged: \(what); run qemu-img check on it", range: range)
+        if isolated.value.damage == nil { isolated.value.damage = error }
+        return error
     }
 }

@@ -217,6 +217,22 @@ struct ExportTests {
         await test.stop()
     }
 
+    @Test("a writable export of a read-only drive is refused when it is asked for by name")
+    func writableOfReadOnly() async throws {
+        try await makeRaw(directory.file("r"), size: "6M")
+        let drives = [DriveOption(id: "r", file: directory.file("r"), format: .raw, isReadOnly: true)]
+        func option(_ isWritable: Bool?) -> ExportOption {
+            ExportOption(drive: "r", address: socket("r.sock"), isWritable: isWritable)
+        }
+        let error = await #expect(throws: AgentError.self) {
+            _ = try await AgentUnderTest(drives: drives, exports: [option(true)], in: directory)
+        }
+        #expect(error?.reason == .exportInvalid)
+        let test = try await AgentUnderTest(drives: drives, exports: [option(nil)], in: directory)
+        #expect(try await test.client.exports.list().map(\.readOnly) == [true])
+        await test.stop()
+    }
+
     @Test("a stored export whose drive is gone stays listed with its problem, and can be removed")
     func missingDrive() async throws {
         try await makeRaw(directory.file("r"))

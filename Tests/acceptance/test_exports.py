@@ -1,5 +1,7 @@
 """Exports as far as they are said and kept; test_served.py asks the exports themselves."""
 
+import sqlite3
+
 import pytest
 
 from harness import Agent, free_port, untouched
@@ -165,3 +167,19 @@ def test_the_point_in_time_of_a_job_is_an_export_until_the_job_ends(agent, targe
     agent.refused("export", "add", "--snapshot-of", "vm1", address, says="vm1")
     agent.restart()
     assert names(agent) == []
+
+
+def test_the_state_of_an_earlier_version_is_taken_over(start_agent, images):
+    agent = start_agent()
+    agent.ok("drive", "add", "vm1", raw(images / "vm1.raw", SIZE), "--format", "raw")
+    agent.terminate()
+    with sqlite3.connect(agent.directory / "state" / "state.sqlite") as database:
+        database.execute("DROP TABLE export")
+        database.execute("ALTER TABLE drive DROP COLUMN probedRaw")
+        database.execute("DELETE FROM grdb_migrations WHERE identifier LIKE '2:%'")
+    database.close()
+    agent.start()
+    assert [drive["id"] for drive in agent.ok("drive", "list").objects] == ["vm1"]
+    agent.ok("export", "add", "vm1", f"unix:{agent.directory}/x.sock")
+    agent.restart()
+    assert names(agent) == ["vm1"]

@@ -11,8 +11,11 @@ internal import Glibc
 /// that code which never waits does not keep others from what they wait for.
 final class InlineTransfers {
     private static let maximumWrite = 64 << 10
-    private static let slowWriteNanoseconds: UInt64 = 1_000_000
-    private static let pauseNanoseconds: UInt64 = 500_000_000
+    /// Longer than being put off the processor for once takes.
+    private static let slowWriteNanoseconds: UInt64 = 2_000_000
+    /// How many times as long as a slow write took none is tried: a twentieth of the time at most is lost to them.
+    private static let pauseFactor: UInt64 = 20
+    private static let longestPauseNanoseconds: UInt64 = 1_000_000_000
     private static let maximumSend = 64 << 10
     /// What a turn may spend, in bytes of reads; small transfers count as more than they are.
     private static let turn = 8 << 20
@@ -59,7 +62,9 @@ final class InlineTransfers {
         guard start >= writesPausedUntil else { return nil }
         let count = Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))
         let end = now()
-        if end - start > Self.slowWriteNanoseconds { writesPausedUntil = end + Self.pauseNanoseconds }
+        if end - start > Self.slowWriteNanoseconds {
+            writesPausedUntil = end + min((end - start) * Self.pauseFactor, Self.longestPauseNanoseconds)
+        }
         left -= max(count, Self.leastWrite)
         return count
     }

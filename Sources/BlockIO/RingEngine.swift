@@ -102,8 +102,8 @@ package final class RingEngine: IOEngine {
     }
 
     package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
-        // Where other changes are on their way, this one goes behind them: to wait for the disk is not the thread's work.
-        if core.queue.isCurrent, ring.changesNothing,
+        // While something is being flushed a write may have to wait for the disk, and that is not the thread's work.
+        if core.queue.isCurrent, ring.flushesNothing,
             let count = inline.write(descriptor, bytes, at: offset)
         {
             return count

@@ -18,9 +18,9 @@ final class RingQueue {
     private var isWakeArmed = false
     /// Who waits for the request with the token of that index.
     private var callers: [Caller?]
-    /// Whether the request with the token of that index changes a file, or makes changes durable.
-    private var isChange: [Bool]
-    private var changesInFlight = 0
+    /// Whether the request with the token of that index makes changes durable.
+    private var isFlush: [Bool]
+    private var flushesInFlight = 0
     /// Room for the kernel's view of a send, one for each token.
     private let messages: UnsafeMutablePointer<msghdr>
     private var freeTokens: [Int]
@@ -41,7 +41,7 @@ final class RingQueue {
         // Some room is left for the request that wakes us.
         limit = Int(cblockio_ring_capacity(ring)) - 8
         callers = Array(repeating: nil, count: limit)
-        isChange = Array(repeating: false, count: limit)
+        isFlush = Array(repeating: false, count: limit)
         messages = .allocate(capacity: limit)
         freeTokens = Array((0..<limit).reversed())
         completions = Array(repeating: cblockio_completion(), count: 256)
@@ -50,8 +50,8 @@ final class RingQueue {
     /// Requests that were added and have not been completed.
     var inFlight: Int { limit - freeTokens.count + waiting.count - started }
 
-    /// True when no request is in flight, or waits for a place, that changes files: reads and sockets may be.
-    var changesNothing: Bool { changesInFlight == 0 && started == waiting.count }
+    /// True when no request is in flight, or waits for a place, that makes changes durable.
+    var flushesNothing: Bool { flushesInFlight == 0 && started == waiting.count }
 
     /// Makes the calling thread the ring's user; signals of `wakeDescriptor`, an eventfd, end its sleep.
     func start(wakeDescriptor: Int32) {
@@ -81,8 +81,8 @@ final class RingQueue {
         var request = request
         request.token = UInt64(token)
         request.message = messages + token
-        isChange[token] = request.operation.changesFiles
-        if isChange[token] { changesInFlight += 1 }
+        isFlush[token] = request.operation.isFlush
+        if isFlush[token] { flushesInFlight += 1 }
         prepare(&request)
     }
 
@@ -124,7 +124,7 @@ final class RingQueue {
                 let token = Int(completion.token)
                 let caller = callers[token].take()
                 freeTokens.append(token)
-                if isChange[token] { changesInFlight -= 1 }
+                if isFlush[token] { flushesInFlight -= 1 }
                 caller?.resume(returning: Int(completion.result))
             }
             if count < completions.count { break }
@@ -143,10 +143,9 @@ final class RingQueue {
 }
 
 extension cblockio_operation {
-    fileprivate var changesFiles: Bool {
+    fileprivate var isFlush: Bool {
         switch self {
-        case CBLOCKIO_WRITE, CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_FALLOCATE, CBLOCKIO_SYNC_FILE_RANGE:
-            true
+        case CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_SYNC_FILE_RANGE: true
         default: false
         }
     }

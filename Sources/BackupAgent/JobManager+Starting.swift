@@ -120,7 +120,8 @@ extension JobManager {
         let (targetSpec, sync) = targetSpec(number, spec, hold.lease.image, access)
         // What a new target's clusters are is known, so that it is made last of all.
         if case .new = targetSpec.mode {
-            try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: TargetPlace.newClusterSize))
+            try await makeRecord(
+                number, clusterSize: BackupJob.clusterSize(target: TargetPlace.newClusterSize))
         }
         let target = try await open(targetSpec, number)
         guard var record = records[number], record.machine.state == .created, !isStopRequested(number) else {

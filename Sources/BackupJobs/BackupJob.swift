@@ -120,9 +120,12 @@ package final class BackupJob: Sendable {
     /// Throws `.cancelled` when one of them was cancelled meanwhile, `.failed` when the engines could not meet within 200 ms:
     /// then nothing has begun for any of them.
     package static func fixPointInTime(of jobs: [BackupJob]) async throws(BackupFailure) {
-        precondition(Set(jobs.map { ObjectIdentifier($0.drive) }).count == jobs.count, "a drive has one job at a time")
+        precondition(
+            Set(jobs.map { ObjectIdentifier($0.drive) }).count == jobs.count, "a drive has one job at a time")
         var engines: [any IOEngine] = []
-        for job in jobs where !engines.contains(where: { $0 === job.drive.engine }) { engines.append(job.drive.engine) }
+        for job in jobs where !engines.contains(where: { $0 === job.drive.engine }) {
+            engines.append(job.drive.engine)
+        }
         let all = engines
         let haveMet = await EngineMeeting.hold(all, within: meetingLimit) { position in
             for job in jobs where job.drive.engine === all[position] { job.drive.attach(job.point) }
@@ -135,7 +138,8 @@ package final class BackupJob: Sendable {
                 """
             throw .failed(
                 IOFailure(
-                    .source, .read, drive?.range ?? ByteRange(offset: 0, length: 0), BlockError(.busy, message)))
+                    .source, .read, drive?.range ?? ByteRange(offset: 0, length: 0),
+                    BlockError(.busy, message)))
         }
         for job in jobs { await job.drive.engine.run { job.point.startWatching() } }
         for job in jobs {

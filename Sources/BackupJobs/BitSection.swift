@@ -21,7 +21,8 @@ struct BitSection {
     static func length(of count: Int) -> Int { (count + bitsPerPage - 1) / bitsPerPage * 4096 }
 
     init(_ file: MappedFile, at start: Int, count: Int) {
-        precondition(start % 4096 == 0 && start + Self.length(of: count) <= file.length, "a section lies in its file")
+        precondition(
+            start % 4096 == 0 && start + Self.length(of: count) <= file.length, "a section lies in its file")
         self.file = file
         self.start = start
         self.count = count

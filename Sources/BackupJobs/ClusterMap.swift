@@ -38,9 +38,13 @@ struct ClusterMap {
         case .toCopy:
             end = bits.done.first(in: clusters) ?? end
             end = bits.notNeeded.first(in: clusters.lowerBound..<end) ?? end
-            for other in inFlight where other.lowerBound > clusters.lowerBound { end = min(end, other.lowerBound) }
+            for other in inFlight where other.lowerBound > clusters.lowerBound {
+                end = min(end, other.lowerBound)
+            }
         case .inFlight:
-            for other in inFlight where other.contains(clusters.lowerBound) { end = min(end, other.upperBound) }
+            for other in inFlight where other.contains(clusters.lowerBound) {
+                end = min(end, other.upperBound)
+            }
         }
         return (standing, end)
     }
@@ -59,7 +63,8 @@ struct ClusterMap {
     /// To copy -> in flight. Takes the space in the record that `finish` needs.
     mutating func begin(_ clusters: Range<Int>) throws(BlockError) {
         let (standing, end) = run(in: clusters)
-        precondition(standing == .toCopy && end == clusters.upperBound, "only what is to copy can be put in flight")
+        precondition(
+            standing == .toCopy && end == clusters.upperBound, "only what is to copy can be put in flight")
         try record.bits.done.reserve(clusters)
         inFlight.append(clusters)
     }

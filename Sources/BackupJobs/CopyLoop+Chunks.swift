@@ -75,7 +75,9 @@ extension CopyLoop {
 
     /// Part of the drive cannot be read: block by block what was saved does not need to be, and the rest is missing or
     /// the failure, as the policy says (DATAPATH.md rule 5).
-    private func readSingly(_ piece: ByteRange, into slice: IOSlice, _ first: BlockError) async -> BackupFailure? {
+    private func readSingly(_ piece: ByteRange, into slice: IOSlice, _ first: BlockError) async
+        -> BackupFailure?
+    {
         for block in point.blocks(of: piece) {
             let run = block..<block + 1
             let range = point.bytes(ofBlocks: run)
@@ -85,7 +87,9 @@ extension CopyLoop {
                 // Whoever is saving it may have been luckier, or has found the same.
                 await point.waitUntilNotSaving(block)
                 if point.record.bits.saved.isSet(block) || point.record.bits.missing.isSet(block) { continue }
-                guard options.ignoresSourceErrors else { return .failed(IOFailure(.source, .read, range, error)) }
+                guard options.ignoresSourceErrors else {
+                    return .failed(IOFailure(.source, .read, range, error))
+                }
                 do throws(BlockError) { try point.noteMissing(run) } catch {
                     return .failed(IOFailure(.staging, .write, range, error))
                 }

@@ -172,7 +172,9 @@ struct CopyLoop: Sendable {
         case .notNeeded: break
         case .zeroes: await startZeroes(part, &course, &chunks)
         case .data:
-            await startData(point.clusters(of: part), &course, &chunks) { plan, length in _ = plan.take(length) }
+            await startData(point.clusters(of: part), &course, &chunks) { plan, length in
+                _ = plan.take(length)
+            }
         }
     }
 

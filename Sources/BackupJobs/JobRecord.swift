@@ -65,7 +65,8 @@ package final class JobRecord: Sendable {
         }
         let file = try MappedFile.create(
             path, length: length(driveSize: driveSize, clusterSize: clusterSize), allocated: 4096)
-        let record = JobRecord(file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: [])
+        let record = JobRecord(
+            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: [])
         record[.driveSize] = driveSize
         record[.clusterSize] = clusterSize
         record[.version] = version
@@ -81,7 +82,9 @@ package final class JobRecord: Sendable {
     package static func open(_ path: String, engine: any IOEngine) throws(BlockError) -> JobRecord {
         let file = try MappedFile.open(path)
         func word(_ word: Word) -> UInt64 { file.load(at: word.rawValue * 8) }
-        let (driveSize, clusterSize) = (file.length >= 4096 ? word(.driveSize) : 0, file.length >= 4096 ? word(.clusterSize) : 0)
+        let (driveSize, clusterSize) = (
+            file.length >= 4096 ? word(.driveSize) : 0, file.length >= 4096 ? word(.clusterSize) : 0
+        )
         guard file.length >= 4096, word(.magic) == magic, word(.version) == version,
             driveSize <= BackupJob.largestDrive, clusterSize.nonzeroBitCount == 1, clusterSize >= blockSize,
             clusterSize <= 1 << 30, file.length == length(driveSize: driveSize, clusterSize: clusterSize)
@@ -91,7 +94,8 @@ package final class JobRecord: Sendable {
             throw BlockError(.invalid, "Couldn't use \(path): the host was restarted since it was written")
         }
         return JobRecord(
-            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: try file.dataRanges())
+            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: try file.dataRanges()
+        )
     }
 
     private init(
@@ -126,7 +130,8 @@ package final class JobRecord: Sendable {
     private static func bootWords() throws(BlockError) -> (UInt64, UInt64) {
         let digits = try HostBoot.identifier().compactMap(\.hexDigitValue)
         guard digits.count == 32 else {
-            throw BlockError(.unsupported, "Couldn't tell this boot of the host from others: its identifier is no UUID")
+            throw BlockError(
+                .unsupported, "Couldn't tell this boot of the host from others: its identifier is no UUID")
         }
         func word(_ digits: ArraySlice<Int>) -> UInt64 { digits.reduce(0) { $0 << 4 | UInt64($1) } }
         return (word(digits[..<16]), word(digits[16...]))

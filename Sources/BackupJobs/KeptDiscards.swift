@@ -69,7 +69,9 @@ struct KeptDiscards {
     }
 
     mutating func endPassing(_ range: ByteRange) {
-        guard let index = passing.firstIndex(of: range) else { preconditionFailure("a discard is passed on once") }
+        guard let index = passing.firstIndex(of: range) else {
+            preconditionFailure("a discard is passed on once")
+        }
         passing.remove(at: index)
     }
 

@@ -28,7 +28,9 @@ extension PointInTime {
                 let number = begin(run)
                 if let index = state.value.saves.firstIndex(where: { $0.number == number }),
                     let error = await outcome(of: index)
-                { throw error }
+                {
+                    throw error
+                }
             }
         }
     }
@@ -171,7 +173,8 @@ extension PointInTime {
         }
         guard !record.isBroken else { return }
         let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
-        for cluster in clusters where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
+        for cluster in clusters
+        where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
@@ -223,7 +226,8 @@ extension PointInTime {
     private func isOutOfSpace(_ error: BlockError?) -> Bool { error?.code == .noSpace }
 
     private func isAnyProtected(_ blocks: Range<Int>) -> Bool {
-        (blocks.lowerBound / blocksPerCluster...(blocks.upperBound - 1) / blocksPerCluster).contains(where: isProtected)
+        (blocks.lowerBound / blocksPerCluster...(blocks.upperBound - 1) / blocksPerCluster).contains(
+            where: isProtected)
     }
 
     /// What was saved for a cluster that is done by now is of no use.
@@ -296,8 +300,11 @@ extension PointInTime {
         guard !staging.isEmpty else { return }
         var next = clusters.lowerBound
         while next < clusters.upperBound {
-            let end = (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
-            if end > next, await staging.punch(bytes(of: next..<end).expanded(toMultipleOf: JobRecord.blockSize)) {
+            let end =
+                (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
+            if end > next,
+                await staging.punch(bytes(of: next..<end).expanded(toMultipleOf: JobRecord.blockSize))
+            {
                 state.value.waiters.wake()
             }
             if end < clusters.upperBound {

@@ -59,11 +59,13 @@ final class PointInTime: Sendable {
     private let shift: UInt64
 
     init(
-        drive: LiveDrive, record: JobRecord, staging: Staging, options: BackupJob.Options, control: JobControl,
+        drive: LiveDrive, record: JobRecord, staging: Staging, options: BackupJob.Options,
+        control: JobControl,
         clock: JobClock, clusterSize: UInt64
     ) {
         precondition(
-            record.driveSize == drive.size && record.clusterSize == clusterSize, "a record is that of its job")
+            record.driveSize == drive.size && record.clusterSize == clusterSize, "a record is that of its job"
+        )
         self.drive = drive
         self.record = record
         self.staging = staging
@@ -83,7 +85,8 @@ final class PointInTime: Sendable {
     }
 
     func bytes(of clusters: Range<Int>) -> ByteRange {
-        ByteRange(UInt64(clusters.lowerBound) << shift..<min(drive.size, UInt64(clusters.upperBound) << shift))
+        ByteRange(
+            UInt64(clusters.lowerBound) << shift..<min(drive.size, UInt64(clusters.upperBound) << shift))
     }
 
     func bytes(ofBlocks blocks: Range<Int>) -> ByteRange {
@@ -112,7 +115,9 @@ final class PointInTime: Sendable {
         guard !clusters.isEmpty else { return (range, false) }
         let isNeeded = isProtected(clusters.lowerBound)
         let end = endOfRun(clusters, isNeeded)
-        return (range.clamped(to: ByteRange(range.offset..<max(range.offset, UInt64(end) << shift))), isNeeded)
+        return (
+            range.clamped(to: ByteRange(range.offset..<max(range.offset, UInt64(end) << shift))), isNeeded
+        )
     }
 
     private func endOfRun(_ clusters: Range<Int>, _ isNeeded: Bool) -> Int {
@@ -183,7 +188,10 @@ final class PointInTime: Sendable {
     // MARK: The end
 
     /// The point in time is lost: recorded before anything that was not saved goes on.
-    func lose(_ error: BlockError, _ operation: IOFailure.Operation, _ range: ByteRange, side: IOFailure.Side = .staging) {
+    func lose(
+        _ error: BlockError, _ operation: IOFailure.Operation, _ range: ByteRange,
+        side: IOFailure.Side = .staging
+    ) {
         guard !record.isBroken else { return }
         record.setBroken()
         state.value.failure = IOFailure(side, operation, range, error)
@@ -249,7 +257,8 @@ final class PointInTime: Sendable {
             let bits = record.bits
             let saved = bits.saved.runs(in: everything) + bits.missing.runs(in: everything)
             for blocks in saved + state.value.saves.map(\.blocks) {
-                let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+                let clusters =
+                    blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
                 try record.bits.frozen.reserve(clusters)
                 for cluster in clusters where !record.bits.done.isSet(cluster) {
                     record.bits.frozen.set(cluster..<cluster + 1)

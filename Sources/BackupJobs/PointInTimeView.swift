@@ -35,7 +35,8 @@ final class PointInTimeView: BlockDevice {
         while done < range.length {
             let rest = range.dropFirst(done)
             // Pieces end at blocks, so that each is looked at once.
-            let end = min(rest.end, (rest.offset + Self.pieceSize).roundedDown(toMultipleOf: JobRecord.blockSize))
+            let end = min(
+                rest.end, (rest.offset + Self.pieceSize).roundedDown(toMultipleOf: JobRecord.blockSize))
             let piece = ByteRange(rest.offset..<end)
             try await readPiece(piece, into: buffer[Int(done)..<Int(done + piece.length)])
             done += piece.length
@@ -58,7 +59,8 @@ final class PointInTimeView: BlockDevice {
     func close() async throws(BlockError) {}
 
     private func readOnly(_ range: ByteRange) -> BlockError {
-        BlockError("Couldn't change \(range) of \(name): it is the drive as it was", errno: EPERM, range: range)
+        BlockError(
+            "Couldn't change \(range) of \(name): it is the drive as it was", errno: EPERM, range: range)
     }
 
     // MARK: One piece
@@ -100,7 +102,8 @@ final class PointInTimeView: BlockDevice {
             let place: Place
             if bits.missing.isSet(block) {
                 throw BlockError(
-                    "Couldn't read \(range) of \(name): it could not be read when the guest overwrote it", errno: EIO,
+                    "Couldn't read \(range) of \(name): it could not be read when the guest overwrote it",
+                    errno: EIO,
                     range: range)
             } else if bits.done.isSet(cluster) {
                 place = .target
@@ -153,7 +156,8 @@ final class PointInTimeView: BlockDevice {
     private func checkAlive(_ range: ByteRange) throws(BlockError) {
         if let failure = point.state.value.failure {
             throw BlockError(
-                .inputOutput, "Couldn't read \(range) of \(name): the point in time is lost (\(failure.error.message))",
+                .inputOutput,
+                "Couldn't read \(range) of \(name): the point in time is lost (\(failure.error.message))",
                 errno: EIO, range: range)
         }
         guard !point.state.value.isOver, !point.record.isCancelled, !point.record.isBroken else {

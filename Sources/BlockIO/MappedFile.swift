@@ -37,7 +37,8 @@ package final class MappedFile: Sendable {
     ) throws(BlockError) -> MappedFile {
         let what = "Couldn't make \(path)"
         guard length > 0, allocated >= 0, allocated <= length else {
-            throw BlockError(.invalid, "\(what): \(length) bytes, of which \(allocated) have space, are no size")
+            throw BlockError(
+                .invalid, "\(what): \(length) bytes, of which \(allocated) have space, are no size")
         }
         let descriptor = cblockio_open_mapping(path, 1)
         guard descriptor >= 0 else { throw BlockError(what, errno: -descriptor) }
@@ -110,7 +111,8 @@ package final class MappedFile: Sendable {
         precondition(range.lowerBound >= 0 && range.upperBound <= length, "space lies in its file")
         guard !range.isEmpty else { return }
         let result = cblockio_fallocate(
-            descriptor, cblockio_punch_hole | cblockio_keep_size, UInt64(range.lowerBound), UInt64(range.count))
+            descriptor, cblockio_punch_hole | cblockio_keep_size, UInt64(range.lowerBound),
+            UInt64(range.count))
         guard result == 0 else {
             throw BlockError("Couldn't give back \(range.count) bytes of \(path)", errno: -result)
         }

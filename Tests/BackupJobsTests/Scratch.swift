@@ -9,7 +9,9 @@ struct Scratch {
     let staging: Staging
 
     init(_ drive: any BlockDevice, target: any BackupTarget) {
-        self.init(size: drive.size, clusterSize: BackupJob.clusterSize(target: target.clusterSize), engine: drive.engine)
+        self.init(
+            size: drive.size, clusterSize: BackupJob.clusterSize(target: target.clusterSize),
+            engine: drive.engine)
     }
 
     init(size: UInt64, clusterSize: UInt64, engine: any IOEngine) {

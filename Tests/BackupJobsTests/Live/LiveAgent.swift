@@ -1,7 +1,8 @@
-@testable internal import BackupJobs
 internal import BlockIO
 internal import Glibc
 internal import Synchronization
+
+@testable internal import BackupJobs
 
 /// One life of an agent in a history: its guests, its job, its view, until all is done or it is killed.
 final class LiveAgent: Sendable {
@@ -65,12 +66,16 @@ final class LiveAgent: Sendable {
         let record =
             try isNew
             ? JobRecord.create(
-                at: history.recordPath, driveSize: history.size, clusterSize: history.clusterSize, engine: sim)
+                at: history.recordPath, driveSize: history.size, clusterSize: history.clusterSize, engine: sim
+            )
             : JobRecord.open(history.recordPath, engine: sim)
-        let staged = LiveDisk(history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true)
+        let staged = LiveDisk(
+            history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true)
         return BackupJob(
-            drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim), target: target,
-            options: history.options, record: record, staging: Staging(on: staged, limit: history.stagingLimit),
+            drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim),
+            target: target,
+            options: history.options, record: record,
+            staging: Staging(on: staged, limit: history.stagingLimit),
             buffers: BufferPool(capacity: 1 << 20, bufferSize: 65536), control: control, clock: sim.clock)
     }
 
@@ -107,7 +112,9 @@ final class LiveAgent: Sendable {
             async let viewing: Void = view(job)
             try await job.run()
             history.state.withLock { $0.isFlushing = true }
-            do throws(BlockError) { try await job.complete() } catch { history.complain("complete: \(error)") }
+            do throws(BlockError) { try await job.complete() } catch {
+                history.complain("complete: \(error)")
+            }
             history.state.withLock { $0.isFlushing = false }
             note(nil, job)
             await job.release()
@@ -122,7 +129,8 @@ final class LiveAgent: Sendable {
         // A kill may have left something where no bit says so; what is done has nothing left.
         let (outcome, done) = history.state.withLock { ($0.outcome, $0.done) }
         guard outcome == .some(nil) else { return }
-        for cluster in done where history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 }) {
+        for cluster in done
+        where history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 }) {
             history.complain("staging holds something of cluster \(cluster), which is done")
         }
     }
@@ -132,7 +140,8 @@ final class LiveAgent: Sendable {
         history.state.withLock { state in
             state.outcome = .some(outcome)
             state.done = Set((0..<history.clusterCount).filter(bits.done.isSet))
-            state.missing = Set((0..<Int(history.size.dividedRoundingUp(by: 4096))).filter(bits.missing.isSet))
+            state.missing = Set(
+                (0..<Int(history.size.dividedRoundingUp(by: 4096))).filter(bits.missing.isSet))
             state.isBroken = job.record.isBroken
         }
     }
@@ -238,7 +247,8 @@ final class LiveAgent: Sendable {
             return state.requests[index]
         }
         Trace.note("guest: \(request.kind) \(request.units) = \(request.value) sent")
-        let range = ByteRange(offset: UInt64(request.units.lowerBound) * 512, length: UInt64(request.units.count) * 512)
+        let range = ByteRange(
+            offset: UInt64(request.units.lowerBound) * 512, length: UInt64(request.units.count) * 512)
         do throws(BlockError) {
             switch request.kind {
             case .trim: try await drive.discard(range)
@@ -253,7 +263,9 @@ final class LiveAgent: Sendable {
             }
         } catch {
             // Nothing of it may count as answered; it may have changed nothing, or something.
-            if history.options.saveFailure != .breakGuestWrite { history.complain("a guest's request fails: \(error)") }
+            if history.options.saveFailure != .breakGuestWrite {
+                history.complain("a guest's request fails: \(error)")
+            }
             history.state.withLock { $0.requests[index].end = nil }
             return
         }

@@ -38,7 +38,9 @@ final class DiskContent: Sendable {
 
     func value(_ unit: Int) -> UInt32 { state.withLock { $0.values[unit] } ?? backing?[unit] ?? 0 }
 
-    func isAllocated(_ units: Range<Int>) -> Bool { state.withLock { $0.values[units].contains { $0 != nil } } }
+    func isAllocated(_ units: Range<Int>) -> Bool {
+        state.withLock { $0.values[units].contains { $0 != nil } }
+    }
 
     func land(_ units: Range<Int>, _ values: [UInt32], isHole: Bool = false) {
         state.withLock { state in
@@ -48,7 +50,9 @@ final class DiskContent: Sendable {
             }
             let blocks = units.lowerBound / 8..<(units.upperBound + 7) / 8
             for block in blocks {
-                let isWhole = units.lowerBound <= block * 8 && units.upperBound >= min(state.values.count, block * 8 + 8)
+                let isWhole =
+                    units.lowerBound <= block * 8
+                    && units.upperBound >= min(state.values.count, block * 8 + 8)
                 if !isHole { state.isHole[block] = false } else if isWhole { state.isHole[block] = true }
             }
         }
@@ -59,7 +63,8 @@ final class DiskContent: Sendable {
         guard let backing else { return }
         let per = Int(Self.allocationUnit / Self.unit)
         state.withLock { state in
-            for unit in units.lowerBound / per * per..<min(state.values.count, (units.upperBound + per - 1) / per * per)
+            for unit in units.lowerBound / per
+                * per..<min(state.values.count, (units.upperBound + per - 1) / per * per)
             where state.values[unit] == nil { state.values[unit] = backing[unit] }
         }
     }
@@ -95,7 +100,8 @@ final class DiskContent: Sendable {
             for unit in units {
                 let start = (unit - units.lowerBound) * 512
                 let value = state.values[unit] ?? backing?[unit] ?? 0
-                Self.fill(UnsafeMutableRawBufferPointer(rebasing: bytes[start..<start + 512]), value, unit: unit)
+                Self.fill(
+                    UnsafeMutableRawBufferPointer(rebasing: bytes[start..<start + 512]), value, unit: unit)
             }
             return state.bad.isEmpty || !units.contains(where: state.bad.contains)
         }
@@ -198,7 +204,8 @@ final class LiveDisk: BlockDevice {
         let values = all.map { unit -> UInt32 in
             let start = (unit - all.lowerBound) * 512
             // What shows no value cannot be right: it is noted as one that nobody has written.
-            return DiskContent.value(UnsafeRawBufferPointer(buffer[start..<start + 512].bytes), unit: unit) ?? .max
+            return DiskContent.value(UnsafeRawBufferPointer(buffer[start..<start + 512].bytes), unit: unit)
+                ?? .max
         }
         await land(all, values, isHole: false)
     }
@@ -206,7 +213,8 @@ final class LiveDisk: BlockDevice {
     private func land(_ all: Range<Int>, _ values: [UInt32], isHole: Bool) async {
         await withTaskGroup { group in
             for piece in cut(all) {
-                let part = Array(values[piece.lowerBound - all.lowerBound..<piece.upperBound - all.lowerBound])
+                let part = Array(
+                    values[piece.lowerBound - all.lowerBound..<piece.upperBound - all.lowerBound])
                 let number = pieces.add { [content, name] in
                     Trace.note("\(name): units \(piece) = \(part.first ?? 0) land")
                     content.allocate(piece)
@@ -230,8 +238,10 @@ final class LiveDisk: BlockDevice {
     func discard(_ range: ByteRange) async throws(BlockError) {
         try check(range, to: "discard")
         await delay()
-        let whole = range.offset.roundedUp(toMultipleOf: 4096)..<max(
-            range.offset.roundedUp(toMultipleOf: 4096), range.end.roundedDown(toMultipleOf: 4096))
+        let whole =
+            range.offset.roundedUp(
+                toMultipleOf: 4096)..<max(
+                range.offset.roundedUp(toMultipleOf: 4096), range.end.roundedDown(toMultipleOf: 4096))
         if whole.isEmpty || !isStaging && sim.random({ $0.oneIn(4) }) { return }
         let all = units(ByteRange(whole))
         await land(all, Array(repeating: 0, count: all.count), isHole: true)
@@ -248,7 +258,9 @@ final class LiveDisk: BlockDevice {
             if sim.random({ $0.oneIn(4) }) { await delay() }
             let unit = Int(position / 512)
             let end = min(range.end, position.roundedDown(toMultipleOf: 4096) + 4096)
-            let (isHole, isAllocated) = content.state.withLock { ($0.isHole[unit / 8], $0.values[unit] != nil) }
+            let (isHole, isAllocated) = content.state.withLock {
+                ($0.isHole[unit / 8], $0.values[unit] != nil)
+            }
             let isZero = isHole && isAllocated
             if let last = extents.last, last.isZero == isZero, last.isAllocated == isAllocated {
                 extents[extents.count - 1].range = ByteRange(last.range.offset..<end)

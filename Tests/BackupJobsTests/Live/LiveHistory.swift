@@ -1,8 +1,9 @@
-@testable internal import BackupJobs
 internal import BlockIO
 internal import Glibc
 internal import Synchronization
 internal import TestKit
+
+@testable internal import BackupJobs
 
 /// What happened in a history, step by step, where DRIVE_BACKUP_TRACE is set: to be read when one has failed.
 enum Trace {
@@ -119,10 +120,13 @@ final class LiveHistory: Sendable {
         let backing = hasBacking ? (0..<units).map { UInt32(($0 / 24) % 3 == 0 ? 0 : 5) } : nil
         drive = DiskContent(size: size, values: values, backing: backing)
         let stagedSize = size.roundedUp(toMultipleOf: 4096)
-        staged = DiskContent(size: stagedSize, values: Array(repeating: 0, count: Int(stagedSize / 512)), backing: nil)
+        staged = DiskContent(
+            size: stagedSize, values: Array(repeating: 0, count: Int(stagedSize / 512)), backing: nil)
         target = LiveTarget.Content(units: units)
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
-        state = Mutex(State(truth: Array(repeating: nil, count: units), isNeeded: Array(repeating: nil, count: clusters)))
+        state = Mutex(
+            State(
+                truth: Array(repeating: nil, count: units), isNeeded: Array(repeating: nil, count: clusters)))
     }
 
     deinit { unlink(recordPath) }
@@ -170,7 +174,8 @@ final class LiveHistory: Sendable {
         Trace.note("=== switch")
         state.withLock { state in
             state.isSwitched = true
-            for index in state.requests.indices where state.requests[index].end == nil && state.requests[index].start > 0 {
+            for index in state.requests.indices
+            where state.requests[index].end == nil && state.requests[index].start > 0 {
                 state.requests[index].isBefore = true
             }
         }
@@ -182,7 +187,9 @@ final class LiveHistory: Sendable {
         let units = units(ofCluster: cluster)
         let isSettled = state.withLock { state in
             state.truth[units.lowerBound] == nil
-                && !state.requests.contains { $0.isBefore && $0.end == nil && clusters(of: $0.units).contains(cluster) }
+                && !state.requests.contains {
+                    $0.isBefore && $0.end == nil && clusters(of: $0.units).contains(cluster)
+                }
         }
         guard isSettled else { return }
         let values = units.map { drive.value($0) }
@@ -210,7 +217,8 @@ final class LiveHistory: Sendable {
         for unit in 0..<Int(size / 512) {
             let value = drive.value(unit)
             if !allowed(unit, state).contains(value) {
-                return complain("the drive holds \(value) in unit \(unit), not one of \(allowed(unit, state))")
+                return complain(
+                    "the drive holds \(value) in unit \(unit), not one of \(allowed(unit, state))")
             }
         }
         if let outcome {
@@ -251,7 +259,9 @@ final class LiveHistory: Sendable {
                 let mayBeLate = options.saveTimeout < .seconds(3600)
                 // A job that had failed or was cancelled when the agent was killed has let its guest go.
                 let wasLetGo = state.wasKilled > 0 && (failingWrite != nil || cancelTime != nil)
-                if stagingLimit == nil, !mayBeLate, !state.hadBad, !state.isFlushing, !wasLetGo { complain("failed: \(failure)") }
+                if stagingLimit == nil, !mayBeLate, !state.hadBad, !state.isFlushing, !wasLetGo {
+                    complain("failed: \(failure)")
+                }
             }
         }
     }

@@ -10,7 +10,9 @@ internal import Testing
         getenv("DRIVE_BACKUP_HISTORIES").flatMap { UInt64(String(cString: $0)) } ?? 3000
     }
 
-    @Test("whatever guests do while a backup runs, the target is the drive at one instant, and the drive is the guests'")
+    @Test(
+        "whatever guests do while a backup runs, the target is the drive at one instant, and the drive is the guests'"
+    )
     func histories() throws {
         let first = Chance.seed()
         print("DRIVE_BACKUP_SEED=\(first)")
@@ -20,7 +22,8 @@ internal import Testing
             let found = history.play()
             #expect(
                 found == [],
-                "seed \(seed) (history \(seed - first + 1)): \(history.options), \(history.state.withLock { $0.wasKilled }) kills")
+                "seed \(seed) (history \(seed - first + 1)): \(history.options), \(history.state.withLock { $0.wasKilled }) kills"
+            )
             if !found.isEmpty { return }
         }
     }

@@ -24,7 +24,8 @@ final class LiveTarget: BackupTarget {
     private let slowness: Int
 
     init(
-        _ content: Content, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?, slowness: Int
+        _ content: Content, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
+        slowness: Int
     ) {
         self.content = content
         self.clusterSize = clusterSize
@@ -36,7 +37,9 @@ final class LiveTarget: BackupTarget {
 
     var hasFailed: Bool { failure.load(ordering: .relaxed) }
 
-    private func delay() async { await sim.pass(.microseconds(sim.random { [slowness] in $0.below(400 * slowness) })) }
+    private func delay() async {
+        await sim.pass(.microseconds(sim.random { [slowness] in $0.below(400 * slowness) }))
+    }
 
     private func request(_ range: ByteRange) async throws(BlockError) {
         let number = writes.add(1, ordering: .relaxed).newValue
@@ -51,7 +54,8 @@ final class LiveTarget: BackupTarget {
         let units = Int(range.offset / 512)..<Int(range.end / 512)
         let values = units.map { unit -> UInt32? in
             let start = (unit - units.lowerBound) * 512
-            return DiskContent.value(UnsafeRawBufferPointer(buffer[start..<start + 512].bytes), unit: unit) ?? .max
+            return DiskContent.value(UnsafeRawBufferPointer(buffer[start..<start + 512].bytes), unit: unit)
+                ?? .max
         }
         await land(units, values)
     }

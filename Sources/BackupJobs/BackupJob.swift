@@ -145,7 +145,8 @@ package final class BackupJob: Sendable {
         for job in jobs {
             let isSettled = await job.drive.engine.run { await job.waitForBefore() }
             guard isSettled else {
-                for job in jobs { await job.release() }
+                for job in jobs { await job.letGo() }
+                for job in jobs { await job.ended() }
                 throw .cancelled
             }
         }
@@ -185,13 +186,17 @@ package final class BackupJob: Sendable {
     }
 
     /// Lets the guest go: nothing is saved for this job any more, the view ends, kept discards are passed on. To be called
-    /// once the target is complete or given up, and harmless at any other time; staging and record are the caller's to
-    /// remove when it returns.
+    /// once the target is complete or given up, and harmless at any other time. Returns at once.
+    package func letGo() async { await drive.engine.run { point.letGo() } }
+
+    /// Returns when nothing uses staging and record any more, which the caller may remove then: as late as their last read
+    /// or write returns. After `letGo`.
+    package func ended() async { await drive.engine.run { await point.ended() } }
+
+    /// Both in a row.
     package func release() async {
-        await drive.engine.run {
-            point.letGo()
-            await point.ended()
-        }
+        await letGo()
+        await ended()
     }
 
     /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read
@@ -210,8 +215,8 @@ package final class BackupJob: Sendable {
     /// once, after `fixPointInTime` or `resume`, from anywhere: the work is done on the drive's engine. The target is
     /// neither completed nor abandoned.
     ///
-    /// Throws the first failure after everything in flight has ended, or `.cancelled` as soon as the reads in flight
-    /// have: requests to the target may then still be on their way, see `leftBehindEnded`. Then the guest has been let go.
+    /// Throws the first failure, or `.cancelled`, as soon as the reads in flight have ended: requests to the target may then
+    /// still be on their way, see `leftBehindEnded`. The guest has been let go by then.
     package func run() async throws(BackupFailure) {
         let loop = CopyLoop(self, point)
         let failure = await withTaskCancellationHandler {

@@ -16,15 +16,23 @@ internal import BlockIO
 // A chunk holds at most one buffer, and while it holds it it waits for nothing but its own reads and write. So jobs that
 // share a pool cannot wait for each other in a circle, whatever their depth.
 //
-// The first failure is kept, nothing new starts, and the run ends when all chunks have ended; a chunk that has read by
-// then does not write any more. A cancel lets the guest go at once and abandons the requests to the target
-// (TargetRequests): chunks that wait for them end, and what is left is the reads.
+// A cancel and the first failure, which is kept, let the guest go at once and abandon the requests to the target
+// (TargetRequests), which may hang: nothing new starts, chunks that wait for the target end, and what the run waits for
+// is the reads.
 
 /// One run of a job.
 struct CopyLoop: Sendable {
     struct State {
         var map: ClusterMap
         var failure: BackupFailure?
+        var lookup = Lookup.none
+    }
+
+    /// What the drive is asked about its extents, by a task of its own: the loop has to notice a cancel meanwhile.
+    enum Lookup {
+        case none, asked
+        /// nil: it could not say.
+        case answered([Extent]?)
     }
 
     /// What walks along the drive, kept by the loop itself.
@@ -36,6 +44,8 @@ struct CopyLoop: Sendable {
 
     /// Zeroes are written in pieces of this many bytes: few for a large drive, and none that takes long.
     static let zeroChunk: UInt64 = 64 << 20
+    /// What the loop goes past in one step, in bytes.
+    static let passedAtOnce: UInt64 = 1 << 40
 
     let point: PointInTime
     let source: any BlockDevice
@@ -74,6 +84,7 @@ struct CopyLoop: Sendable {
 
     /// Copies everything; returns why it did not, if it did not. On the drive's engine.
     func run() async -> BackupFailure? {
+        point.state.value.isCopying = true
         await withDiscardingTaskGroup { chunks in
             var course = Course(
                 plan: CopyPlan(
@@ -91,15 +102,10 @@ struct CopyLoop: Sendable {
     /// Does the next thing, or waits until something has changed; false when nothing is to be started any more and
     /// nothing needs to be waited for but what the group waits for.
     private func step(_ course: inout Course, _ chunks: inout DiscardingTaskGroup) async -> Bool {
-        if control.isCancelled {
-            fail(.cancelled)
-            requests.abandon()
-            chunks.cancelAll()
-            return false
-        }
+        if control.isCancelled { fail(.cancelled) }
         if let lost = point.state.value.failure { fail(.failed(lost)) }
         if failure != nil {
-            // Chunks that wait for a buffer need not any more.
+            // Chunks that wait for a buffer, or for the target, need not any more.
             chunks.cancelAll()
             return await waitUntilIdle()
         }
@@ -114,7 +120,9 @@ struct CopyLoop: Sendable {
 
     /// Sync `none`: there is nothing to do until the guest overwrites something, or the good end.
     private func waitForGuest() async -> Bool {
-        if point.record.isCancelled, !control.isAnyInFlight, point.isDrained { return false }
+        if point.record.isCancelled, !control.isAnyInFlight, point.firstFrozen(after: 0) == nil {
+            return false
+        }
         await control.signal.raised()
         return true
     }
@@ -129,7 +137,7 @@ struct CopyLoop: Sendable {
             guard let clusters = state.withState({ $0.map.firstToCopy() }) else { return false }
             await startData(clusters, &course, &chunks, take: { _, _ in })
         case .extents(let range):
-            await lookUp(range, &course.plan)
+            await lookUp(range, &course.plan, &chunks)
         case .run(let fate, let range):
             await follow(fate, range, &course, &chunks)
         }
@@ -161,7 +169,7 @@ struct CopyLoop: Sendable {
             let same = known.first(in: clusters, where: !isKnown) ?? end
             part = point.bytes(of: clusters.lowerBound..<same)
             if !isKnown {
-                part = part.prefix(fate == .notNeeded ? part.length : chunkSize)
+                part = part.prefix(fate == .notNeeded ? Self.passedAtOnce : chunkSize)
                 point.noteNeed(point.clusters(of: part), isNeeded: fate != .notNeeded)
                 if fate == .notNeeded { return }  // comes again, as not needed
             } else if fate == .notNeeded {
@@ -183,7 +191,8 @@ struct CopyLoop: Sendable {
         _ range: ByteRange, _ course: inout Course, _ chunks: inout DiscardingTaskGroup
     ) async {
         let clusters = point.clusters(of: range)
-        var part = range.prefix(options.targetReadsAsZero ? range.length : max(Self.zeroChunk, clusterSize))
+        var part = range.prefix(
+            options.targetReadsAsZero ? Self.passedAtOnce : max(Self.zeroChunk, clusterSize))
         if let touched = point.firstTouched(part) {
             let cluster = touched / point.blocksPerCluster
             guard cluster > clusters.lowerBound else {
@@ -215,15 +224,28 @@ struct CopyLoop: Sendable {
         } catch {
             fail(.failed(IOFailure(.staging, .write, range, error)))
         }
-        point.drive.passOnKept()
+        point.noteDone(clusters)
+        point.drive.passOnKept(in: range)
     }
 
-    private func lookUp(_ range: ByteRange, _ plan: inout CopyPlan) async {
-        do {
-            plan.supply(try await source.extents(in: range))
-        } catch {
-            // Whoever can't say what is there may still be able to read it; if not, that is the error to report.
-            plan.supplyUnknown()
+    private func lookUp(
+        _ range: ByteRange, _ plan: inout CopyPlan, _ chunks: inout DiscardingTaskGroup
+    ) async {
+        switch state.value.lookup {
+        case .none:
+            state.value.lookup = .asked
+            chunks.addTask {
+                // Whoever can't say what is there may still be able to read it; if not, that is the error to report.
+                let answer = try? await source.extents(in: range)
+                state.value.lookup = .answered(answer)
+                control.signal.raise()
+            }
+            await control.signal.raised()
+        case .asked:
+            await control.signal.raised()
+        case .answered(let answer):
+            state.value.lookup = .none
+            if let answer { plan.supply(answer) } else { plan.supplyUnknown() }
         }
     }
 
@@ -232,21 +254,39 @@ struct CopyLoop: Sendable {
     /// The next clusters of which the guest has overwritten something, contiguous ones together.
     private func nextUrgent() -> Range<Int>? {
         while let first = point.state.value.urgent.first {
-            if isUrgent(first) {
-                let most = max(1, Int(chunkSize / clusterSize))
-                var end = first + 1
-                while end < point.clusterCount, end - first < most, isUrgent(end) { end += 1 }
-                return first..<end
-            }
+            if isUrgent(first) { return run(from: first, where: isUrgent) }
             point.state.value.urgent.removeFirst()
         }
-        guard point.state.value.urgent.isIncomplete else { return nil }
-        point.refillUrgent()
-        return point.state.value.urgent.first == nil ? nil : nextUrgent()
+        if point.state.value.urgent.isIncomplete {
+            point.refillUrgent()
+            if point.state.value.urgent.first != nil { return nextUrgent() }
+        }
+        return point.record.isCancelled ? nextFrozen() : nil
     }
 
+    /// After the good end of `none`: what is frozen is copied, also where a save has come to nothing.
+    private func nextFrozen() -> Range<Int>? {
+        var next = 0
+        while let cluster = point.firstFrozen(after: next) {
+            if isToCopy(cluster) {
+                return run(from: cluster) { isToCopy($0) && point.record.bits.frozen.isSet($0) }
+            }
+            next = cluster + 1
+        }
+        return nil
+    }
+
+    private func run(from first: Int, where isAlike: (Int) -> Bool) -> Range<Int> {
+        let most = max(1, Int(chunkSize / clusterSize))
+        var end = first + 1
+        while end < point.clusterCount, end - first < most, isAlike(end) { end += 1 }
+        return first..<end
+    }
+
+    private func isToCopy(_ cluster: Int) -> Bool { state.value.map.standing(of: cluster) == .toCopy }
+
     private func isUrgent(_ cluster: Int) -> Bool {
-        guard state.value.map.standing(of: cluster) == .toCopy else { return false }
+        guard isToCopy(cluster) else { return false }
         if point.record.isCancelled && !point.record.bits.frozen.isSet(cluster) { return false }
         return point.isTouched(point.bytes(of: cluster..<cluster + 1))
     }
@@ -299,8 +339,9 @@ struct CopyLoop: Sendable {
                 }
             }
             if failure == nil {
+                point.noteDone(clusters)
                 await point.punch(clusters)
-                point.drive.passOnKept()
+                point.drive.passOnKept(in: range)
             }
             control.chunkEnded(copied: failure == nil ? range.length : 0)
         }
@@ -329,12 +370,14 @@ struct CopyLoop: Sendable {
 
     var failure: BackupFailure? { state.withState { $0.failure } }
 
-    /// The first failure is kept. The point in time is of no use any more: the guest is let go at once.
+    /// The first failure is kept. The point in time is of no use any more: the guest is let go at once, and the target,
+    /// which may hang, is not waited for.
     private func fail(_ failure: BackupFailure) {
         state.withState { state in
             if state.failure == nil { state.failure = failure }
         }
         point.letGo()
+        if !requests.isAbandoned { requests.abandon() }
     }
 
     /// Nothing new is to be begun.

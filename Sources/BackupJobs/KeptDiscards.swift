@@ -41,18 +41,19 @@ struct KeptDiscards {
             if kept.end > range.end { rest.append(ByteRange(range.end..<kept.end)) }
             last += 1
         }
+        // One that is cut in two makes one more: at the bound the smaller part is forgotten.
+        if rest.count > last - first, ranges.count >= Self.bound,
+            let smaller = rest.min(by: { $0.length < $1.length })
+        {
+            rest.removeAll { $0 == smaller }
+        }
         if last > first { ranges.replaceSubrange(first..<last, with: rest) }
     }
 
-    /// The kept parts that lie in `range`, in order.
-    func parts(in range: ByteRange) -> [ByteRange] {
-        var parts: [ByteRange] = []
-        var index = index(endingAtOrAfter: range.offset + 1)
-        while index < ranges.count, ranges[index].offset < range.end {
-            parts.append(ranges[index].clamped(to: range))
-            index += 1
-        }
-        return parts
+    /// Whether anything is kept in `range`.
+    func isAnyKept(in range: ByteRange) -> Bool {
+        guard !ranges.isEmpty, let next = next(after: range.offset) else { return false }
+        return next.offset < range.end
     }
 
     /// The first kept range that reaches beyond `offset`.

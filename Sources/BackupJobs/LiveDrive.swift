@@ -13,9 +13,9 @@ package final class LiveDrive: BlockDevice {
         var point: PointInTime?
         /// Who waits for requests of before, or for kept discards on their way.
         var waiters = Waiters()
-        /// Passes on kept discards; looks through all of them once more when it was asked to meanwhile.
+        /// Passes on kept discards, by the ranges in which they may not be needed any more.
         var passer: Task<Void, Never>?
-        var passesAgain = false
+        var toPassOn: [ByteRange] = []
         /// Grows with each request of the guest; who compares it knows whether the guest is busy.
         var requestCount: UInt64 = 0
     }
@@ -47,17 +47,17 @@ package final class LiveDrive: BlockDevice {
 
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try check(range, to: "write")
-        let request = begin(range)
+        let (request, point) = begin(range)
         defer { end(request) }
-        try await prepare(range)
+        try await prepare(range, point)
         try await device.write(range, from: buffer)
     }
 
     package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
         try check(range, to: "write zeroes to")
-        let request = begin(range)
+        let (request, point) = begin(range)
         defer { end(request) }
-        try await prepare(range)
+        try await prepare(range, point)
         try await device.writeZeroes(range, mayUnmap: mayUnmap)
     }
 
@@ -66,16 +66,16 @@ package final class LiveDrive: BlockDevice {
     /// Answered at once where a job needs the old content: then it is kept, and passed on later (DATAPATH.md rule 7).
     package func discard(_ range: ByteRange) async throws(BlockError) {
         try check(range, to: "discard")
-        let request = begin(range)
+        let (request, point) = begin(range)
         defer { end(request) }
         var rest = range
         while !rest.isEmpty {
-            let (part, isNeeded) = state.value.point?.firstPart(of: rest) ?? (rest, false)
+            let (part, isNeeded) = attached(point)?.firstPart(of: rest) ?? (rest, false)
             rest = rest.dropFirst(part.length)
             if isNeeded {
                 state.value.kept.keep(part)
             } else {
-                await waitForBefore(part)
+                await waitForBefore(part, point)
                 try await device.discard(part)
             }
         }
@@ -96,10 +96,12 @@ package final class LiveDrive: BlockDevice {
 
     // MARK: Before a change
 
-    private func begin(_ range: ByteRange) -> Int {
+    /// Notes a request, and the job for which it has to save: that of this step. A job that comes later finds it in flight
+    /// and counts it as one of before.
+    private func begin(_ range: ByteRange) -> (request: Int, point: PointInTime?) {
         state.withState { state in
             state.requestCount &+= 1
-            return state.requests.begin(range)
+            return (state.requests.begin(range), state.point)
         }
     }
 
@@ -112,19 +114,24 @@ package final class LiveDrive: BlockDevice {
     }
 
     /// Returns when `range` may change. Without a job, and nothing kept, that is at once.
-    private func prepare(_ range: ByteRange) async throws(BlockError) {
+    private func prepare(_ range: ByteRange, _ point: PointInTime?) async throws(BlockError) {
         if !state.value.kept.isEmpty {
             state.value.kept.drop(range)
             while state.value.kept.isPassing(range) { await wait() }
         }
-        guard let point = state.value.point else { return }
-        await waitForBefore(range)
-        try await point.save(range)
+        await waitForBefore(range, point)
+        if let point = attached(point) { try await point.save(range) }
     }
 
-    private func waitForBefore(_ range: ByteRange) async {
-        guard let clusterSize = state.value.point?.clusterSize else { return }
-        while state.value.requests.isAnyBefore(in: range, clusterSize: clusterSize) { await wait() }
+    /// The job as long as it is the drive's; not once it has let go, whoever has come after it.
+    private func attached(_ point: PointInTime?) -> PointInTime? {
+        point.flatMap { $0 === state.value.point ? $0 : nil }
+    }
+
+    private func waitForBefore(_ range: ByteRange, _ point: PointInTime?) async {
+        while let point = attached(point),
+            state.value.requests.isAnyBefore(in: range, clusterSize: point.clusterSize)
+        { await wait() }
     }
 
     private func wait() async {
@@ -142,6 +149,7 @@ package final class LiveDrive: BlockDevice {
             precondition(state.point == nil, "a drive has one job at a time")
             state.point = point
             state.requests.markBefore()
+            state.waiters.wake()
         }
     }
 
@@ -152,44 +160,47 @@ package final class LiveDrive: BlockDevice {
     func detach(_ point: PointInTime) {
         guard state.value.point === point else { return }
         state.value.point = nil
-        passOnKept()
+        state.value.waiters.wake()
+        passOnKept(in: range)
     }
 
     // MARK: Kept discards
 
-    /// Passes on what is kept and not needed any more, by a task of the drive's own. Called when clusters are done and when
-    /// a job ends.
-    func passOnKept() {
-        guard state.value.kept.isAnyKept else { return }
-        guard state.value.passer == nil else { return state.value.passesAgain = true }
+    /// Passes on what is kept in `range` and not needed any more, by a task of the drive's own. Called when clusters are
+    /// done and when a job ends.
+    func passOnKept(in range: ByteRange) {
+        guard state.value.kept.isAnyKept(in: range) else { return }
+        state.value.toPassOn.append(range)
+        // Many short ones at once: one look at everything is cheaper than to remember them.
+        if state.value.toPassOn.count > 256 { state.value.toPassOn = [self.range] }
+        guard state.value.passer == nil else { return }
         state.value.passer = Task(executorPreference: engine) {
-            await self.passAll()
+            await self.passOn()
         }
     }
 
-    private func passAll() async {
-        repeat {
-            state.value.passesAgain = false
-            await passOnce()
-        } while state.value.passesAgain
+    /// What is discarded at once: a guest that writes there waits for no more than that.
+    private static let passedAtOnce: UInt64 = 16 << 20
+
+    private func passOn() async {
+        while let range = state.value.toPassOn.popLast() {
+            var offset = range.offset
+            while let kept = state.value.kept.next(after: offset)?.clamped(to: range), !kept.isEmpty {
+                let (run, isNeeded) = state.value.point?.firstPart(of: kept) ?? (kept, false)
+                let part = isNeeded ? run : run.prefix(Self.passedAtOnce)
+                offset = part.end
+                guard !isNeeded, !isBeforeIn(part) else { continue }
+                // A request like any other from here on: the next switch counts it as one of before.
+                let request = begin(part).request
+                state.value.kept.beginPassing(part)
+                // Answered long ago, and advice: the guest loses nothing by an error.
+                try? await device.discard(part)
+                state.value.kept.endPassing(part)
+                state.value.waiters.wake()
+                end(request)
+            }
+        }
         state.value.passer = nil
-    }
-
-    private func passOnce() async {
-        var offset: UInt64 = 0
-        while let kept = state.value.kept.next(after: offset) {
-            let (part, isNeeded) = state.value.point?.firstPart(of: kept) ?? (kept, false)
-            offset = part.end
-            guard !isNeeded, !isBeforeIn(part) else { continue }
-            // A request like any other from here on: the next switch counts it as one of before.
-            let request = begin(part)
-            state.value.kept.beginPassing(part)
-            // Answered long ago, and advice: the guest loses nothing by an error.
-            try? await device.discard(part)
-            state.value.kept.endPassing(part)
-            state.value.waiters.wake()
-            end(request)
-        }
     }
 
     private func isBeforeIn(_ range: ByteRange) -> Bool {

@@ -23,16 +23,22 @@ extension PointInTime {
                 next = firstUnsettled(in: next..<wanted.upperBound) ?? wanted.upperBound
             } else if let index = state.value.saves.firstIndex(where: { $0.blocks.contains(next) }) {
                 // A block that another request is saving is not saved yet.
-                if let error = await outcome(of: index) { throw error }
+                let error = await outcome(of: index)
+                if let error, isStillToSave(next) { throw error }
             } else if let run = try await claimable(next..<wanted.upperBound) {
                 let number = begin(run)
-                if let index = state.value.saves.firstIndex(where: { $0.number == number }),
-                    let error = await outcome(of: index)
-                {
-                    throw error
+                guard let index = state.value.saves.firstIndex(where: { $0.number == number }) else {
+                    continue
                 }
+                let error = await outcome(of: index)
+                if let error, isStillToSave(next) { throw error }
             }
         }
+    }
+
+    /// Others of the same save may have had more luck, or need it no more.
+    private func isStillToSave(_ block: Int) -> Bool {
+        isProtected(block / blocksPerCluster) && !isSettled(block)
     }
 
     private func isSettled(_ block: Int) -> Bool {
@@ -53,8 +59,8 @@ extension PointInTime {
         let unit = JobRecord.blockSize
         let room = Int(min(staging.room / unit, SaveBuffers.pieceSize / unit))
         guard room > 0 else {
-            // A job that is paused drains nothing, and from empty staging nothing can be drained.
-            if options.stagingFull == .stall, !control.isPaused, !staging.isEmpty {
+            // A job that is paused, or has not begun to copy, drains nothing, and from empty staging nothing can be drained.
+            if options.stagingFull == .stall, state.value.isCopying, !control.isPaused, !staging.isEmpty {
                 await change()
             } else {
                 let usage = staging.usage
@@ -124,7 +130,7 @@ extension PointInTime {
     private func perform(_ number: UInt64, _ blocks: Range<Int>) async {
         let failure: BlockError?
         do throws(BlockError) {
-            try record.bits.saved.reserve(blocks)
+            try reserve(&record.bits.saved, blocks)
             try await copyOut(blocks)
             failure = nil
         } catch {
@@ -134,6 +140,15 @@ extension PointInTime {
         end(number, failure, blocks)
         await punchWhereDone(blocks)
         endUse()
+    }
+
+    /// An error here is one of the record, whose file system is full, and not of staging: no waiting mends it.
+    private func reserve(_ section: inout BitSection, _ blocks: Range<Int>) throws(BlockError) {
+        do throws(BlockError) { try section.reserve(blocks) } catch {
+            throw BlockError(
+                .inputOutput, "Couldn't record what the guest overwrites on \(drive.name): \(error.message)",
+                errno: error.errno, range: bytes(ofBlocks: blocks))
+        }
     }
 
     private func copyOut(_ blocks: Range<Int>) async throws(BlockError) {
@@ -172,7 +187,7 @@ extension PointInTime {
                 errno: error.errno, range: range)
         }
         guard !record.isBroken else { return }
-        let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+        let clusters = self.clusters(ofBlocks: blocks)
         for cluster in clusters
         where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
             state.value.urgent.append(cluster)
@@ -194,7 +209,7 @@ extension PointInTime {
     /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.
     func noteMissing(_ block: Range<Int>) throws(BlockError) {
         precondition(!record.bits.saved.isAnySet(in: block), "a block that is saved is not missing")
-        try record.bits.missing.reserve(block)
+        try reserve(&record.bits.missing, block)
         let cluster = block.lowerBound / blocksPerCluster
         if !isTouched(bytes(of: cluster..<cluster + 1)) { state.value.urgent.append(cluster) }
         record.bits.missing.set(block)
@@ -226,35 +241,42 @@ extension PointInTime {
     private func isOutOfSpace(_ error: BlockError?) -> Bool { error?.code == .noSpace }
 
     private func isAnyProtected(_ blocks: Range<Int>) -> Bool {
-        (blocks.lowerBound / blocksPerCluster...(blocks.upperBound - 1) / blocksPerCluster).contains(
+        clusters(ofBlocks: blocks).contains(
             where: isProtected)
     }
 
     /// What was saved for a cluster that is done by now is of no use.
     private func punchWhereDone(_ blocks: Range<Int>) async {
-        let clusters = blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+        let clusters = self.clusters(ofBlocks: blocks)
         for cluster in clusters where record.bits.done.isSet(cluster) { await punch(cluster..<cluster + 1) }
     }
 
     // MARK: Late saves
 
-    /// Looks for saves that take too long and for space, until it is cancelled.
+    /// Looks for saves that take too long and for space, until it is cancelled. It waits for nothing but the clock.
     func watch() async {
         let timeout = options.saveTimeout
-        let period = timeout > .zero ? min(timeout / 8, .milliseconds(250)) : .milliseconds(250)
-        var sinceSpace = Duration.zero
+        let period =
+            timeout > .zero
+            ? max(.milliseconds(10), min(timeout / 8, .milliseconds(250))) : .milliseconds(250)
+        var lastLook = clock.now()
         // It throws when the point in time is over.
         while !state.value.isOver, (try? await clock.sleep(period)) != nil {
-            let limit = clock.now() - timeout
+            let now = clock.now()
             if timeout > .zero {
-                for save in state.value.saves where save.began < limit && !save.isLate { beLate(save) }
+                for save in state.value.saves where save.began < now - timeout && !save.isLate {
+                    beLate(save)
+                }
             }
             // A stalled guest looks again: the job may have been paused, and then nothing is drained.
             state.value.waiters.wake()
-            sinceSpace += period
-            if sinceSpace >= .seconds(1) {
-                sinceSpace = .zero
-                await staging.lookForSpace()
+            if now - lastLook >= .seconds(1), state.value.spaceLook == nil {
+                lastLook = now
+                // Nobody waits for it: a file system that hangs must not keep the saves from being late.
+                state.value.spaceLook = Task(executorPreference: drive.engine) {
+                    await self.staging.lookForSpace()
+                    self.state.value.spaceLook = nil
+                }
             }
         }
     }
@@ -262,15 +284,14 @@ extension PointInTime {
     private func beLate(_ save: Save) {
         guard let index = state.value.saves.firstIndex(where: { $0.number == save.number }) else { return }
         state.value.saves[index].isLate = true
-        guard isAnyProtected(save.blocks) else { return }
         let error = lateError(save.blocks)
-        switch options.saveFailure {
-        case .breakSnapshot: lose(error, .write, bytes(ofBlocks: save.blocks))
-        case .breakGuestWrite:
-            let waiters = state.value.saves[index].waiters
-            state.value.saves[index].waiters = []
-            for waiter in waiters { waiter.resume(returning: error) }
+        if isAnyProtected(save.blocks), options.saveFailure == .breakSnapshot {
+            return lose(error, .write, bytes(ofBlocks: save.blocks))
         }
+        // Each looks whether its own blocks still need saving.
+        let waiters = state.value.saves[index].waiters
+        state.value.saves[index].waiters = []
+        for waiter in waiters { waiter.resume(returning: error) }
     }
 
     private func lateError(_ blocks: Range<Int>) -> BlockError {
@@ -321,6 +342,8 @@ extension PointInTime {
     func unpin(_ cluster: Int) async {
         guard let count = state.value.pins[cluster] else { preconditionFailure("what is let go was pinned") }
         state.value.pins[cluster] = count > 1 ? count - 1 : nil
-        if count == 1, state.value.unpunched.remove(cluster) != nil { await punch(cluster..<cluster + 1) }
+        // What is pinned at the end goes with the file.
+        guard count == 1, !state.value.isOver, state.value.unpunched.remove(cluster) != nil else { return }
+        await punch(cluster..<cluster + 1)
     }
 }

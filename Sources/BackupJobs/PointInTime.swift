@@ -43,6 +43,9 @@ final class PointInTime: Sendable {
         /// Who waits for space, or for the users of staging to end.
         var waiters = Waiters()
         var hasWarned = false
+        /// The copy has begun: what staging holds is being given back.
+        var isCopying = false
+        var spaceLook: Task<Void, Never>?
         var warn: @Sendable (IOFailure) -> Void = { _ in }
         var watchdog: Task<Void, Never>?
     }
@@ -98,6 +101,10 @@ final class PointInTime: Sendable {
         Int(range.offset / JobRecord.blockSize)..<Int(range.end.dividedRoundingUp(by: JobRecord.blockSize))
     }
 
+    func clusters(ofBlocks blocks: Range<Int>) -> Range<Int> {
+        blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
+    }
+
     var blocksPerCluster: Int { Int(clusterSize / JobRecord.blockSize) }
 
     // MARK: What needs saving
@@ -125,16 +132,22 @@ final class PointInTime: Sendable {
         var next = clusters.lowerBound + 1
         if state.value.isOver || record.isBroken { return clusters.upperBound }
         while next < clusters.upperBound {
+            let rest = next..<clusters.upperBound
             if isNeeded && !record.isCancelled {
-                let end = bits.done.first(in: next..<clusters.upperBound) ?? clusters.upperBound
+                let end = bits.done.first(in: rest) ?? rest.upperBound
                 return bits.notNeeded.first(in: next..<end) ?? end
-            }
-            if !isNeeded && bits.done.isSet(next) {
-                next = bits.done.first(in: next..<clusters.upperBound, where: false) ?? clusters.upperBound
-            } else if isProtected(next) == isNeeded {
+            } else if isNeeded {
+                guard isProtected(next) else { return next }
                 next += 1
-            } else {
+            } else if isProtected(next) {
                 return next
+            } else if bits.done.isSet(next) {
+                next = bits.done.first(in: rest, where: false) ?? rest.upperBound
+            } else if bits.notNeeded.isSet(next) {
+                next = bits.notNeeded.first(in: rest, where: false) ?? rest.upperBound
+            } else {
+                // After the good end of `none`: what is not frozen.
+                next = bits.frozen.first(in: rest) ?? rest.upperBound
             }
         }
         return clusters.upperBound
@@ -183,6 +196,7 @@ final class PointInTime: Sendable {
             record.bits.needKnown.set(first..<end)
             next = end
         }
+        if !isNeeded { noteDone(clusters) }
     }
 
     // MARK: The end
@@ -204,13 +218,13 @@ final class PointInTime: Sendable {
     func letGo() {
         guard !state.value.isOver else { return }
         let (part, isNeeded) = firstPart(of: drive.range)
-        if isNeeded || part.length < drive.size { record.setBroken() }
+        if drive.size > 0, isNeeded || part.length < drive.size { record.setBroken() }
         state.value.isOver = true
         wakeAll()
         drive.detach(self)
     }
 
-    /// Returns when nothing uses staging any more. After `letGo`.
+    /// Returns when nothing uses staging any more: as late as its last read or write returns. After `letGo`.
     func ended() async {
         state.value.watchdog?.cancel()
         while state.value.stagingUsers > 0 { await change() }
@@ -224,20 +238,35 @@ final class PointInTime: Sendable {
 
     /// After a restart: a kill may have come between *done* and the punch, and the order of what was saved is lost.
     func recover() async throws(BlockError) {
-        for clusters in record.bits.done.runs(in: 0..<clusterCount) { await punch(clusters) }
+        for clusters in record.bits.done.runs(in: 0..<clusterCount) {
+            record.bits.frozen.clear(clusters)
+            await punch(clusters)
+        }
         state.value.urgent.isIncomplete = true
     }
 
     /// Finds clusters with saved or missing blocks that are still to copy, from the start of the drive, as many as fit.
     func refillUrgent() {
         state.value.urgent.isIncomplete = false
+        forEachTouched { cluster in
+            state.value.urgent.append(cluster)
+            return !state.value.urgent.isIncomplete
+        }
+    }
+
+    /// Goes over the clusters that are not done and have saved or missing blocks, until `body` says false.
+    private func forEachTouched(_ body: (Int) -> Bool) {
         let bits = record.bits
-        var cluster = 0
-        while cluster < clusterCount, let block = firstTouched(bytes(of: cluster..<clusterCount)) {
-            cluster = block / blocksPerCluster
-            if !bits.done.isSet(cluster) { state.value.urgent.append(cluster) }
-            if state.value.urgent.isIncomplete { return }
-            cluster += 1
+        var next = 0
+        while next < clusterCount {
+            if bits.done.isSet(next) {
+                next = bits.done.first(in: next..<clusterCount, where: false) ?? clusterCount
+            } else {
+                guard let block = firstTouched(bytes(of: next..<clusterCount)) else { return }
+                let cluster = block / blocksPerCluster
+                if !bits.done.isSet(cluster), !body(cluster) { return }
+                next = cluster + 1
+            }
         }
     }
 
@@ -252,34 +281,42 @@ final class PointInTime: Sendable {
     /// A job of sync `none` ends well: what is saved by now, or being saved, is still copied and nothing else saved.
     func freeze() {
         guard !record.isCancelled else { return }
-        do throws(BlockError) {
-            let everything = 0..<blocks(of: drive.range).upperBound
-            let bits = record.bits
-            let saved = bits.saved.runs(in: everything) + bits.missing.runs(in: everything)
-            for blocks in saved + state.value.saves.map(\.blocks) {
-                let clusters =
-                    blocks.lowerBound / blocksPerCluster..<(blocks.upperBound - 1) / blocksPerCluster + 1
-                try record.bits.frozen.reserve(clusters)
-                for cluster in clusters where !record.bits.done.isSet(cluster) {
-                    record.bits.frozen.set(cluster..<cluster + 1)
-                }
+        var failure: BlockError?
+        func freeze(_ cluster: Int) -> Bool {
+            do throws(BlockError) {
+                try record.bits.frozen.reserve(cluster..<cluster + 1)
+                record.bits.frozen.set(cluster..<cluster + 1)
+                return true
+            } catch {
+                failure = error
+                return false
             }
-            record.setCancelled()
-        } catch {
-            lose(error, .write, drive.range)
         }
+        forEachTouched(freeze)
+        for save in state.value.saves {
+            for cluster in clusters(ofBlocks: save.blocks) where !record.bits.done.isSet(cluster) {
+                _ = freeze(cluster)
+            }
+        }
+        if let failure { return lose(failure, .write, drive.range) }
+        record.setCancelled()
         wakeAll()
     }
 
-    /// After `freeze`: whether every frozen cluster is done.
-    var isDrained: Bool {
-        let all = 0..<clusterCount
-        var next = 0
-        while let cluster = record.bits.frozen.first(in: next..<all.upperBound) {
-            if !record.bits.done.isSet(cluster) { return false }
-            next = cluster + 1
+    /// After `freeze`: a cluster that is still to be copied, in the order of the drive.
+    func firstFrozen(after cluster: Int) -> Int? { record.bits.frozen.first(in: cluster..<clusterCount) }
+
+    /// Clusters are done: whoever waits for one of their blocks to be saved need not any more.
+    func noteDone(_ clusters: Range<Int>) {
+        if record.isCancelled { record.bits.frozen.clear(clusters) }
+        guard !state.value.saves.isEmpty else { return }
+        let blocks = clusters.lowerBound * blocksPerCluster..<clusters.upperBound * blocksPerCluster
+        state.withState { state in
+            for index in state.saves.indices where state.saves[index].blocks.overlaps(blocks) {
+                for waiter in state.saves[index].waiters { waiter.resume(returning: nil) }
+                state.saves[index].waiters = []
+            }
         }
-        return true
     }
 
     // MARK: Waiting

@@ -82,9 +82,13 @@ final class PointInTimeView: BlockDevice {
         }
         for cluster in pinned { point.pin(cluster) }
         point.beginUse()
-        let failure = await read(parts, of: piece, into: buffer)
+        var failure = await read(parts.filter { $0.place == .staging }, of: piece, into: buffer)
         for cluster in pinned { await point.unpin(cluster) }
         point.endUse()
+        // A target may hang: nothing of the job is held while it is read.
+        if failure == nil {
+            failure = await read(parts.filter { $0.place != .staging }, of: piece, into: buffer)
+        }
         if let failure { throw failure }
         // The target may have been given up, or closed, under the read.
         if parts.contains(where: { $0.place == .target }) { try checkAlive(piece) }
@@ -187,7 +191,7 @@ final class PointInTimeView: BlockDevice {
                 continue
             }
             var rest = extent.range
-            while !rest.isEmpty {
+            while !rest.isEmpty, extents.count < 1024 {
                 let (isZero, length) = runOfZeroes(rest)
                 add(rest.prefix(length), isZero: isZero)
                 rest = rest.dropFirst(length)
@@ -212,10 +216,11 @@ final class PointInTimeView: BlockDevice {
             let end = bits.notNeeded.first(in: clusters, where: false)
             return (false, length(toBlock: end.map { $0 * point.blocksPerCluster }))
         }
-        if let touched = point.firstTouched(range), touched == blocks.lowerBound {
-            return (false, length(toBlock: touched + 1))
-        }
         var end = point.firstTouched(range)
+        if end == blocks.lowerBound {
+            let section = bits.saved.isSet(blocks.lowerBound) ? bits.saved : bits.missing
+            return (false, length(toBlock: section.first(in: blocks, where: false)))
+        }
         for changed in [bits.done.first(in: clusters), bits.notNeeded.first(in: clusters)] {
             if let changed { end = min(end ?? .max, changed * point.blocksPerCluster) }
         }

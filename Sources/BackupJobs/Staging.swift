@@ -57,6 +57,12 @@ package final class Staging: Sendable {
             let file = try await HostFile.create(path, on: engine)
             do throws(BlockError) {
                 try await file.setSize(driveSize.roundedUp(toMultipleOf: JobRecord.blockSize))
+                guard await file.givesBackSpace() else {
+                    throw BlockError(
+                        .unsupported,
+                        "Couldn't use \(path) as staging: its file system cannot give back parts of a file (use --staging "
+                            + "with a directory of ext4, xfs, btrfs or tmpfs)")
+                }
             } catch {
                 // The error that led here is the one to tell.
                 try? await file.close()
@@ -76,7 +82,13 @@ package final class Staging: Sendable {
         requestedLimit = limit ?? .max
         self.limit = Atomic(limit ?? .max)
         state = EngineIsolated(State(), engine: file.engine)
+        Self.count.add(1, ordering: .relaxed)
     }
+
+    deinit { Self.count.subtract(1, ordering: .relaxed) }
+
+    /// How many there are.
+    private static let count = Atomic(0)
 
     /// Callable from anywhere.
     package var usage: Usage {
@@ -119,7 +131,9 @@ package final class Staging: Sendable {
         let space = await file.engine.blocking { HostFile.space(at: path) }
         guard let space else { return }
         let spare = Space(total: space.total, available: space.available)
-        let free = spare.available > spare.spared ? spare.available - spare.spared : 0
+        // What is free is for all jobs of this agent.
+        let sharers = UInt64(max(1, Self.count.load(ordering: .relaxed)))
+        let free = (spare.available > spare.spared ? spare.available - spare.spared : 0) / sharers
         limit.store(min(requestedLimit, used.load(ordering: .relaxed) + free), ordering: .relaxed)
     }
 

@@ -13,6 +13,15 @@ extension HostFile {
             adopting: descriptor, name: path, readOnly: false, growable: true, engine: engine)
     }
 
+    /// Whether the file system gives back the space of a part of this file, which has at least a page.
+    package func givesBackSpace() async -> Bool {
+        let range = ByteRange(offset: 0, length: min(size, 4096))
+        guard !range.isEmpty else { return true }
+        // An error says that it does not, whatever it was.
+        guard (try? await discard(range)) != nil else { return false }
+        return state.value.canPunchHoles
+    }
+
     /// Removes a name: 0 or a negated errno. Blocks.
     package static func unlink(_ path: String) -> Int32 { cblockio_unlink(path) }
 

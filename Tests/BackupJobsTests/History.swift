@@ -129,9 +129,6 @@ struct History {
             if (failure.side == .source) != (failure.operation == .read) {
                 found.append("\(failure.side) can't \(failure.operation)")
             }
-            if target.inFlight > 0, !control.isCancelled {
-                found.append("\(target.inFlight) requests are in flight after a failure")
-            }
         }
         // What was done is in the target, whole.
         let copied = target.taken.reduce(0) { $0 + $1.length }

@@ -129,7 +129,9 @@ final class LiveAgent: Sendable {
         // A kill may have left something where no bit says so; what is done has nothing left.
         let (outcome, done) = history.state.withLock { ($0.outcome, $0.done) }
         guard outcome == .some(nil) else { return }
-        for cluster in done
+        // What a reader of the view had pinned at the end goes with the file.
+        let pinned = job.point.state.value.unpunched
+        for cluster in done.subtracting(pinned)
         where history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 }) {
             history.complain("staging holds something of cluster \(cluster), which is done")
         }

@@ -24,14 +24,17 @@ struct InlineTransferTests {
         let block = UnsafeRawBufferPointer(rebasing: buffer.bytes[..<4096])
         #expect(transfers.write(file.descriptor, block, at: 0) == 4096)
         #expect(transfers.write(file.descriptor, UnsafeRawBufferPointer(buffer.bytes), at: 0) == nil)
-        clock.step = 2_000_000
-        #expect(transfers.write(file.descriptor, block, at: 0) == 4096)
-        clock.step = 0
-        #expect(transfers.write(file.descriptor, block, at: 0) == nil)
-        clock.now += 499_000_000
-        #expect(transfers.write(file.descriptor, block, at: 0) == nil)
-        clock.now += 2_000_000
-        #expect(transfers.write(file.descriptor, block, at: 0) == 4096)
+        // Twenty times as long as it took, a second at most.
+        for (took, pause) in [(3_000_000, 60_000_000), (400_000_000, 1_000_000_000)] as [(UInt64, UInt64)] {
+            clock.step = took
+            #expect(transfers.write(file.descriptor, block, at: 0) == 4096)
+            clock.step = 0
+            #expect(transfers.write(file.descriptor, block, at: 0) == nil)
+            clock.now += pause - 1_000_000
+            #expect(transfers.write(file.descriptor, block, at: 0) == nil)
+            clock.now += 2_000_000
+            #expect(transfers.write(file.descriptor, block, at: 0) == 4096)
+        }
         #expect(transfers.write(-1, block, at: 0) == Int(-EBADF))
     }
 

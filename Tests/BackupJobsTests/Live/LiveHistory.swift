@@ -129,8 +129,6 @@ final class LiveHistory: Sendable {
                 truth: Array(repeating: nil, count: units), isNeeded: Array(repeating: nil, count: clusters)))
     }
 
-    deinit { unlink(recordPath) }
-
     var clusterCount: Int { Int(size.dividedRoundingUp(by: clusterSize)) }
     var unitsPerCluster: Int { Int(clusterSize / 512) }
 
@@ -164,6 +162,8 @@ final class LiveHistory: Sendable {
             settleAfterKill()
         }
         if state.withLock({ $0.complaints.isEmpty }) { judge() }
+        // What a kill has left suspended keeps this history in memory, so that no deinit would do it.
+        unlink(recordPath)
         return state.withLock { $0.complaints }
     }
 

@@ -28,10 +28,17 @@ extension JobManager {
         }
     }
 
-    /// Gives everything back that the jobs have so far: the guests go first.
+    /// Gives everything back that the jobs have so far: the guests go first, whatever else hangs.
     private func undo(_ numbers: [JobNumber]) async {
-        for number in numbers { await letGo(number) }
-        for number in numbers { _ = await records[number]?.target?.giveUp(keep: false) }
+        await each(numbers) { await self.letGo($0) }
+        await each(numbers) { _ = await self.records[$0]?.target?.giveUp(keep: false) }
+        await each(numbers) { await self.filesRemoved($0) }
+    }
+
+    private func each(_ numbers: [JobNumber], _ body: @escaping @Sendable (JobNumber) async -> Void) async {
+        await withTaskGroup(of: Void.self) { group in
+            for number in numbers { group.addTask { await body(number) } }
+        }
     }
 
     // MARK: The drive and what is beside it
@@ -80,34 +87,6 @@ extension JobManager {
         } catch {
             throw AgentError(error, of: .staging, subject: files.recordDirectory)
         }
-    }
-
-    /// Lets go of a job's drive, once: guests are not delayed any more, exports of the point in time end, staging and
-    /// record go. Returns when that is done. Never waits for the target.
-    func letGo(_ number: JobNumber) async {
-        if let task = records[number]?.lettingGo { return await task.value }
-        guard let hold = records[number]?.hold else { return }
-        records[number]?.hold = nil
-        let task = Task { await self.end(hold, of: number) }
-        records[number]?.lettingGo = task
-        await task.value
-    }
-
-    private func end(_ hold: DriveHold, of number: JobNumber) async {
-        if hold.isFixed { await hold.job?.release() }
-        await exports?.endSnapshots(of: number)
-        do throws(BlockError) { try await hold.staging.remove() } catch {
-            logger.warning("\(error.message); it is removed when the agent starts again")
-        }
-        if let record = hold.record {
-            let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
-                Result { () throws(BlockError) in try record.remove() }
-            }
-            do throws(BlockError) { try removed.get() } catch {
-                logger.warning("\(error.message); it is removed when the agent starts again")
-            }
-        }
-        await drives.giveBack(hold.lease)
     }
 
     // MARK: The target

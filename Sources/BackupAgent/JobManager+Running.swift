@@ -106,9 +106,12 @@ extension JobManager {
     private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
             error: AgentError(error, of: .destination, subject: target.name),
-            ioError: JobIOError(
-                side: .target, operation: target.failedOperation ?? .finish, range: error.range,
-                errno: error.errno, message: error.message))
+            // Nothing went wrong with one that was given up.
+            ioError: error.code == .cancelled
+                ? nil
+                : JobIOError(
+                    side: .target, operation: target.failedOperation ?? .finish, range: error.range,
+                    errno: error.errno, message: error.message))
     }
 }
 

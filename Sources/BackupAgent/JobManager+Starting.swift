@@ -221,9 +221,10 @@ extension JobManager {
     private func fixPointInTime(of jobs: [(number: JobNumber, job: BackupJob)]) async throws(AgentError) {
         guard let first = jobs.first.flatMap({ records[$0.number] }) else { return }
         guard first.stop.value == nil else { throw cancelledAtStart(first.spec.jobID) }
-        // The instant is after this one and at most 200 ms later: whatever a guest did before it is in the backup.
+        // The instant is after this one, and 200 ms later at most unless another group is before this one: whatever a guest
+        // did before it is in the backup.
         let pointInTime = clock()
-        do throws(BackupFailure) { try await BackupJob.fixPointInTime(of: jobs.map(\.job)) } catch {
+        if let error = await fix(jobs, unless: first.stop) {
             guard let failure = error.ioFailure else { throw cancelledAtStart(first.spec.jobID) }
             throw AgentError(.snapshotFailed, failure.error.message, subject: first.spec.drive)
         }
@@ -232,7 +233,9 @@ extension JobManager {
             guard let target = records[number]?.target, target.isProbedRaw else { continue }
             // Only now: until the point in time the guest may have written anything there. Nothing was written to the
             // target yet, and a refusal leaves it as it was.
-            try await checkFirstSector(of: job.view, target: target.name)
+            try await unlessStopped(number) { () async throws(AgentError) in
+                try await Self.checkFirstSector(of: job.view, target: target.name)
+            }
         }
         guard first.stop.value == nil, jobs.allSatisfy({ records[$0.number]?.machine.state == .created })
         else {
@@ -242,8 +245,27 @@ extension JobManager {
         for (number, _) in jobs { begin(number) }
     }
 
+    /// Fixes the point in time of all jobs, or returns why not. One that is to stop stops all, whatever the requests are
+    /// that the others wait for.
+    private func fix(
+        _ jobs: [(number: JobNumber, job: BackupJob)], unless stop: OneShot<Void>
+    ) async -> BackupFailure? {
+        let jobs = jobs.map(\.job)
+        let watcher = Task {
+            guard await stop.wait() != nil else { return }
+            for job in jobs { job.control.cancel() }
+        }
+        var failure: BackupFailure?
+        do throws(BackupFailure) { try await BackupJob.fixPointInTime(of: jobs) } catch { failure = error }
+        // Later a job that is cancelled is cancelled alone.
+        watcher.cancel()
+        await watcher.value
+        return failure
+    }
+
     /// An image that was taken for raw must not look like another format afterwards.
-    private func checkFirstSector(of source: any BlockDevice, target: String) async throws(AgentError) {
+    private static func checkFirstSector(of source: any BlockDevice, target: String) async throws(AgentError)
+    {
         let count = Int(min(source.size, UInt64(ImageProbe.length)))
         let buffer = IOBuffer(count: count)
         do throws(BlockError) {

@@ -65,7 +65,7 @@ package final class BackupJob: Sendable {
     package let control: JobControl
     let record: JobRecord
     let staging: Staging
-    let buffers: BufferPool
+    let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
     private let base: (any BlockDevice)?
@@ -97,7 +97,7 @@ package final class BackupJob: Sendable {
         self.options = options
         self.record = record
         self.staging = staging
-        self.buffers = buffers
+        self.buffers = buffers.share()
         self.control = control
         self.clock = clock
         requests = TargetRequests(engine: drive.engine)

@@ -21,10 +21,13 @@ package actor DriveRegistry {
         var exports: Set<String> = []
         /// A guest may write to it, or might have.
         var isWritten = false
-        /// Requests of an export that is gone do not end: the image must not be closed under them.
-        var isStuck = false
+        /// For each export that is gone and whose requests had not ended, whether they still have not.
+        var leftBehind: [@Sendable () -> Bool] = []
         /// It is being opened or closed: there for the id's sake only.
         var isInTransition = true
+
+        /// Requests of an export that is gone have not ended: the image must not be closed under them.
+        var isStuck: Bool { leftBehind.contains { $0() } }
     }
 
     private var drives: [String: Drive] = [:]
@@ -140,7 +143,8 @@ package actor DriveRegistry {
         guard !drive.isStuck else {
             throw AgentError(
                 .driveBusy,
-                "Couldn't remove the drive \(id): requests to it that an export left have not ended (a disk that hangs?)",
+                "Couldn't remove the drive \(id): requests to it that an export left have not ended (a disk that hangs? "
+                    + "it can be removed when they have)",
                 subject: id)
         }
         drives[id]?.isInTransition = true
@@ -183,10 +187,12 @@ package actor DriveRegistry {
         drives[id]?.exports.insert(name)
     }
 
-    /// The export is gone. `isQuiet` says that none of its requests is left.
-    package func detach(export name: String, from id: String, isQuiet: Bool = true) {
+    /// The export is gone. Where requests of it to the drive are left, `isLeaving` tells whether they still are: the drive
+    /// is not closed before.
+    package func detach(export name: String, from id: String, isLeaving: (@Sendable () -> Bool)? = nil) {
         drives[id]?.exports.remove(name)
-        if !isQuiet { drives[id]?.isStuck = true }
+        drives[id]?.leftBehind.removeAll { !$0() }
+        if let isLeaving { drives[id]?.leftBehind.append(isLeaving) }
     }
 
     /// What an export of the drive serves. For a writable one all other processes are told first that the image is being

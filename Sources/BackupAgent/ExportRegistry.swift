@@ -163,20 +163,30 @@ package actor ExportRegistry {
             await withTaskGroup(of: Void.self) { group in
                 for (place, server) in servers {
                     group.addTask {
-                        let isQuiet = await server.shutDown(within: Self.patience.stop)
-                        await self.forget(place, isQuiet: isQuiet)
+                        await server.shutDown(within: Self.patience.stop)
+                        await self.forget(server, at: place)
                     }
                 }
             }
         }
     }
 
-    private func forget(_ place: NBDAddress, isQuiet: Bool) async {
+    private func forget(_ server: NBDServer, at place: NBDAddress) async {
         servers[place] = nil
         for (name, entry) in entries where entry.place == place {
             entries[name] = nil
-            await drives.detach(export: name, from: entry.info.drive, isQuiet: isQuiet)
+            await detach(entry, from: server)
         }
+    }
+
+    /// The export of `entry` is gone from `server`. A read of a point in time may hang in the target, and is no request to
+    /// the drive: it is the job that knows who uses what of it.
+    private func detach(_ entry: Entry, from server: NBDServer?) async {
+        let (name, drive) = (entry.info.name, entry.info.drive)
+        guard entry.job == nil, let server, server.isLeaving(name) else {
+            return await drives.detach(export: name, from: drive)
+        }
+        await drives.detach(export: name, from: drive) { server.isLeaving(name) }
     }
 
     private func names(of job: JobNumber) -> [String] {
@@ -268,17 +278,16 @@ package actor ExportRegistry {
 
     private func end(_ name: String, within patience: Duration) async {
         guard let entry = entries[name] else { return }
-        var isQuiet = true
-        if let place = entry.place, let server = servers[place] {
-            isQuiet = await server.remove(name, within: patience)
-            if !isQuiet {
+        let server = entry.place.flatMap { servers[$0] }
+        if let server {
+            if await !server.remove(name, within: patience) {
                 logger.warning("Requests of the export \(name) have not ended; they are left behind")
             }
             entries[name]?.place = nil
             await endIfUnused(server)
         }
         entries[name] = nil
-        await drives.detach(export: name, from: entry.info.drive, isQuiet: isQuiet)
+        await detach(entry, from: server)
     }
 
     private func endIfUnused(_ server: NBDServer) async {

@@ -74,14 +74,17 @@ extension JobManager {
             return
         }
         await letGo(number)
+        await filesRemoved(number)
         report(.targetCompleted, number)
     }
 
-    /// Gives the target up, unless it is complete by now. The guest and the drive do not wait for that.
+    /// Gives the target up, unless it is complete by now. The guest and the drive do not wait for that, and it does not
+    /// wait for staging.
     func giveUp(_ number: JobNumber) async {
         await letGo(number)
         let keeps = records[number]?.spec.keepsTarget ?? false
         let isComplete = await records[number]?.target?.giveUp(keep: keeps) ?? false
+        await filesRemoved(number)
         report(isComplete ? .targetCompleted : .targetAbandoned, number)
     }
 
@@ -103,9 +106,12 @@ extension JobManager {
     private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
             error: AgentError(error, of: .destination, subject: target.name),
-            ioError: JobIOError(
-                side: .target, operation: target.failedOperation ?? .finish, range: error.range,
-                errno: error.errno, message: error.message))
+            // Nothing went wrong with one that was given up.
+            ioError: error.code == .cancelled
+                ? nil
+                : JobIOError(
+                    side: .target, operation: target.failedOperation ?? .finish, range: error.range,
+                    errno: error.errno, message: error.message))
     }
 }
 

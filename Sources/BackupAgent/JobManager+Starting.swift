@@ -28,10 +28,17 @@ extension JobManager {
         }
     }
 
-    /// Gives everything back that the jobs have so far: the guests go first.
+    /// Gives everything back that the jobs have so far: the guests go first, whatever else hangs.
     private func undo(_ numbers: [JobNumber]) async {
-        for number in numbers { await letGo(number) }
-        for number in numbers { _ = await records[number]?.target?.giveUp(keep: false) }
+        await each(numbers) { await self.letGo($0) }
+        await each(numbers) { _ = await self.records[$0]?.target?.giveUp(keep: false) }
+        await each(numbers) { await self.filesRemoved($0) }
+    }
+
+    private func each(_ numbers: [JobNumber], _ body: @escaping @Sendable (JobNumber) async -> Void) async {
+        await withTaskGroup(of: Void.self) { group in
+            for number in numbers { group.addTask { await body(number) } }
+        }
     }
 
     // MARK: The drive and what is beside it
@@ -80,34 +87,6 @@ extension JobManager {
         } catch {
             throw AgentError(error, of: .staging, subject: files.recordDirectory)
         }
-    }
-
-    /// Lets go of a job's drive, once: guests are not delayed any more, exports of the point in time end, staging and
-    /// record go. Returns when that is done. Never waits for the target.
-    func letGo(_ number: JobNumber) async {
-        if let task = records[number]?.lettingGo { return await task.value }
-        guard let hold = records[number]?.hold else { return }
-        records[number]?.hold = nil
-        let task = Task { await self.end(hold, of: number) }
-        records[number]?.lettingGo = task
-        await task.value
-    }
-
-    private func end(_ hold: DriveHold, of number: JobNumber) async {
-        if hold.isFixed { await hold.job?.release() }
-        await exports?.endSnapshots(of: number)
-        do throws(BlockError) { try await hold.staging.remove() } catch {
-            logger.warning("\(error.message); it is removed when the agent starts again")
-        }
-        if let record = hold.record {
-            let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
-                Result { () throws(BlockError) in try record.remove() }
-            }
-            do throws(BlockError) { try removed.get() } catch {
-                logger.warning("\(error.message); it is removed when the agent starts again")
-            }
-        }
-        await drives.giveBack(hold.lease)
     }
 
     // MARK: The target
@@ -242,9 +221,10 @@ extension JobManager {
     private func fixPointInTime(of jobs: [(number: JobNumber, job: BackupJob)]) async throws(AgentError) {
         guard let first = jobs.first.flatMap({ records[$0.number] }) else { return }
         guard first.stop.value == nil else { throw cancelledAtStart(first.spec.jobID) }
-        // The instant is after this one and at most 200 ms later: whatever a guest did before it is in the backup.
+        // The instant is after this one, and 200 ms later at most unless another group is before this one: whatever a guest
+        // did before it is in the backup.
         let pointInTime = clock()
-        do throws(BackupFailure) { try await BackupJob.fixPointInTime(of: jobs.map(\.job)) } catch {
+        if let error = await fix(jobs, unless: first.stop) {
             guard let failure = error.ioFailure else { throw cancelledAtStart(first.spec.jobID) }
             throw AgentError(.snapshotFailed, failure.error.message, subject: first.spec.drive)
         }
@@ -253,7 +233,9 @@ extension JobManager {
             guard let target = records[number]?.target, target.isProbedRaw else { continue }
             // Only now: until the point in time the guest may have written anything there. Nothing was written to the
             // target yet, and a refusal leaves it as it was.
-            try await checkFirstSector(of: job.view, target: target.name)
+            try await unlessStopped(number) { () async throws(AgentError) in
+                try await Self.checkFirstSector(of: job.view, target: target.name)
+            }
         }
         guard first.stop.value == nil, jobs.allSatisfy({ records[$0.number]?.machine.state == .created })
         else {
@@ -263,8 +245,27 @@ extension JobManager {
         for (number, _) in jobs { begin(number) }
     }
 
+    /// Fixes the point in time of all jobs, or returns why not. One that is to stop stops all, whatever the requests are
+    /// that the others wait for.
+    private func fix(
+        _ jobs: [(number: JobNumber, job: BackupJob)], unless stop: OneShot<Void>
+    ) async -> BackupFailure? {
+        let jobs = jobs.map(\.job)
+        let watcher = Task {
+            guard await stop.wait() != nil else { return }
+            for job in jobs { job.control.cancel() }
+        }
+        var failure: BackupFailure?
+        do throws(BackupFailure) { try await BackupJob.fixPointInTime(of: jobs) } catch { failure = error }
+        // Later a job that is cancelled is cancelled alone.
+        watcher.cancel()
+        await watcher.value
+        return failure
+    }
+
     /// An image that was taken for raw must not look like another format afterwards.
-    private func checkFirstSector(of source: any BlockDevice, target: String) async throws(AgentError) {
+    private static func checkFirstSector(of source: any BlockDevice, target: String) async throws(AgentError)
+    {
         let count = Int(min(source.size, UInt64(ImageProbe.length)))
         let buffer = IOBuffer(count: count)
         do throws(BlockError) {

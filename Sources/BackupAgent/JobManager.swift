@@ -25,8 +25,8 @@ package actor JobManager {
         var target: (any JobTarget)?
         /// What it has of its drive, until it lets go of it.
         var hold: DriveHold?
-        /// Lets go of the drive.
-        var lettingGo: Task<Void, Never>?
+        /// Begun once.
+        var lettingGo: LettingGo?
         /// What the operator was to know before the job had started.
         var earlyWarnings: [JobIOError] = []
         var started: JobEvent?

@@ -77,6 +77,9 @@ package struct JobIOError: Sendable, Hashable {
 package struct JobFailure: Sendable, Hashable {
     var error: AgentError
     var ioError: JobIOError?
+
+    /// Old content was not saved, or cannot be read any more.
+    var isPointInTimeLost: Bool { ioError?.side == .staging }
 }
 
 /// Something that happened to a job.

@@ -126,7 +126,7 @@ package struct JobStateMachine: Sendable, Hashable {
     }
 
     /// Applies what happened. Reports that come too late to matter (a copy that finishes while the job is
-    /// being cancelled) change nothing.
+    /// being cancelled) change nothing; errors are told all the same.
     package mutating func handle(_ event: Event) -> [Effect] {
         switch event {
         case .started:
@@ -156,7 +156,8 @@ package struct JobStateMachine: Sendable, Hashable {
         case .copyFailed(let failure):
             isCopying = false
             if isDraining { return failDraining(failure) }
-            guard state != .aborting, state != .concluded else { return stopped() }
+            guard state != .aborting else { return failTooLate(failure) }
+            guard state != .concluded else { return [] }
             return fail(failure) + [.abandonTarget]
         case .targetCompleted:
             guard state == .pending || state == .aborting else { return [] }
@@ -165,6 +166,8 @@ package struct JobStateMachine: Sendable, Hashable {
         case .targetFailed(let failure):
             isFinalizing = false
             if isDraining { return failDraining(failure) }
+            // Being given up already: only told, and that the target was given up is nothing to tell.
+            guard state != .aborting else { return tell(failure) }
             guard state == .pending else { return [] }
             return fail(failure) + [.abandonTarget]
         case .targetAbandoned:
@@ -208,8 +211,18 @@ package struct JobStateMachine: Sendable, Hashable {
     private mutating func failDraining(_ failure: JobFailure) -> [Effect] {
         isDraining = false
         self.failure = failure
-        return (failure.ioError.map { [.ioError($0)] } ?? []) + [.abandonTarget]
+        return tell(failure) + [.abandonTarget]
     }
+
+    /// The copy has failed, and somebody has asked for the job's end before he could hear of it. He gets what he asked for
+    /// and is told; but a job that had lost its point in time by then was no backup any more, and has failed. (What is
+    /// saved no more because of a cancel is not reported as lost.)
+    private mutating func failTooLate(_ failure: JobFailure) -> [Effect] {
+        if self.failure == nil, failure.isPointInTimeLost { self.failure = failure }
+        return tell(failure) + stopped()
+    }
+
+    private func tell(_ failure: JobFailure) -> [Effect] { failure.ioError.map { [.ioError($0)] } ?? [] }
 
     /// The copy of a job that is being given up has ended.
     private func stopped() -> [Effect] {
@@ -218,7 +231,7 @@ package struct JobStateMachine: Sendable, Hashable {
 
     private mutating func fail(_ failure: JobFailure) -> [Effect] {
         self.failure = failure
-        return (failure.ioError.map { [.ioError($0)] } ?? []) + change(to: .aborting)
+        return tell(failure) + change(to: .aborting)
     }
 
     private mutating func conclude(_ result: JobResult) -> [Effect] {

@@ -10,8 +10,12 @@ internal import Synchronization
 // Whether a target becomes complete or is given up is decided once, under the lock, just before it gets its
 // name:
 //
-//   open ─ complete() ─► flush, close ─► [given up?] ─ no ─► rename, flush the directory ─► complete
+//   open ─ complete() ─► flush ─► wait for reads ─► close ─► [given up?] ─ no ─► rename, flush the directory ─► complete
 //   open ─ giveUp() ──► [renaming?] ─ no ─► wait for what is in flight ─► close, remove ─► gone
+//
+// Others than the copy read the target, too: those who look at the job's point in time, and they do not know when it
+// ends. So every call is counted, and from before the close on none is let in any more: neither the image nor the engine,
+// both of which go away, is touched after that.
 //
 // What is in flight on a target that hangs may never return. Then giveUp returns all the same, and the rest
 // (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can
@@ -42,6 +46,8 @@ final class TargetSession: JobTarget {
         /// Calls on the target that have not returned.
         var inFlight = 0
         var isGivenUp = false
+        /// The image is being closed, or has been, to be complete.
+        var isClosing = false
         var isLeftBehind = false
         /// The rename may have happened.
         var isPublishing = false
@@ -51,6 +57,8 @@ final class TargetSession: JobTarget {
         /// Keeps the locks from the closing of the image to the end.
         var lockKeeper: LockKeeper?
         let idle = OneShot<Void>()
+        /// `complete` is the only one that is left, or is to wait no more.
+        let isAlone = OneShot<Void>()
     }
 
     init(
@@ -118,6 +126,9 @@ final class TargetSession: JobTarget {
             try await device.flush()
         }
         try await perform(.finish) { () async throws(BlockError) in
+            // A read that hangs makes this wait as a flush does: until the target is given up.
+            let isAlone = state.withLock { $0.isAlone }
+            guard await isAlone.wait() != nil, !state.withLock({ $0.isGivenUp }) else { throw givenUp() }
             try await close()
             guard
                 state.withLock({ state in
@@ -152,11 +163,12 @@ final class TargetSession: JobTarget {
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
     func giveUp(keep: Bool) async -> Bool {
-        let isIdle = state.withLock { state in
+        let (isIdle, idle, isAlone) = state.withLock { state in
             state.isGivenUp = true
-            return state.inFlight == 0
+            return (state.inFlight == 0, state.idle, state.isAlone)
         }
-        if isIdle { state.withLock { $0.idle }.fulfil(()) }
+        if isIdle { idle.fulfil(()) }
+        isAlone.fulfil(())
         _ = startCleanup(keep: keep)
         if let isComplete = await gone.wait(atMost: Self.patience) { return isComplete }
         return state.withLock { state in
@@ -203,27 +215,43 @@ final class TargetSession: JobTarget {
 
     // MARK: Bookkeeping
 
+    /// Runs `body` on the target's engine, unless the target is given up or about to be closed.
     private func perform(
         _ operation: JobIOError.Operation, _ body: @Sendable () async throws(BlockError) -> Void
     ) async throws(BlockError) {
-        guard
-            state.withLock({ state in
-                guard !state.isGivenUp else { return false }
-                state.inFlight += 1
-                return true
-            })
-        else { throw givenUp() }
-        defer {
-            let idle = state.withLock { state -> OneShot<Void>? in
-                state.inFlight -= 1
-                return state.isGivenUp && state.inFlight == 0 ? state.idle : nil
-            }
-            idle?.fulfil(())
-        }
+        try enter(operation)
+        defer { leave() }
         do throws(BlockError) { try await engine.run(body) } catch {
-            note(operation)
+            // The copy does not read: whoever does is told himself, and the job has not failed.
+            if operation != .read { note(operation) }
             throw error
         }
+    }
+
+    private func enter(_ operation: JobIOError.Operation) throws(BlockError) {
+        let isAlone: OneShot<Void>? = try state.withLock { state throws(BlockError) in
+            guard !state.isGivenUp else { throw givenUp() }
+            guard !state.isClosing else {
+                throw BlockError(
+                    .cancelled, "Couldn't use \(name): the target is complete or about to be, and is closed")
+            }
+            state.inFlight += 1
+            state.isClosing = operation == .finish
+            return state.isClosing && state.inFlight == 1 ? state.isAlone : nil
+        }
+        isAlone?.fulfil(())
+    }
+
+    private func leave() {
+        let (idle, isAlone) = state.withLock { state in
+            state.inFlight -= 1
+            return (
+                state.isGivenUp && state.inFlight == 0 ? state.idle : nil,
+                state.isClosing && state.inFlight == 1 ? state.isAlone : nil
+            )
+        }
+        idle?.fulfil(())
+        isAlone?.fulfil(())
     }
 
     private func note(_ operation: JobIOError.Operation) {

@@ -65,7 +65,7 @@ package final class BackupJob: Sendable {
     package let control: JobControl
     let record: JobRecord
     let staging: Staging
-    let buffers: BufferPool
+    let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
     private let base: (any BlockDevice)?
@@ -97,7 +97,7 @@ package final class BackupJob: Sendable {
         self.options = options
         self.record = record
         self.staging = staging
-        self.buffers = buffers
+        self.buffers = buffers.share()
         self.control = control
         self.clock = clock
         requests = TargetRequests(engine: drive.engine)
@@ -198,6 +198,13 @@ package final class BackupJob: Sendable {
         await letGo()
         await ended()
     }
+
+    /// The first half of `release`: the guest is free and the view ends. Returns at once.
+    package func letGo() async { await drive.engine.run { point.letGo() } }
+
+    /// The other half, after `letGo`: returns when nothing uses staging and record any more, which takes as long as staging
+    /// hangs.
+    package func ended() async { await drive.engine.run { await point.ended() } }
 
     /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read
     /// afterwards, and when the point in time is lost.

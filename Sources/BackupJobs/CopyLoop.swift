@@ -52,7 +52,7 @@ struct CopyLoop: Sendable {
     let target: any BackupTarget
     let options: BackupJob.Options
     let control: JobControl
-    let buffers: BufferPool
+    let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
     let clusterSize: UInt64

@@ -4,16 +4,22 @@ internal import Synchronization
 ///
 /// Memory is taken from the system when it is first needed and used again afterwards; it never exceeds the capacity,
 /// whichever engines the buffers travel over. Who waits for a buffer is served in the order of asking.
+///
+/// A buffer on its way to a target that hangs does not come back. So each job has a `share`: it may hold at most half of
+/// what the others leave, and something is left for the next one. Who holds as much as he may is overtaken.
 package final class BufferPool: Sendable {
     private struct State {
         var free: [IOBuffer] = []
-        var allocated = 0
+        /// How many are lent; those and the free ones are all there are.
+        var lent = 0
         var waiters: [Waiter] = []
         var nextWaiter: UInt64 = 0
     }
 
     private struct Waiter {
         let number: UInt64
+        /// nil: who takes from the pool itself, and may have all of it.
+        let share: BufferShare?
         let continuation: UnsafeContinuation<IOBuffer?, Never>
     }
 
@@ -31,9 +37,31 @@ package final class BufferPool: Sendable {
         maximumCount = max(1, capacity / bufferSize)
     }
 
+    /// Makes a share for one more user, who holds nothing yet.
+    package func share() -> BufferShare { BufferShare(of: self) }
+
     /// Takes a buffer, waiting for one where all are lent. It must be given back with `give`; `withBuffer` does that by
     /// itself. Its contents are left over from earlier uses. Throws `.cancelled` when the task is cancelled.
-    package func take() async throws(BlockError) -> IOBuffer {
+    package func take() async throws(BlockError) -> IOBuffer { try await take(for: nil) }
+
+    /// Takes a buffer if one is to be had at once.
+    package func takeIfAvailable() -> IOBuffer? { takeIfAvailable(for: nil) }
+
+    /// Gives back a buffer that was taken from this pool; nobody uses it any more.
+    package func give(_ buffer: IOBuffer) { give(buffer, from: nil) }
+
+    /// Lends a buffer for the duration of `body`. Throws what `body` throws, or `.cancelled` while waiting.
+    package func withBuffer<Result>(
+        _ body: (IOBuffer) async throws(BlockError) -> Result
+    ) async throws(BlockError) -> Result {
+        let buffer = try await take()
+        defer { give(buffer) }
+        return try await body(buffer)
+    }
+
+    // MARK: For a share, or for nobody's
+
+    func take(for share: BufferShare?) async throws(BlockError) -> IOBuffer {
         let number = state.withLock { state in
             state.nextWaiter += 1
             return state.nextWaiter
@@ -42,8 +70,8 @@ package final class BufferPool: Sendable {
             await withUnsafeContinuation { continuation in
                 let answer: IOBuffer?? = state.withLock { state in
                     if Task.isCancelled { return .some(nil) }
-                    if let buffer = takeFree(&state) { return buffer }
-                    state.waiters.append(Waiter(number: number, continuation: continuation))
+                    if let buffer = grant(to: share, &state) { return buffer }
+                    state.waiters.append(Waiter(number: number, share: share, continuation: continuation))
                     return nil
                 }
                 if let answer { continuation.resume(returning: answer) }
@@ -60,37 +88,47 @@ package final class BufferPool: Sendable {
         return buffer
     }
 
-    /// Takes a buffer if one is to be had at once and nobody waits for it.
-    package func takeIfAvailable() -> IOBuffer? {
-        state.withLock { state in takeFree(&state) }
+    func takeIfAvailable(for share: BufferShare?) -> IOBuffer? {
+        state.withLock { state in grant(to: share, &state) }
     }
 
-    /// Gives back a buffer that was taken from this pool; nobody uses it any more.
-    package func give(_ buffer: IOBuffer) {
+    func give(_ buffer: IOBuffer, from share: BufferShare?) {
         precondition(buffer.count == bufferSize, "a buffer goes back to the pool it came from")
-        let waiter: Waiter? = state.withLock { state in
-            guard state.waiters.isEmpty else { return state.waiters.removeFirst() }
+        let served = state.withLock { state in
+            precondition(state.lent > 0 && share?.held != 0, "a buffer is given back once, by who has it")
+            state.lent -= 1
+            share?.held -= 1
             state.free.append(buffer)
-            precondition(state.free.count <= state.allocated, "a buffer is given back once")
-            return nil
+            return serve(&state)
         }
-        waiter?.continuation.resume(returning: buffer)
+        for (waiter, buffer) in served { waiter.continuation.resume(returning: buffer) }
     }
 
-    /// Lends a buffer for the duration of `body`. Throws what `body` throws, or `.cancelled` while waiting.
-    package func withBuffer<Result>(
-        _ body: (IOBuffer) async throws(BlockError) -> Result
-    ) async throws(BlockError) -> Result {
-        let buffer = try await take()
-        defer { give(buffer) }
-        return try await body(buffer)
+    /// Serves who waits, in order, and passes over those who hold as much as they may. One buffer that comes back raises
+    /// what the others may hold, so it can be more than one who is served.
+    private func serve(_ state: inout State) -> [(Waiter, IOBuffer)] {
+        var served: [(Waiter, IOBuffer)] = []
+        var next = 0
+        while next < state.waiters.count, state.lent < maximumCount {
+            if let buffer = grant(to: state.waiters[next].share, &state) {
+                served.append((state.waiters.remove(at: next), buffer))
+            } else {
+                next += 1
+            }
+        }
+        return served
     }
 
-    private func takeFree(_ state: inout State) -> IOBuffer? {
-        guard state.waiters.isEmpty else { return nil }
-        if let buffer = state.free.popLast() { return buffer }
-        guard state.allocated < maximumCount else { return nil }
-        state.allocated += 1
-        return IOBuffer(count: bufferSize)
+    /// A buffer, if there is one and the share may have it. Nobody who waits is overtaken by this but who may have none:
+    /// all others were served when the last buffer came back.
+    private func grant(to share: BufferShare?, _ state: inout State) -> IOBuffer? {
+        guard state.lent < maximumCount else { return nil }
+        if let share {
+            let others = state.lent - share.held
+            guard share.held < max(1, (maximumCount - others) / 2) else { return nil }
+            share.held += 1
+        }
+        state.lent += 1
+        return state.free.popLast() ?? IOBuffer(count: bufferSize)
     }
 }

@@ -6,11 +6,31 @@ internal import Synchronization
 /// Each engine's thread stops at the meeting until all have come; what the last one sees then is one instant for all: no
 /// code of any of them runs between the first arrival and it. One that does not come in time lets the others go, and
 /// nothing has happened.
+///
+/// Meetings of several engines are held one after another: of two at once each could stop an engine that the other one
+/// waits for.
 package enum EngineMeeting {
+    private static let last = Mutex<Task<Bool, Never>?>(nil)
+
     /// Holds all `engines` at once, has each run `step` with its position, and lets them go. False, with no `step` run,
-    /// when they have not met within `limit`: some engine's thread was held up that long.
+    /// when they have not met within `limit`, counted from when it is their turn: some engine's thread was held up that long.
     package static func hold(
         _ engines: [any IOEngine], within limit: Duration, _ step: @escaping @Sendable (Int) -> Void
+    ) async -> Bool {
+        guard engines.count > 1 else { return await meet(engines, limit, step) }
+        let meeting = last.withLock { last in
+            let meeting = Task { [previous = last] in
+                _ = await previous?.value
+                return await meet(engines, limit, step)
+            }
+            last = meeting
+            return meeting
+        }
+        return await meeting.value
+    }
+
+    private static func meet(
+        _ engines: [any IOEngine], _ limit: Duration, _ step: @escaping @Sendable (Int) -> Void
     ) async -> Bool {
         let meeting = MeetingPlace(expected: engines.count, limit: limit)
         return await withTaskGroup(of: Bool.self) { group in

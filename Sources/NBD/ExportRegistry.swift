@@ -5,6 +5,8 @@ internal import Synchronization
 final class ExportRegistry: Sendable {
     private struct State {
         var exports: [ServedExport] = []
+        /// Removed, and perhaps not left by all their clients yet.
+        var leaving: [ServedExport] = []
         var nextID: UInt64 = 1
         var isClosed = false
     }
@@ -35,7 +37,9 @@ final class ExportRegistry: Sendable {
     /// Nobody finds it any more.
     func remove(_ name: String) -> ServedExport? {
         state.withLock { state in
-            state.exports.firstIndex { $0.export.name == name }.map { state.exports.remove(at: $0) }
+            guard let index = state.exports.firstIndex(where: { $0.export.name == name }) else { return nil }
+            state.leaving.append(state.exports[index])
+            return state.exports.remove(at: index)
         }
     }
 
@@ -44,7 +48,16 @@ final class ExportRegistry: Sendable {
         state.withLock { state in
             state.isClosed = true
             defer { state.exports = [] }
+            state.leaving += state.exports
             return state.exports
+        }
+    }
+
+    /// Whether a removed export of that name still has clients, whose requests do not end.
+    func isLeaving(_ name: String) -> Bool {
+        state.withLock { state in
+            state.leaving.removeAll(where: \.isGone)
+            return state.leaving.contains { $0.export.name == name }
         }
     }
 

@@ -55,6 +55,10 @@ package final class NBDServer: Sendable {
         await registry.remove(name)?.end(within: patience) ?? true
     }
 
+    /// Whether an export of that name that was removed, by `shutDown` as well, still has requests that its device does not
+    /// finish.
+    package func isLeaving(_ name: String) -> Bool { registry.isLeaving(name) }
+
     /// How many clients have the export open.
     package func clients(of name: String) -> Int { registry.find(name)?.clients ?? 0 }
 

@@ -26,6 +26,9 @@ final class ServedExport: Sendable {
 
     var clients: Int { transmissions.count }
 
+    /// It went away, and nothing of it is left.
+    var isGone: Bool { transmissions.isClosed && transmissions.count == 0 }
+
     /// False when the export goes away.
     func join(_ transmission: Transmission) -> Bool { transmissions.join(transmission) }
 

@@ -1,6 +1,8 @@
 import BackupAgent
+import BlockIO
 import DiskImages
 import DriveBackupClient
+import Logging
 import TestKit
 import Testing
 
@@ -34,6 +36,27 @@ struct DriveTests {
         let third = try await AgentUnderTest(drives: [], in: directory)
         #expect(try await third.client.drives.list().map(\.id) == ["r"])
         await third.stop()
+    }
+
+    @Test("a drive can be removed when the requests that an export has left have ended, and not before")
+    func leftBehind() async throws {
+        try await makeRaw(directory.file("r"))
+        let drives = DriveRegistry(
+            engines: EnginePool(kind: .threads, maximum: 1), claims: FileClaims(), store: nil,
+            logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        let option = DriveOption(id: "r", file: directory.file("r"), format: .raw)
+        _ = try await drives.add(option, access: .everything)
+        try await drives.attach(export: "e", to: "r")
+        let isLeaving = Locked(true)
+        await drives.detach(export: "e", from: "r") { isLeaving.withLock { $0 } }
+        // Another export comes and goes without leaving anything.
+        try await drives.attach(export: "f", to: "r")
+        await drives.detach(export: "f", from: "r")
+        let error = await #expect(throws: AgentError.self) { try await drives.remove("r") }
+        #expect(error?.reason == .driveBusy)
+        isLeaving.withLock { $0 = false }
+        try await drives.remove("r")
+        #expect(await drives.list().isEmpty)
     }
 
     @Test("a stored drive whose file is gone stays listed with its problem, and the agent starts")

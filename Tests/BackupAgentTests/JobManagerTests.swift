@@ -14,6 +14,7 @@ private final class SimTargets: TargetOpener {
         var openHangs = false
         var openFails: AgentError?
         var writeHangs = false
+        var readHangs = false
         var completeHangs = false
         var completeFails: BlockError?
         var giveUpHangs = false
@@ -61,7 +62,9 @@ private final class SimTarget: JobTarget {
         if script.writeHangs { await targets.hang() }
     }
 
-    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {}
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        if script.readHangs { await targets.hang() }
+    }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
 
@@ -111,6 +114,15 @@ struct JobManagerTests {
             if events.isEmpty { await log.waitForEvent(after: last, of: job) }
         }
     }
+
+    private var filesAreLeft: Bool {
+        get async throws {
+            let script = "ls jobs; ls | grep staging"
+            return try await !runProcess("sh", ["-c", script], directory: directory.path).output.isEmpty
+        }
+    }
+
+    private func untilNoFileIsLeft() async throws { while try await filesAreLeft {} }
 
     @Test("a refused target leaves no job, no event and a free drive")
     func refused() async throws {
@@ -176,9 +188,7 @@ struct JobManagerTests {
         #expect(drive.jobID == nil)
         #expect(await !manager.hasView(job))
         await #expect(throws: AgentError.self) { try await manager.view(of: "vm1") }
-        let left = try await runProcess(
-            "sh", ["-c", "ls jobs; ls | grep staging"], directory: directory.path)
-        #expect(left.output.isEmpty)
+        try await untilNoFileIsLeft()
         // The drive is free for another job while the first one's target still hangs.
         targets.script.withLock { $0 = .init() }
         var next = spec
@@ -189,6 +199,50 @@ struct JobManagerTests {
         targets.letGo.fulfil(())
         _ = await end(of: job, manager)
         #expect(try await manager.get("vm1").result == .cancelled)
+    }
+
+    @Test(
+        "a job that ends while a read of its point in time hangs gives drive and target up, and its files when it returns",
+        arguments: [JobVerb.cancel, .finalize])
+    func hangingView(verb: JobVerb) async throws {
+        let targets = SimTargets(.init(readHangs: true))
+        let manager = try await manager(targets)
+        var spec = spec
+        spec.waitsForFinalize = true
+        let (job, _) = try await manager.start(spec, access: .everything)
+        while try await manager.get("vm1").state != .pending { await Task.yield() }
+        let view = try await manager.view(of: "vm1").device
+        let reading = Task { () async -> BlockError? in
+            let buffer = IOBuffer(count: 4096)
+            return await view.engine.run { () async -> BlockError? in
+                do throws(BlockError) {
+                    try await view.read(ByteRange(0..<4096), into: buffer.slice)
+                    return nil
+                } catch {
+                    return error
+                }
+            }
+        }
+        _ = await targets.reached.wait()
+        _ = try await manager.perform(verb, on: "vm1")
+        let last = await end(of: job, manager)?.kind
+        switch last {
+        case .cancelled: #expect(verb == .cancel)
+        case .completed: #expect(verb == .finalize)
+        default: Issue.record("the job ended as \(String(describing: last))")
+        }
+        #expect(targets.givenUp.withLock { $0 } == (verb == .cancel ? 1 : 0))
+        #expect(try await manager.drives.get("vm1").jobID == nil)
+        #expect(try await filesAreLeft, "somebody reads them")
+        // The next job does not meet them.
+        var next = spec
+        (next.jobID, next.waitsForFinalize) = ("next", false)
+        let (second, _) = try await manager.start(next, access: .everything)
+        _ = await end(of: second, manager)
+        #expect(try await manager.get("next").result == .completed)
+        targets.letGo.fulfil(())
+        #expect(await reading.value != nil, "the point in time is over")
+        try await untilNoFileIsLeft()
     }
 
     @Test("a job of a group whose target hangs can be cancelled, and takes the others with it")

@@ -172,6 +172,59 @@ struct JobStateMachineTests {
         #expect(job.failure == failure)
     }
 
+    private func failure(_ side: JobIOError.Side) -> JobFailure {
+        JobFailure(
+            error: AgentError(.ioError, "It failed."),
+            ioError: JobIOError(side: side, operation: .write, range: nil, errno: 5, message: "It failed."))
+    }
+
+    @Test(
+        "a failure that a cancel comes before is told, and the job has been cancelled",
+        arguments: [JobIOError.Side.source, .target])
+    func failureAfterCancel(side: JobIOError.Side) throws {
+        let failure = failure(side)
+        var job = machine(in: .running)
+        _ = try job.handle(.cancel)
+        #expect(job.handle(.copyFailed(failure)) == failure.ioError.map { [.ioError($0), .abandonTarget] })
+        #expect(
+            job.handle(.targetAbandoned) == [
+                .stateChanged(.concluded, previous: .aborting, pauseReason: nil), .ended(.cancelled),
+            ])
+        #expect(job.failure == nil)
+    }
+
+    @Test("a job that had lost its point in time when it was cancelled has failed")
+    func lostBeforeCancel() throws {
+        let failure = failure(.staging)
+        var job = machine(in: .running)
+        _ = try job.handle(.cancel)
+        #expect(job.handle(.copyFailed(failure)) == failure.ioError.map { [.ioError($0), .abandonTarget] })
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .failed && job.failure == failure)
+    }
+
+    @Test("of two reasons to fail the first is the job's, and an error is told whichever it is")
+    func failureAfterStop() throws {
+        let stop = JobFailure(error: AgentError(.agentStopping, "The agent stops."))
+        let failure = failure(.staging)
+        var job = machine(in: .running)
+        _ = job.handle(.mustFail(stop))
+        #expect(job.handle(.copyFailed(failure)) == failure.ioError.map { [.ioError($0), .abandonTarget] })
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .failed && job.failure == stop)
+    }
+
+    @Test("a target that fails while it is being given up is told, and changes nothing else")
+    func targetFailsAfterCancel() throws {
+        let failure = failure(.target)
+        var job = machine(in: .pending)
+        _ = try job.handle(.finalize)
+        _ = try job.handle(.cancel)
+        #expect(job.handle(.targetFailed(failure)) == failure.ioError.map { [.ioError($0)] })
+        _ = job.handle(.targetAbandoned)
+        #expect(job.result == .cancelled)
+    }
+
     // MARK: Jobs of sync none
 
     private func draining() throws -> JobStateMachine {

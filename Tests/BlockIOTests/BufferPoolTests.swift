@@ -87,6 +87,103 @@ struct BufferPoolTests {
         #expect(pool.takeIfAvailable() != nil)
     }
 
+    @Test("a share gets half of what the others leave: who gives nothing back does not starve the next one")
+    func shares() throws {
+        let pool = BufferPool(capacity: 32 * 4096, bufferSize: 4096)
+        func takeAll(_ share: BufferShare) -> [IOBuffer] {
+            var buffers: [IOBuffer] = []
+            while let buffer = share.takeIfAvailable() { buffers.append(buffer) }
+            return buffers
+        }
+        let (hung, other, third) = (pool.share(), pool.share(), pool.share())
+        #expect(takeAll(hung).count == 16, "alone it may have half")
+        #expect(takeAll(other).count == 8)
+        let lent = takeAll(third)
+        #expect(lent.count == 4)
+        #expect(takeAll(pool.share()).count == 2)
+        #expect(takeAll(pool.share()).count == 1)
+        #expect(takeAll(pool.share()).count == 1, "the last one is for whoever has none")
+        #expect(takeAll(pool.share()).isEmpty && pool.takeIfAvailable() == nil)
+        for buffer in lent { third.give(buffer) }
+        #expect(takeAll(third).count == 2)
+        // The pool itself has no such limit.
+        let rest = (0..<3).compactMap { _ in pool.takeIfAvailable() }
+        #expect(rest.count == 2)
+        let tiny = BufferPool(capacity: 4096, bufferSize: 4096).share()
+        #expect(takeAll(tiny).count == 1, "one is always allowed")
+    }
+
+    @Test("two jobs whose targets hang with all they may hold leave enough for a third one to go on")
+    func hungShares() async throws {
+        let pool = BufferPool(capacity: 8 * 4096, bufferSize: 4096)
+        let hung = [pool.share(), pool.share()]
+        var stuck: [Task<Void, Never>] = []
+        for share in hung {
+            // More than it may have: these wait, before everybody else.
+            while share.takeIfAvailable() != nil {}
+            for _ in 0..<4 {
+                stuck.append(
+                    Task {
+                        // Cancelled at the end.
+                        _ = try? await share.take()
+                    })
+            }
+        }
+        let third = pool.share()
+        let lent = Locked((now: 0, most: 0))
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for _ in 0..<200 {
+                group.addTask {
+                    let buffer = try await third.take()
+                    lent.withLock {
+                        $0.now += 1
+                        $0.most = max($0.most, $0.now)
+                    }
+                    await Task.yield()
+                    lent.withLock { $0.now -= 1 }
+                    third.give(buffer)
+                }
+            }
+            try await group.waitForAll()
+        }
+        #expect(lent.withLock { $0.most } >= 1)
+        for task in stuck { task.cancel() }
+        for task in stuck { await task.value }
+    }
+
+    @Test("random users of shares never hold more than the pool has, and all get their turns")
+    func randomShares() async throws {
+        let seed = testSeed()
+        let pool = BufferPool(capacity: 7 * 4096, bufferSize: 4096)
+        let lent = Locked((now: 0, most: 0))
+        await withTaskGroup(of: Void.self) { group in
+            for user in 0..<5 {
+                let share = pool.share()
+                for worker in 0..<6 {
+                    group.addTask {
+                        var random = SeededGenerator(seed &+ UInt64(user * 100 + worker))
+                        for _ in 0..<100 {
+                            let asking = Task { try await share.take() }
+                            if random.oneIn(5) { asking.cancel() }
+                            guard let buffer = try? await asking.value else { continue }
+                            lent.withLock {
+                                $0.now += 1
+                                $0.most = max($0.most, $0.now)
+                            }
+                            for _ in 0..<Int.random(in: 0...3, using: &random) { await Task.yield() }
+                            lent.withLock { $0.now -= 1 }
+                            share.give(buffer)
+                        }
+                    }
+                }
+            }
+        }
+        #expect(lent.withLock { $0.most } <= 7 && lent.withLock { $0.now } == 0)
+        var all: [IOBuffer] = []
+        while let buffer = pool.takeIfAvailable() { all.append(buffer) }
+        #expect(all.count == 7 && Set(all.map(ObjectIdentifier.init)).count == 7, "each came back once")
+    }
+
     @Test("zeroes are told from all else, at every place and alignment")
     func zeroes() {
         var generator = SeededGenerator(testSeed())

@@ -255,9 +255,12 @@ struct ServingTests {
         let client = try await RawClient.open(test.path)
         try await client.send(RawClient.request(Self.read, cookie: 1, length: 4))
         while disk.heldCalls.isEmpty { await Task.yield() }
+        #expect(!test.server.isLeaving("a"))
         #expect(await !test.server.remove("a", within: .milliseconds(1)))
         await client.waitForEnd()
+        #expect(test.server.isLeaving("a"))
         disk.release()
+        while test.server.isLeaving("a") { await Task.yield() }
         try await test.stop()
     }
 

@@ -1,0 +1,69 @@
+internal import BackupJobs
+internal import BlockIO
+internal import Logging
+
+// A job that ends has a guest to let go, exports of its point in time to end, a drive to give back and files to remove.
+// The guest is let go first, and waits for nobody. The files go last: somebody may still read them, for as long as a disk
+// hangs, and neither the drive nor the target waits for that.
+
+/// A job's letting go of what it has.
+struct LettingGo: Sendable {
+    /// Ends when the drive is given back.
+    let drive: Task<Void, Never>
+    /// Staging and record are removed, as far as they can be.
+    let areFilesRemoved = OneShot<Void>()
+}
+
+extension JobManager {
+    /// How long a job's end waits for its files to be removed.
+    private static var patience: Duration { .seconds(2) }
+
+    /// Lets go of a job's drive, once: guests are not delayed any more, exports of the point in time end, the drive is free.
+    /// Returns when that is done. Never waits for the target or for staging; see `filesRemoved`.
+    func letGo(_ number: JobNumber) async {
+        if let begun = records[number]?.lettingGo { return await begun.drive.value }
+        guard let hold = records[number]?.hold else { return }
+        records[number]?.hold = nil
+        let lettingGo = LettingGo(drive: Task { await self.giveBack(hold, of: number) })
+        records[number]?.lettingGo = lettingGo
+        own(
+            number,
+            Task {
+                await lettingGo.drive.value
+                await self.removeFiles(of: hold)
+                lettingGo.areFilesRemoved.fulfil(())
+            })
+        await lettingGo.drive.value
+    }
+
+    /// Returns when a job's staging and record are gone after `letGo`; when that takes too long it is left to itself.
+    func filesRemoved(_ number: JobNumber) async {
+        guard let record = records[number], let lettingGo = record.lettingGo else { return }
+        guard await lettingGo.areFilesRemoved.wait(atMost: Self.patience) == nil else { return }
+        logger.warning(
+            """
+            Staging of the job \(record.spec.jobID) is still being used (a disk that hangs?); it is removed when that \
+            ends, or when the agent starts again
+            """)
+    }
+
+    private func giveBack(_ hold: DriveHold, of number: JobNumber) async {
+        await hold.job?.letGo()
+        await exports?.endSnapshots(of: number)
+        await drives.giveBack(hold.lease)
+    }
+
+    private func removeFiles(of hold: DriveHold) async {
+        await hold.job?.ended()
+        do throws(BlockError) { try await hold.staging.remove() } catch {
+            logger.warning("\(error.message); it is removed when the agent starts again")
+        }
+        guard let record = hold.record else { return }
+        let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
+            Result { () throws(BlockError) in try record.remove() }
+        }
+        do throws(BlockError) { try removed.get() } catch {
+            logger.warning("\(error.message); it is removed when the agent starts again")
+        }
+    }
+}

@@ -298,7 +298,9 @@ struct ServingTests {
         let test = try await ServerUnderTest.start(kind)
         _ = try await test.addFile("a", bytes: 4_000_037)
         let seed = testSeed()
-        try await expectSuccess("/usr/bin/python3", ["-c", Self.script, test.uri("a"), String(seed), String(testRounds(150))])
+        try await expectSuccess(
+            "/usr/bin/python3",
+            ["-c", Self.script, test.uri("a"), String(seed), String(testRounds(150))])
         try await test.stop()
     }
 

@@ -267,7 +267,8 @@ final class LiveHistory: Sendable {
         case .failed(let failure):
             switch failure.side {
             case .target: if failingWrite == nil && !losesWriteBack { complain("failed: \(failure)") }
-            case .source: if !state.hadBad { complain("failed: \(failure)") }
+            case .source:
+                if !state.hadBad || options.ignoresSourceErrors { complain("failed: \(failure)") }
             case .staging:
                 let mayBeLate = options.saveTimeout < .seconds(3600)
                 // A job that had failed or was cancelled when the agent was killed has let its guest go.

@@ -18,7 +18,7 @@ final class LiveAgent: Sendable {
     init(_ history: LiveHistory, life: Int) {
         self.history = history
         isFirst = life == 0
-        sim = SimEngine(seed: history.seed &* 31 &+ UInt64(life))
+        sim = SimEngine(seed: history.seed &* 31 &+ UInt64(life), limit: .seconds(2 * 3600))
         disk = LiveDisk(history.drive, sim, history.pieces, name: "drive", slowness: history.driveSlowness)
         drive = LiveDrive(disk)
         target = LiveTarget(
@@ -73,7 +73,8 @@ final class LiveAgent: Sendable {
             )
             : JobRecord.open(history.recordPath, engine: sim)
         let staged = LiveDisk(
-            history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true)
+            history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true,
+            full: history.stagingFullAt)
         return BackupJob(
             drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim),
             target: target,

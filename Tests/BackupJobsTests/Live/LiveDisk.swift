@@ -160,11 +160,15 @@ final class LiveDisk: BlockDevice {
 
     /// Every discard of it has an effect.
     let isStaging: Bool
+    /// The number of the write for which there is no space any more.
+    private let full: Int?
+    private let writes = Atomic(0)
 
     init(
         _ content: DiskContent, _ sim: SimEngine, _ pieces: PiecesInFlight, name: String, slowness: Int,
-        isStaging: Bool = false
+        isStaging: Bool = false, full: Int? = nil
     ) {
+        self.full = full
         self.isStaging = isStaging
         self.content = content
         self.sim = sim
@@ -214,6 +218,10 @@ final class LiveDisk: BlockDevice {
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try check(range, to: "write")
         let all = units(range)
+        if writes.add(1, ordering: .relaxed).newValue == full {
+            await delay()
+            throw BlockError(.noSpace, "Couldn't write \(range) of \(name): no space", errno: ENOSPC)
+        }
         onChange.withLock { $0 }(all)
         let values = all.map { unit -> UInt32 in
             let start = (unit - all.lowerBound) * 512

@@ -86,6 +86,8 @@ final class LiveHistory: Sendable {
     let thinkTime: Duration
     /// Part of what was written to the target cannot be written back: its flush is told so, once.
     let losesWriteBack: Bool
+    /// The number of the write to staging for which the file system has no space.
+    let stagingFullAt: Int?
     let recordPath: String
     let state: Mutex<State>
 
@@ -120,6 +122,7 @@ final class LiveHistory: Sendable {
         meddles = chance.oneIn(3)
         thinkTime = .microseconds(chance.pick([2000, 6000, 15_000, 40_000]))
         losesWriteBack = chance.oneIn(10)
+        stagingFullAt = chance.oneIn(10) ? 1 + chance.below(6) : nil
 
         let units = Int(size / 512)
         var values: [UInt32?] = []
@@ -273,7 +276,9 @@ final class LiveHistory: Sendable {
                 let mayBeLate = options.saveTimeout < .seconds(3600)
                 // A job that had failed or was cancelled when the agent was killed has let its guest go.
                 let wasLetGo = state.wasKilled > 0 && (failingWrite != nil || cancelTime != nil)
-                if stagingLimit == nil, !mayBeLate, !state.hadBad, !state.isFlushing, !wasLetGo {
+                if stagingLimit == nil, stagingFullAt == nil, !mayBeLate, !state.hadBad, !state.isFlushing,
+                    !wasLetGo
+                {
                     complain("failed: \(failure)")
                 }
             }

@@ -199,13 +199,6 @@ package final class BackupJob: Sendable {
         await ended()
     }
 
-    /// The first half of `release`: the guest is free and the view ends. Returns at once.
-    package func letGo() async { await drive.engine.run { point.letGo() } }
-
-    /// The other half, after `letGo`: returns when nothing uses staging and record any more, which takes as long as staging
-    /// hangs.
-    package func ended() async { await drive.engine.run { await point.ended() } }
-
     /// The drive as it was at the point in time, for reading: between `fixPointInTime` and `release`. Fails every read
     /// afterwards, and when the point in time is lost.
     package var view: any BlockDevice { PointInTimeView(point, target: target, base: base) }

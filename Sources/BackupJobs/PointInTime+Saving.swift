@@ -135,6 +135,7 @@ extension PointInTime {
             failure = nil
         } catch {
             failure = error
+            await punchUnsaved(blocks)
         }
         staging.giveBack(UInt64(blocks.count) * JobRecord.blockSize)
         end(number, failure, blocks)
@@ -334,6 +335,19 @@ extension PointInTime {
                 state.value.unpunched.insert(end)
             }
             next = end + 1
+        }
+    }
+
+    /// What staging holds of blocks that are not saved is of no use, and no cluster that is done would give it back: guests
+    /// that wait for space could wait for ever. Nobody is saving the blocks.
+    func punchUnsaved(_ blocks: Range<Int>) async {
+        var next = blocks.lowerBound
+        while !staging.isEmpty, next < blocks.upperBound,
+            let first = record.bits.saved.first(in: next..<blocks.upperBound, where: false)
+        {
+            next = record.bits.saved.first(in: first..<blocks.upperBound) ?? blocks.upperBound
+            let range = bytes(ofBlocks: first..<next).expanded(toMultipleOf: JobRecord.blockSize)
+            if await staging.punch(range) { state.value.waiters.wake() }
         }
     }
 

@@ -236,12 +236,14 @@ final class PointInTime: Sendable {
         state.value.watchdog = Task(executorPreference: drive.engine) { await self.watch() }
     }
 
-    /// After a restart: a kill may have come between *done* and the punch, and the order of what was saved is lost.
+    /// After a restart: a kill may have come between *done* and the punch, or between a write to staging and *saved*; and
+    /// the order of what was saved is lost.
     func recover() async throws(BlockError) {
         for clusters in record.bits.done.runs(in: 0..<clusterCount) {
             record.bits.frozen.clear(clusters)
             await punch(clusters)
         }
+        await punchUnsaved(0..<blocks(of: drive.range).upperBound)
         state.value.urgent.isIncomplete = true
     }
 

@@ -1,6 +1,7 @@
 internal import BackupJobs
 internal import BlockIO
 internal import Synchronization
+internal import TestKit
 internal import Testing
 
 @Suite struct HistoryTests {
@@ -8,7 +9,7 @@ internal import Testing
     func histories() {
         let first = Chance.seed()
         print("DRIVE_BACKUP_SEED=\(first)")
-        for seed in first..<first + 1000 {
+        for seed in first..<first + UInt64(testRounds(1000)) {
             let history = History(seed: seed)
             let found = Mutex<[String]>([])
             let isDone = history.engine.drive {
@@ -25,7 +26,7 @@ internal import Testing
     func manyJobs() {
         let first = Chance.seed()
         print("DRIVE_BACKUP_SEED=\(first)")
-        for seed in first..<first + 100 {
+        for seed in first..<first + UInt64(testRounds(1000) / 10) {
             let engine = SimEngine(seed: seed)
             let pool = BufferPool(capacity: 2 << 16, bufferSize: 1 << 16)
             let histories = (0..<4).map { History(seed: seed &* 31 &+ $0, engine: engine, pool: pool) }

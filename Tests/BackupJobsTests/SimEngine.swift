@@ -24,8 +24,13 @@ final class SimEngine: IOEngine {
 
     let name = "simulation"
     private let state: Mutex<State>
+    /// How long a history may last: what only looks now and then whether it can go on is stuck, too.
+    private let limit: Duration
 
-    init(seed: UInt64) { state = Mutex(State(chance: Chance(seed: seed))) }
+    init(seed: UInt64, limit: Duration = .seconds(1 << 30)) {
+        state = Mutex(State(chance: Chance(seed: seed)))
+        self.limit = limit
+    }
 
     var isCurrent: Bool {
         state.withLock { $0.thread.map { pthread_equal($0, pthread_self()) != 0 } ?? false }
@@ -82,6 +87,7 @@ final class SimEngine: IOEngine {
                     )
                 })
             else { return (nil, nil, nil) }
+            if state.events[next].due > limit { return (nil, nil, nil) }
             let event = state.events.remove(at: next)
             state.now = max(state.now, event.due)
             return (nil, event, state.observer)

@@ -83,7 +83,7 @@ struct CrashTests {
     }
 
     static func histories(_ shape: CrashHistory.Shape) -> Int {
-        let wanted = getenv("DRIVE_BACKUP_HISTORIES").flatMap { Int(String(cString: $0)) } ?? 60
+        let wanted = testRounds(60)
         return shape.clusterSize > 65536 ? max(1, wanted / 10) : wanted
     }
 

@@ -59,7 +59,7 @@ struct Qcow2FuzzTests {
             0, Int(header.l1Offset), l2, Int(header.refcountTableOffset), Int(header.refcountTableOffset) * 2,
         ]
         var generator = SeededGenerator(testSeed())
-        for _ in 0..<150 {
+        for _ in 0..<testRounds(150) {
             let hostile = mutate(image, &generator, tables: tables)
             try write(hostile, to: mutated)
             try await onEngine { engine in
@@ -97,7 +97,7 @@ struct Qcow2FuzzTests {
     @Test("headers of random bytes after the magic number never trap")
     func randomHeaders() {
         var generator = SeededGenerator(testSeed())
-        for _ in 0..<20_000 {
+        for _ in 0..<100 * testRounds(200) {
             let buffer = IOBuffer(count: Int.random(in: 0...512, using: &generator))
             for index in 0..<buffer.count {
                 buffer.bytes[index] = generator.oneIn(3) ? UInt8.random(in: 0...255, using: &generator) : 0

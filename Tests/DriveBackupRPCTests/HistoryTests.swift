@@ -9,7 +9,7 @@ struct HistoryTests {
     @Test("every call ends once, and nothing stays of any connection")
     func server() throws {
         let seed = testSeed()
-        for round in 0..<2000 {
+        for round in 0..<testRounds(2000) {
             var generator = SeededGenerator(seed &+ UInt64(round))
             var limits = RPCLimits()
             limits.maxCallsPerConnection = Int.random(in: 1...8, using: &generator)
@@ -85,7 +85,7 @@ struct HistoryTests {
     @Test("a client's machine survives any bytes, and ends each call once")
     func client() throws {
         let seed = testSeed()
-        for round in 0..<500 {
+        for round in 0..<testRounds(2000) / 4 {
             var generator = SeededGenerator(seed &+ UInt64(round))
             var machine = ClientMachine(limits: RPCLimits(), now: 0)
             var ended: [UInt32] = []

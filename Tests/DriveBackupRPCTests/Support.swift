@@ -26,6 +26,11 @@ func testSeed(_ test: String = #function) -> UInt64 {
     return seed
 }
 
+/// How many rounds a random test plays: $DRIVE_BACKUP_HISTORIES, or `usual`.
+func testRounds(_ usual: Int) -> Int {
+    ProcessInfo.processInfo.environment["DRIVE_BACKUP_HISTORIES"].flatMap { Int($0) } ?? usual
+}
+
 /// A frame's bytes, right or wrong.
 func raw(
     _ type: UInt8, stream: UInt32 = 0, flags: UInt8 = 0, reserved: UInt16 = 0, length: UInt32? = nil,

@@ -3,12 +3,12 @@ internal import Testing
 
 @Suite("Decoding anything")
 struct FuzzTests {
-    /// With the address sanitizer, and DRIVE_BACKUP_FUZZ_ROUNDS at some 100,000, it is worth an hour now and then.
+    /// With the address sanitizer, and DRIVE_BACKUP_HISTORIES at some 100,000, it is worth an hour now and then.
     @Test("mutated messages are refused, or decoded to something that comes back as it was")
     func mutations() throws {
         var generator = SeededGenerator(testSeed())
         var accepted = 0
-        let rounds = fuzzRounds(20_000)
+        let rounds = testRounds(20_000)
         for _ in 0..<rounds {
             let type = allMessages[generator.below(allMessages.count)]
             if try mutate(type, &generator) { accepted += 1 }

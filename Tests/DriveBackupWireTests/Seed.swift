@@ -31,7 +31,7 @@ func testSeed(_ test: String = #function) -> UInt64 {
     return seed
 }
 
-/// DRIVE_BACKUP_FUZZ_ROUNDS, else `rounds`.
-func fuzzRounds(_ rounds: Int) -> Int {
-    ProcessInfo.processInfo.environment["DRIVE_BACKUP_FUZZ_ROUNDS"].flatMap { Int($0) } ?? rounds
+/// How many rounds a random test plays: DRIVE_BACKUP_HISTORIES, else `usual`.
+func testRounds(_ usual: Int) -> Int {
+    ProcessInfo.processInfo.environment["DRIVE_BACKUP_HISTORIES"].flatMap { Int($0) } ?? usual
 }

@@ -171,7 +171,7 @@ struct HandshakeTests {
     @Test("no garbage makes it fail, keep much, or say more than a little")
     func fuzz() {
         var generator = SeededGenerator(testSeed())
-        for _ in 0..<3000 {
+        for _ in 0..<testRounds(3000) {
             var bytes = Self.flags
             for _ in 0..<Int.random(in: 0..<6, using: &generator) {
                 let number = UInt32.random(in: 0..<13, using: &generator)

@@ -119,7 +119,7 @@ struct HostileTests {
         _ = try test.addDisk("a", bytes: 8 << 20)
         let good = try await RawClient.open(test.path)
         var generator = SeededGenerator(testSeed())
-        for round in 0..<60 {
+        for round in 0..<testRounds(60) {
             let noise = (0..<Int.random(in: 1...3000, using: &generator)).map { _ in
                 UInt8.random(in: 0...255, using: &generator)
             }

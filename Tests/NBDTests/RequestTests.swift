@@ -88,7 +88,7 @@ struct RequestTests {
     @Test("no header makes the rules fail")
     func fuzz() {
         var generator = SeededGenerator(testSeed())
-        for _ in 0..<20_000 {
+        for _ in 0..<testRounds(20_000) {
             var bytes =
                 RawClient.bytes(NBDProtocol.requestMagic)
                 + (0..<24).map { _ in UInt8.random(in: 0...255, using: &generator) }

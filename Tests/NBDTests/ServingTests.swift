@@ -301,14 +301,16 @@ struct ServingTests {
         let test = try await ServerUnderTest.start(kind)
         _ = try await test.addFile("a", bytes: 4_000_037)
         let seed = testSeed()
-        try await expectSuccess("/usr/bin/python3", ["-c", Self.script, test.uri("a"), String(seed)])
+        try await expectSuccess(
+            "/usr/bin/python3",
+            ["-c", Self.script, test.uri("a"), String(seed), String(testRounds(150))])
         try await test.stop()
     }
 
     /// Random requests, many in flight on four connections, each in a part of its own, against an array of bytes.
     private static let script = """
         import nbd, random, sys
-        uri, seed = sys.argv[1], int(sys.argv[2])
+        uri, seed, turns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         chance = random.Random(seed)
         handles = []
         for i in range(4):
@@ -320,7 +322,7 @@ struct ServingTests {
         size = handles[0].get_size()
         model = bytearray(size)
         part = size // 64
-        for turn in range(150):
+        for turn in range(turns):
             pending = []
             for n in range(64):
                 h = chance.choice(handles)

@@ -29,3 +29,8 @@ package func testSeed(_ name: String = #function) -> UInt64 {
     print("\(name): DRIVE_BACKUP_SEED=\(seed)")
     return seed
 }
+
+/// How many histories or rounds a random test plays: the environment's DRIVE_BACKUP_HISTORIES, else `usual`.
+package func testRounds(_ usual: Int) -> Int {
+    getenv("DRIVE_BACKUP_HISTORIES").flatMap { Int(String(cString: $0)) } ?? usual
+}

@@ -18,12 +18,13 @@ final class LiveAgent: Sendable {
     init(_ history: LiveHistory, life: Int) {
         self.history = history
         isFirst = life == 0
-        sim = SimEngine(seed: history.seed &* 31 &+ UInt64(life))
+        sim = SimEngine(seed: history.seed &* 31 &+ UInt64(life), limit: .seconds(2 * 3600))
         disk = LiveDisk(history.drive, sim, history.pieces, name: "drive", slowness: history.driveSlowness)
         drive = LiveDrive(disk)
         target = LiveTarget(
             history.target, clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
-            history.pieces, failing: history.failingWrite, slowness: history.targetSlowness)
+            history.pieces, failing: history.failingWrite, slowness: history.targetSlowness,
+            losesWriteBack: history.losesWriteBack)
     }
 
     /// True when everything came to its end.
@@ -40,10 +41,12 @@ final class LiveAgent: Sendable {
                 await self.sim.pass(time, cancellable: true)
                 if !Task.isCancelled { self.sim.stop() }
             }
+            let late = history.pieces.numbers
             // No guest is listened to before the job stands again.
             let job = await resumed()
             await withTaskGroup { group in
-                for guest in 0..<3 { group.addTask { await self.guest(guest) } }
+                for guest in 0..<LiveHistory.guestCount { group.addTask { await self.guest(guest) } }
+                for piece in late { group.addTask { await self.land(piece) } }
                 group.addTask { await self.backUp(job) }
                 group.addTask { await self.spoil() }
             }
@@ -70,7 +73,8 @@ final class LiveAgent: Sendable {
             )
             : JobRecord.open(history.recordPath, engine: sim)
         let staged = LiveDisk(
-            history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true)
+            history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true,
+            full: history.stagingFullAt)
         return BackupJob(
             drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim),
             target: target,
@@ -86,7 +90,6 @@ final class LiveAgent: Sendable {
         do {
             let job = try make()
             try await job.resume()
-            if history.state.withLock({ $0.isFinishing }) { control.finish() }
             return job
         } catch let failure as BackupFailure {
             history.state.withLock {
@@ -112,11 +115,13 @@ final class LiveAgent: Sendable {
             async let viewing: Void = view(job)
             try await job.run()
             history.state.withLock { $0.isFlushing = true }
+            var failure: BackupFailure?
             do throws(BlockError) { try await job.complete() } catch {
-                history.complain("complete: \(error)")
+                if !history.losesWriteBack { history.complain("complete: \(error)") }
+                failure = .failed(IOFailure(.target, .write, drive.range, error))
             }
             history.state.withLock { $0.isFlushing = false }
-            note(nil, job)
+            note(failure, job)
             await job.release()
             await viewing
         } catch {
@@ -204,20 +209,25 @@ final class LiveAgent: Sendable {
 
     private func guest(_ number: Int) async {
         // What a kill has left unanswered is sent again.
-        for index in history.state.withLock({ $0.requests.indices.filter { $0 % 3 == number } })
-        where history.state.withLock({ $0.requests[index].end == nil }) { await send(index) }
-        while history.state.withLock({ $0.requests.count }) < 16 {
-            await sim.pass(.microseconds(sim.random { $0.below(6000) }))
+        let unanswered = history.state.withLock { state in
+            state.requests.indices.filter {
+                state.requests[$0].guest == number && state.requests[$0].end == nil
+            }
+        }
+        for index in unanswered { await send(index) }
+        while true {
+            await sim.pass(history.thinkTime / 1000 * sim.random { $0.below(1000) })
             let index = history.state.withLock { state -> Int? in
-                guard state.requests.count % 3 == number else { return nil }
-                state.requests.append(newRequest(&state))
+                guard state.requests.count < LiveHistory.requestCount else { return nil }
+                state.requests.append(newRequest(&state, of: number))
                 return state.requests.count - 1
             }
-            if let index { await send(index) }
+            guard let index else { return }
+            await send(index)
         }
     }
 
-    private func newRequest(_ state: inout LiveHistory.State) -> LiveHistory.Request {
+    private func newRequest(_ state: inout LiveHistory.State, of guest: Int) -> LiveHistory.Request {
         let units = Int(history.size / 512)
         let cluster = history.unitsPerCluster
         state.value += 1
@@ -232,12 +242,12 @@ final class LiveAgent: Sendable {
                 return first..<min(units, first + chance.pick([1, 2, 3, 8, 9, 16, 40, 200]))
             }
             switch chance.below(10) {
-            case 0, 1: return .init(kind: .trim, units: whole(), value: 0)
-            case 2: return .init(kind: .trim, units: some(), value: 0)
-            case 3: return .init(kind: .zero, units: whole(), value: 0)
-            case 4: return .init(kind: .zero, units: some(), value: 0)
-            case 5: return .init(kind: .write, units: whole(), value: value)
-            default: return .init(kind: .write, units: some(), value: value)
+            case 0, 1: return .init(kind: .trim, units: whole(), value: 0, guest: guest)
+            case 2: return .init(kind: .trim, units: some(), value: 0, guest: guest)
+            case 3: return .init(kind: .zero, units: whole(), value: 0, guest: guest)
+            case 4: return .init(kind: .zero, units: some(), value: 0, guest: guest)
+            case 5: return .init(kind: .write, units: whole(), value: value, guest: guest)
+            default: return .init(kind: .write, units: some(), value: value, guest: guest)
             }
         }
     }
@@ -278,6 +288,12 @@ final class LiveAgent: Sendable {
         }
         Trace.note("guest: \(request.kind) \(request.units) = \(request.value) answered")
         if isBefore { for cluster in history.clusters(of: request.units) { history.settle(cluster) } }
+    }
+
+    /// A piece of an agent that was killed, where `PiecesInFlight.late` lets it live on.
+    private func land(_ piece: Int) async {
+        await sim.pass(.microseconds(sim.random { $0.below(20_000) }))
+        history.pieces.land(piece)
     }
 
     /// A sector goes bad.

@@ -23,6 +23,8 @@ final class LiveHistory: Sendable {
         var kind: Kind
         var units: Range<Int>
         var value: UInt32
+        /// Whose it is.
+        var guest: Int
         /// Counted in turns of the history; nil: not yet.
         var start = 0
         var end: Int?
@@ -56,6 +58,11 @@ final class LiveHistory: Sendable {
         var wasKilled = 0
     }
 
+    /// Each has one request in flight at most.
+    static let guestCount = 6
+    /// How many requests they send together.
+    static let requestCount = 24
+
     let seed: UInt64
     let options: BackupJob.Options
     let clusterSize: UInt64
@@ -75,6 +82,12 @@ final class LiveHistory: Sendable {
     let finishTime: Duration
     let cancelTime: Duration?
     let meddles: Bool
+    /// How long a guest waits at most before its next request.
+    let thinkTime: Duration
+    /// Part of what was written to the target cannot be written back: its flush is told so, once.
+    let losesWriteBack: Bool
+    /// The number of the write to staging for which the file system has no space.
+    let stagingFullAt: Int?
     let recordPath: String
     let state: Mutex<State>
 
@@ -107,6 +120,9 @@ final class LiveHistory: Sendable {
         finishTime = .microseconds(2000 + chance.below(80_000))
         cancelTime = chance.oneIn(20) ? .microseconds(chance.below(60_000)) : nil
         meddles = chance.oneIn(3)
+        thinkTime = .microseconds(chance.pick([2000, 6000, 15_000, 40_000]))
+        losesWriteBack = chance.oneIn(10)
+        stagingFullAt = chance.oneIn(10) ? 1 + chance.below(6) : nil
 
         let units = Int(size / 512)
         var values: [UInt32?] = []
@@ -253,13 +269,16 @@ final class LiveHistory: Sendable {
             if cancelTime == nil { complain("cancelled, though nobody did") }
         case .failed(let failure):
             switch failure.side {
-            case .target: if failingWrite == nil { complain("failed: \(failure)") }
-            case .source: if !state.hadBad { complain("failed: \(failure)") }
+            case .target: if failingWrite == nil && !losesWriteBack { complain("failed: \(failure)") }
+            case .source:
+                if !state.hadBad || options.ignoresSourceErrors { complain("failed: \(failure)") }
             case .staging:
                 let mayBeLate = options.saveTimeout < .seconds(3600)
                 // A job that had failed or was cancelled when the agent was killed has let its guest go.
                 let wasLetGo = state.wasKilled > 0 && (failingWrite != nil || cancelTime != nil)
-                if stagingLimit == nil, !mayBeLate, !state.hadBad, !state.isFlushing, !wasLetGo {
+                if stagingLimit == nil, stagingFullAt == nil, !mayBeLate, !state.hadBad, !state.isFlushing,
+                    !wasLetGo
+                {
                     complain("failed: \(failure)")
                 }
             }
@@ -267,7 +286,7 @@ final class LiveHistory: Sendable {
     }
 
     private func judgeTarget(_ state: State) {
-        let held = target.values.withLock { $0 }
+        let held = target.kept()
         for cluster in 0..<clusterCount {
             let isDone = state.done.contains(cluster)
             if options.sync == .none {

@@ -1,14 +1,11 @@
 internal import BlockIO
-internal import Glibc
 internal import Synchronization
 internal import TestKit
 internal import Testing
 
 @Suite struct LiveHistoryTests {
     /// How many histories one run of the tests plays.
-    static var count: UInt64 {
-        getenv("DRIVE_BACKUP_HISTORIES").flatMap { UInt64(String(cString: $0)) } ?? 3000
-    }
+    static var count: UInt64 { UInt64(testRounds(3000)) }
 
     @Test(
         "whatever guests do while a backup runs, the target is the drive at one instant, and the drive is the guests'"

@@ -8,7 +8,27 @@ final class LiveTarget: BackupTarget {
     final class Content: Sendable {
         /// nil: never written.
         let values: Mutex<[UInt32?]>
+        /// Units that are in the page cache only, since they could not be written back; nil: none was tried yet.
+        let lost = Mutex<Set<Int>?>(nil)
+
         init(units: Int) { values = Mutex(Array(repeating: nil, count: units)) }
+
+        /// Loses some of what was written, the first time it is called; true then.
+        func lose(_ sim: SimEngine) -> Bool {
+            let written = values.withLock { values in values.indices.filter { values[$0] != nil } }
+            return lost.withLock { lost in
+                guard lost == nil else { return false }
+                lost = Set(written.filter { _ in sim.random { $0.oneIn(3) } })
+                return true
+            }
+        }
+
+        /// What is there once the page cache is gone: `.max`, a value that nobody writes, for what was lost.
+        func kept() -> [UInt32?] {
+            var kept = values.withLock { $0 }
+            for unit in lost.withLock({ $0 ?? [] }) { kept[unit] = .max }
+            return kept
+        }
     }
 
     let name = "simulated target"
@@ -22,11 +42,13 @@ final class LiveTarget: BackupTarget {
     private let failure = Atomic(false)
     /// Slower than the drive, by that factor.
     private let slowness: Int
+    private let losesWriteBack: Bool
 
     init(
         _ content: Content, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
-        slowness: Int
+        slowness: Int, losesWriteBack: Bool
     ) {
+        self.losesWriteBack = losesWriteBack
         self.content = content
         self.clusterSize = clusterSize
         self.sim = sim
@@ -70,9 +92,10 @@ final class LiveTarget: BackupTarget {
         let middle = units.lowerBound + sim.random { $0.below(units.count + 1) }
         for piece in [units.lowerBound..<middle, middle..<units.upperBound] where !piece.isEmpty {
             let part = values[piece.lowerBound - units.lowerBound..<piece.upperBound - units.lowerBound]
-            let number = pieces.add { [content] in
+            let number = pieces.add(to: "target") { [content] in
                 Trace.note("target: units \(piece) = \(part.first?.map { $0 } ?? 0) land")
                 content.values.withLock { $0.replaceSubrange(piece, with: part) }
+                content.lost.withLock { $0?.subtract(piece) }
             }
             await delay()
             pieces.land(number)
@@ -89,6 +112,12 @@ final class LiveTarget: BackupTarget {
         }
     }
 
-    func complete() async throws(BlockError) { await delay() }
+    /// As a kernel does it: one flush is told of what could not be written back, and the next one is not.
+    func complete() async throws(BlockError) {
+        let hasLost = losesWriteBack && content.lose(sim)
+        await delay()
+        if hasLost { throw BlockError("Couldn't flush \(name)", errno: EIO) }
+    }
+
     func abandon(keep _: Bool) async {}
 }

@@ -38,7 +38,7 @@ final class PointInTime: Sendable {
         var pins: [Int: Int] = [:]
         /// Clusters that were done while they were pinned.
         var unpunched: Set<Int> = []
-        /// Reads and writes of staging in flight.
+        /// Reads and writes of staging in flight, and the view's reads of the drive.
         var stagingUsers = 0
         /// Who waits for space, or for the users of staging to end.
         var waiters = Waiters()

@@ -71,9 +71,11 @@ final class PointInTimeView: BlockDevice {
         var unreadable: BlockError?
         // What is done stays done: then nothing of the drive is asked for.
         if !clusters.allSatisfy({ point.record.bits.done.isSet($0) }) {
+            point.beginUse()
             do throws(BlockError) { try await point.drive.device.read(piece, into: buffer) } catch {
                 unreadable = error
             }
+            point.endUse()
             try checkAlive(piece)
         }
         let parts = try look(at: piece, unreadable)

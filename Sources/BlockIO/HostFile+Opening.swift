@@ -11,6 +11,8 @@ extension HostFile {
         let size: UInt64
         /// A power of two.
         let granularity: UInt64
+        /// On a file system that keeps its files on a disk of this host.
+        let isLocal: Bool
         let lock: ImageLock?
 
         init(path: String, readOnly: Bool, lock: Lock?) throws(BlockError) {
@@ -62,6 +64,7 @@ extension HostFile {
             } else {
                 size = UInt64(max(0, status.st_size))
             }
+            isLocal = isBlockDevice || cblockio_is_local(descriptor)
             let block = UInt64(max(0, status.st_blksize))
             granularity = block.nonzeroBitCount == 1 && block >= 512 && block <= 65536 ? block : 4096
             if let lock {

@@ -86,9 +86,13 @@ extension HostFile {
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
         var done = 0
         while done < bytes.count {
-            let count = await engine.write(
-                descriptor, UnsafeRawBufferPointer(rebasing: bytes[done...]),
-                at: range.offset + UInt64(done))
+            let (rest, offset) = (
+                UnsafeRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
+            )
+            let count =
+                isLocal
+                ? await engine.writeQuickly(descriptor, rest, at: offset)
+                : await engine.write(descriptor, rest, at: offset)
             switch count {
             case 1...: done += count
             case Int(-EINTR), Int(-EAGAIN): continue

@@ -20,6 +20,8 @@ package final class HostFile: BlockDevice {
     /// Other files through which the same bytes are reached: what a loop device lies on.
     package let aliases: [FileIdentity]
     package let isBlockDevice: Bool
+    /// No server and no process stands behind it: the page cache takes a write at once.
+    let isLocal: Bool
     /// Writes beyond the end make the file longer instead of being refused.
     package let isGrowable: Bool
     /// For what has no method here (locks). It is open until `close`.
@@ -86,6 +88,7 @@ package final class HostFile: BlockDevice {
         self.keepsLocks = keepsLocks
         self.isGrowable = isGrowable && !opened.isBlockDevice
         isBlockDevice = opened.isBlockDevice
+        isLocal = opened.isLocal
         descriptor = opened.descriptor
         identity = opened.identity
         aliases = opened.aliases

@@ -16,6 +16,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 
     func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
+    /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
+    /// its own thread.
+    func writeQuickly(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
     /// fsync, or fdatasync where `dataOnly`.
     func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int
     func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int
@@ -41,6 +44,10 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 }
 
 extension IOEngine {
+    package func writeQuickly(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) async -> Int { await write(descriptor, bytes, at: offset) }
+
     // Engines of tests need no sockets.
     package func accept(_: Int32) async -> Int { Int(-ENOSYS) }
     package func receive(_: Int32, _: UnsafeMutableRawBufferPointer, all _: Bool) async -> Int {

@@ -101,14 +101,20 @@ package final class RingEngine: IOEngine {
                 offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
     }
 
-    package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
-        // While something is being flushed a write may have to wait for the disk, and that is not the thread's work.
-        if core.queue.isCurrent, ring.flushesNothing,
+    package func writeQuickly(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) async -> Int {
+        // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work.
+        if core.queue.isCurrent, !ring.isHeld(descriptor),
             let count = inline.write(descriptor, bytes, at: offset)
         {
             return count
         }
-        return await perform(
+        return await write(descriptor, bytes, at: offset)
+    }
+
+    package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+        await perform(
             RingQueue.Request(
                 operation: CBLOCKIO_WRITE, descriptor: descriptor,
                 address: UnsafeMutableRawPointer(mutating: bytes.baseAddress), message: nil,

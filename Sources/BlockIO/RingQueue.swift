@@ -18,9 +18,9 @@ final class RingQueue {
     private var isWakeArmed = false
     /// Who waits for the request with the token of that index.
     private var callers: [Caller?]
-    /// Whether the request with the token of that index makes changes durable.
-    private var isFlush: [Bool]
-    private var flushesInFlight = 0
+    /// The file that the request with the token of that index holds, -1 for none.
+    private var holders: [Int32]
+    private var heldFiles: [Int32] = []
     /// Room for the kernel's view of a send, one for each token.
     private let messages: UnsafeMutablePointer<msghdr>
     private var freeTokens: [Int]
@@ -41,7 +41,7 @@ final class RingQueue {
         // Some room is left for the request that wakes us.
         limit = Int(cblockio_ring_capacity(ring)) - 8
         callers = Array(repeating: nil, count: limit)
-        isFlush = Array(repeating: false, count: limit)
+        holders = Array(repeating: -1, count: limit)
         messages = .allocate(capacity: limit)
         freeTokens = Array((0..<limit).reversed())
         completions = Array(repeating: cblockio_completion(), count: 256)
@@ -50,8 +50,8 @@ final class RingQueue {
     /// Requests that were added and have not been completed.
     var inFlight: Int { limit - freeTokens.count + waiting.count - started }
 
-    /// True when no request is in flight, or waits for a place, that makes changes durable.
-    var flushesNothing: Bool { flushesInFlight == 0 && started == waiting.count }
+    /// True while a request is in flight that may hold the file's lock for long, or requests wait for places.
+    func isHeld(_ descriptor: Int32) -> Bool { started != waiting.count || heldFiles.contains(descriptor) }
 
     /// Makes the calling thread the ring's user; signals of `wakeDescriptor`, an eventfd, end its sleep.
     func start(wakeDescriptor: Int32) {
@@ -81,8 +81,8 @@ final class RingQueue {
         var request = request
         request.token = UInt64(token)
         request.message = messages + token
-        isFlush[token] = request.operation.isFlush
-        if isFlush[token] { flushesInFlight += 1 }
+        holders[token] = request.operation.holdsFile ? request.descriptor : -1
+        if request.operation.holdsFile { heldFiles.append(request.descriptor) }
         prepare(&request)
     }
 
@@ -124,7 +124,10 @@ final class RingQueue {
                 let token = Int(completion.token)
                 let caller = callers[token].take()
                 freeTokens.append(token)
-                if isFlush[token] { flushesInFlight -= 1 }
+                if holders[token] >= 0, let index = heldFiles.firstIndex(of: holders[token]) {
+                    heldFiles.swapAt(index, heldFiles.count - 1)
+                    heldFiles.removeLast()
+                }
                 caller?.resume(returning: Int(completion.result))
             }
             if count < completions.count { break }
@@ -143,9 +146,10 @@ final class RingQueue {
 }
 
 extension cblockio_operation {
-    fileprivate var isFlush: Bool {
+    /// A write to the same file may have to wait for it, and for the disk.
+    fileprivate var holdsFile: Bool {
         switch self {
-        case CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_SYNC_FILE_RANGE: true
+        case CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_SYNC_FILE_RANGE, CBLOCKIO_FALLOCATE: true
         default: false
         }
     }

@@ -25,6 +25,8 @@ int cblockio_close(int descriptor);
 int cblockio_stat(int descriptor, struct stat *result);
 /// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.
 uint64_t cblockio_birth_time(int descriptor);
+/// Whether the file lies on a file system that is known to have its disk here: ext4, xfs, btrfs, f2fs, tmpfs.
+bool cblockio_is_local(int descriptor);
 /// The descriptor's O_ flags (F_GETFL), or a negated errno.
 int cblockio_flags(int descriptor);
 /// Sets the descriptor's O_ flags (F_SETFL) and makes it close on exec.

@@ -97,8 +97,8 @@ extension PointInTime {
             state.stagingUsers += 1
             state.saves.append(Save(number: number, blocks: blocks, began: clock.now()))
         }
-        let task = Task(executorPreference: drive.engine) { await self.perform(number, blocks) }
-        // The task runs on this thread, so it has not begun.
+        // It runs at once, up to where it has to wait, which it mostly need not.
+        let task = Task.immediate(executorPreference: drive.engine) { await self.perform(number, blocks) }
         if let index = state.value.saves.firstIndex(where: { $0.number == number }) {
             state.value.saves[index].task = task
         }

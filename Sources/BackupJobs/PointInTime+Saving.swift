@@ -27,10 +27,13 @@ extension PointInTime {
                 if let error, isStillToSave(next) { throw error }
             } else if let run = try await claimable(next..<wanted.upperBound) {
                 let number = begin(run)
-                guard let index = state.value.saves.firstIndex(where: { $0.number == number }) else {
-                    continue
+                let error: BlockError?
+                if let index = state.value.saves.firstIndex(where: { $0.number == number }) {
+                    error = await outcome(of: index)
+                } else {
+                    // It had nothing to wait for and has ended.
+                    error = state.value.lastEnded.number == number ? state.value.lastEnded.error : nil
                 }
-                let error = await outcome(of: index)
                 if let error, isStillToSave(next) { throw error }
             }
         }
@@ -224,8 +227,9 @@ extension PointInTime {
         let (waiters, ends) = (state.value.saves[index].waiters, state.value.saves[index].ends)
         state.value.saves.remove(at: index)
         for waiter in ends { waiter.resume() }
-        let answer = options.saveFailure == .breakGuestWrite ? failure : nil
-        for waiter in waiters { waiter.resume(returning: isOutOfSpace(failure) ? nil : answer) }
+        let answer = options.saveFailure == .breakGuestWrite && !isOutOfSpace(failure) ? failure : nil
+        state.value.lastEnded = (number, answer)
+        for waiter in waiters { waiter.resume(returning: answer) }
     }
 
     /// A block could not be saved. Broken, if it still needs saving, before anybody goes on.

@@ -29,6 +29,8 @@ final class PointInTime: Sendable {
     struct State {
         var saves: [Save] = []
         var nextSave: UInt64 = 0
+        /// The save that has ended last, and the error that fails the requests that wait for it.
+        var lastEnded: (number: UInt64, error: BlockError?) = (.max, nil)
         /// The job has ended, or has no use for the old content any more.
         var isOver = false
         /// Why the point in time is lost.

@@ -2,6 +2,9 @@ internal import BlockIO
 
 /// What is done for one request, in a task of its own.
 extension Transmission {
+    /// How often the device is asked for one answer to BLOCK_STATUS, which may be short (NBD proto.md, "Request types").
+    private static let maximumQuestions = 4
+
     /// Does what was asked for and leaves the replies. `buffer` has the payload of a write, and is where a read goes.
     func serve(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer?) async {
         do throws(BlockError) {
@@ -139,7 +142,9 @@ extension Transmission {
         let isOne = request.flags.contains(.reqOne)
         // A device may describe little at a time; whoever wants more asks again.
         var questions = 0
-        search: while !rest.isEmpty, questions < 64 {
+        search: while !rest.isEmpty, questions < Self.maximumQuestions {
+            // An answer may take a while without ever waiting: all else on the engine has its turn in between.
+            if questions > 0 { await Task.yield() }
             questions += 1
             for extent in try await device.extents(in: rest) {
                 let flags: AllocationFlags = extent.isZero ? [.hole, .zero] : []

@@ -107,7 +107,6 @@ extension Transmission {
     /// last byte, and an error in its middle can only be told by hanging up.
     private func readInOnePiece(_ request: RequestHeader, _ range: ByteRange, _ buffer: IOBuffer) async {
         _ = await leaveAndWait(Reply(cookie: request.cookie, form: .turn, isLast: false))
-        progress.beginWait()
         var rest = range
         var isFirst = true
         while !rest.isEmpty, !state.value.isBroken {
@@ -122,15 +121,17 @@ extension Transmission {
                     break
                 }
             }
+            // Only then is it the client that is waited for, and not the device.
+            progress.beginWait()
             let isSent =
                 isFirst
                 ? await sender.send([Reply(cookie: request.cookie, form: .simpleData(slice))]) != nil
                 : await sender.send(slice)
+            progress.endWait()
             if !isSent { breakOff() }
             isFirst = false
             rest = rest.dropFirst(piece.length)
         }
-        progress.endWait()
         endOwnTurn(buffer)
     }
 

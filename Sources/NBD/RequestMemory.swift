@@ -206,7 +206,9 @@ final class RequestMemory: Sendable {
                 left.append(waiter)
                 if isFirst && areFirst { isFirstPassed = true }
                 // Who waits for what he holds himself is in nobody's way.
-                if isLarge && !areFirst && isWithinCredit(waiter.size, waiter.account) { isLargePassed = true }
+                if isLarge, !areFirst, isWithinCredit(waiter.size, waiter.account) {
+                    isLargePassed = true
+                }
             }
             state.waiters = left
         }

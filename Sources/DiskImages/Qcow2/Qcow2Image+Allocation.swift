@@ -53,11 +53,8 @@ extension Qcow2Image {
         if isolated.value.allocator.isPrepared { return }
         try await withMetadataLock { () async throws(BlockError) in
             if isolated.value.allocator.isPrepared { return }
-            if isolated.value.autoclear != 0 {
-                // What these bits vouch for (bitmaps, raw external data) we do not keep up to date.
-                try await changeHeader { $0.storeBigEndian(UInt64(0), at: 88) }
-                isolated.value.autoclear = 0
-            }
+            // What the other bits vouch for (bitmaps, raw external data) we do not keep up to date.
+            try await setAutoclear(keepsJournal ? journalBit : 0)
             try await makeJournal()
             var position: UInt64
             if file.isBlockDevice {
@@ -71,6 +68,13 @@ extension Qcow2Image {
             if options.isDrive { isolated.value.allocator.unsearched = 1..<position }
             isolated.value.allocator.isPrepared = true
         }
+    }
+
+    /// Makes the header's autoclear bits these, durably.
+    func setAutoclear(_ bits: UInt64) async throws(BlockError) {
+        guard isolated.value.autoclear != bits else { return }
+        try await changeHeader { $0.storeBigEndian(bits, at: 88) }
+        isolated.value.autoclear = bits
     }
 
     /// Changes the header's first sector in one write, durably.

@@ -16,6 +16,9 @@ struct WritebackState {
     var begun: UInt64 = 0
     var completed: UInt64 = 0
     var isRunning = false
+    /// A journal is being replayed: only some of its records are in the tables, so that a write-back neither releases
+    /// any nor lets go of what they gave up (a second replay finds every cluster counted that a record points to).
+    var isReplaying = false
     /// One that nobody waits for.
     var background: Task<Void, Never>?
 }
@@ -85,7 +88,8 @@ extension Qcow2Image {
         defer { isolated.value.writeback.isRunning = false }
         let number = isolated.value.writeback.begun
         let logged = isolated.value.journal?.next
-        let freed = isolated.value.allocator.takeFreed()
+        let isReplaying = isolated.value.writeback.isReplaying
+        let freed = isReplaying ? [] : isolated.value.allocator.takeFreed()
         // In the same step as what was noted above: what changes from here on belongs to the next time.
         let tables = copyDirtyPages(.l2)
         let flushesTables = options.rules.flushesUnmapping || !isForReuse
@@ -96,7 +100,7 @@ extension Qcow2Image {
             isolated.value.allocator.putBackFreed(freed)
             throw error
         }
-        if let logged, flushesTables { isolated.value.journal?.release(upTo: logged) }
+        if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
         isolated.value.writeback.completed = number
         if options.isDrive { try await settleFreed() }

@@ -36,11 +36,15 @@ extension Qcow2Image {
     private func flushDrive() async throws(BlockError) {
         let state = isolated.value.writeback
         if !state.isNeeded, !state.isRunning { return try await file.flush() }
-        try await withMetadataLock { () async throws(BlockError) in
+        let isWrittenBack = try await withMetadataLock { () async throws(BlockError) -> Bool in
             // One that began after we came has written, and flushed, everything that we are about.
-            if isolated.value.writeback.completed > state.begun { return }
-            if isolated.value.writeback.isNeeded { try await writeBack() } else { try await file.flush() }
+            if isolated.value.writeback.completed > state.begun { return true }
+            guard isolated.value.writeback.isNeeded else { return false }
+            try await writeBack()
+            return true
         }
+        // Without the lock: those who came during one write-back share a flush of the file.
+        if !isWrittenBack { try await file.flush() }
     }
 
     /// Writes the metadata before so much of it is dirty that it would not fit into memory, or the journal.
@@ -208,8 +212,14 @@ extension Qcow2Image {
 
     private func punch(_ clusters: Range<UInt64>) async {
         let range = ByteRange(clusters.lowerBound * clusterSize..<clusters.upperBound * clusterSize)
-        // Only a favour to the file system: the clusters are free either way.
-        try? await file.discard(range.clamped(to: file.range))
+        // In portions, so that a large one does not hold up for long what the file is asked for meanwhile.
+        var rest = range.clamped(to: file.range)
+        while !rest.isEmpty {
+            let portion = rest.prefix(64 << 20)
+            // Only a favour to the file system: the clusters are free either way.
+            try? await file.discard(portion)
+            rest = rest.dropFirst(portion.length)
+        }
     }
 
     /// Makes everything durable and gives back what was reserved for nothing and what has been freed, as far as no

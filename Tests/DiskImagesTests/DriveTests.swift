@@ -1,5 +1,6 @@
 internal import BlockIO
 internal import Foundation
+internal import Glibc
 internal import TestKit
 internal import Testing
 
@@ -247,11 +248,21 @@ struct DriveTests {
         let path = directory.file("a.qcow2")
         let size = 4 << 20 | 0x1000
         try await qemuImg(["create", "-q", "-f", "qcow2", path, "\(size)"])
-        // What a snapshot leaves behind is free and holds old bytes.
+        // What a snapshot leaves behind is free, and where a file system punches no holes it holds old bytes.
         try await qemuIO(path, ["write -P 5 0 4M"])
+        let old = try bytes(of: path)
+        func word(_ place: UInt64) -> UInt64 { old.withUnsafeBytes { $0.bigEndian(at: Int(place)) } }
+        let table = word(word(40)) & Qcow2Entry.offsetMask
+        // The snapshot's table becomes free as well: it stays where it is, and the disk gets a copy.
+        let hosts = [Int(table)] + (0..<64).map { Int(word(table + $0 * 8) & Qcow2Entry.offsetMask) }
         try await qemuImg(["snapshot", "-c", "s", path])
         try await qemuIO(path, ["write -z -u 0 4M"])
         try await qemuImg(["snapshot", "-d", "s", path])
+        var image = try bytes(of: path)
+        for host in hosts where host < image.count {
+            image.replaceSubrange(host..<host + 65536, with: repeatElement(5, count: 65536))
+        }
+        try write(image, to: path)
         try await onEngine { engine in
             let options = Qcow2Options(
                 role: .drive, journalDirectory: directory.path, reserveBytes: 1 << 20)
@@ -266,6 +277,58 @@ struct DriveTests {
         var expected = [UInt8](repeating: 0, count: 5 << 20)
         expected.replaceSubrange(4 << 20..<size, with: repeatElement(9, count: 0x1000))
         try expectEqual(try await judge(path, in: directory), expected, "after it was enlarged")
+    }
+
+    private static let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
+
+    @Test(
+        "a device that is full where the next refcount block would begin refuses what is new and keeps the rest",
+        .enabled(if: Self.canUseLoopDevices))
+    func fullDevice() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        // One refcount block counts 2048 clusters of 4 KiB.
+        try write([UInt8](repeating: 0, count: 8 << 20), to: path)
+        let made = try await runProcess("losetup", ["--find", "--show", path])
+        try #require(made.status == 0, Comment(rawValue: made.error))
+        let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
+        let result: Result<Void, any Error>
+        do {
+            try await qemuImg(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", device, "16M"])
+            try await fill(device, in: directory)
+            try await checkClean(device)
+            result = .success(())
+        } catch { result = .failure(error) }
+        #expect(try await runProcess("losetup", ["--detach", device]).status == 0)
+        try result.get()
+    }
+
+    private func fill(_ device: String, in directory: TemporaryDirectory) async throws {
+        try await onEngine { engine in
+            let options = Qcow2Options(
+                role: .drive, journalDirectory: directory.path, reserveBytes: 256 << 10)
+            let drive = try await openDrive(device, options: options, on: engine)
+            let buffer = IOBuffer(count: 65536)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            var failures = 0
+            for piece in 0..<256 as Range<UInt64> {
+                do {
+                    try await drive.device.write(
+                        ByteRange(offset: piece << 16, length: 65536), from: buffer.slice)
+                } catch {
+                    #expect((error as? BlockError)?.code == .noSpace, "\(error)")
+                    failures += 1
+                }
+                if piece % 32 == 0 { try await drive.device.flush() }
+            }
+            #expect(failures > 100)
+            try await drive.device.write(ByteRange(offset: 0, length: 65536), from: buffer.slice)
+            try await drive.device.flush()
+            try await drive.device.discard(ByteRange(offset: 0, length: 1 << 20))
+            try await drive.device.flush()
+            try await drive.device.write(ByteRange(offset: 15 << 20, length: 65536), from: buffer.slice)
+            try await drive.close()
+        }
     }
 
     @Test(

@@ -40,9 +40,10 @@ extension Qcow2Image {
             // One that began after we came has written, and flushed, everything that we are about.
             if isolated.value.writeback.completed > state.begun { return true }
             guard isolated.value.writeback.isNeeded else { return false }
-            try await writeBack()
+            try await writeBack(settles: false)
             return true
         }
+        startSettling()
         // Without the lock: those who came during one write-back share a flush of the file.
         if !isWrittenBack { try await file.flush() }
     }
@@ -73,6 +74,21 @@ extension Qcow2Image {
         }
     }
 
+    /// Gives back what has been freed after the guest was answered, which has nothing to wait for there.
+    private func startSettling() {
+        guard isolated.value.writeback.background == nil, !isolated.value.allocator.unmapped.isEmpty
+        else { return }
+        isolated.value.writeback.background = Task(executorPreference: engine) { [self] in
+            // Damage is remembered by the image; after another error what is left is tried again next time.
+            try? await notingDamage { () async throws(BlockError) in
+                try await withMetadataLock { () async throws(BlockError) in
+                    if isolated.value.allocator.failure == nil { try await settleFreed() }
+                }
+            }
+            isolated.value.writeback.background = nil
+        }
+    }
+
     /// Waits until `records` more fit into the journal.
     func makeRoomInJournal(for records: Int) async throws(BlockError) {
         while let journal = isolated.value.journal, journal.room < records {
@@ -84,8 +100,8 @@ extension Qcow2Image {
 
     /// Writes all dirty pages in their order. Under the lock, so that no table can appear meanwhile.
     ///
-    /// `isForReuse` says that it is done to use again what was freed.
-    func writeBack(isForReuse: Bool = false) async throws(BlockError) {
+    /// `isForReuse` says that it is done to use again what was freed; without `settles` the caller sees to what was.
+    func writeBack(isForReuse: Bool = false, settles: Bool = true) async throws(BlockError) {
         isolated.value.writeback.begun += 1
         isolated.value.writeback.isNeeded = false
         isolated.value.writeback.isRunning = true
@@ -107,7 +123,7 @@ extension Qcow2Image {
         if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
         isolated.value.writeback.completed = number
-        if options.isDrive { try await settleFreed() }
+        if options.isDrive, settles { try await settleFreed() }
     }
 
     private func writeInOrder(_ tables: CopiedPages, flushesTables: Bool) async throws(BlockError) {

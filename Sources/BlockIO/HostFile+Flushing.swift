@@ -4,9 +4,32 @@ internal import Synchronization
 
 extension HostFile {
     /// Fails, and goes on failing, once the kernel reported that written data was lost.
+    ///
+    /// One flush is on its way at a time: the kernel tells of lost data once per descriptor, so that of two flushes at
+    /// once the one that began first could succeed although its data is lost. Callers that come meanwhile share the
+    /// next one, which begins when this one has ended, and its result.
     package func flush() async throws(BlockError) {
         if let lost = state.value.lostData { throw laterFailure(lost) }
         guard !isReadOnly else { return }
+        if state.value.flushing.isRunning {
+            let turn = await withCheckedContinuation { state.value.flushing.waiting.append($0) }
+            if case .shares(let failure) = turn {
+                if let failure { throw failure }
+                return
+            }
+        }
+        // Ours is the next one: those who waited with us share it, who comes from now on waits for the one after it.
+        state.value.flushing.isRunning = true
+        let sharers = state.value.flushing.takeWaiting()
+        var failure: BlockError?
+        do throws(BlockError) { try await synchronizeAll() } catch { failure = error }
+        for sharer in sharers { sharer.resume(returning: .shares(failure)) }
+        state.value.flushing.handOn()
+        if let failure { throw failure }
+    }
+
+    private func synchronizeAll() async throws(BlockError) {
+        if let lost = state.value.lostData { throw laterFailure(lost) }
         let dataOnly = !state.value.needsFullFlush
         state.value.needsFullFlush = false
         while true {
@@ -16,8 +39,31 @@ extension HostFile {
             guard result == 0 else { throw lose("Couldn't flush \(name)", result) }
             break
         }
-        // Another flush may have failed while this one was on its way, and have taken the report for itself.
+        // A write-back may have failed while this was on its way, and have taken the report for itself.
         if let lost = state.value.lostData { throw laterFailure(lost) }
+    }
+
+    /// The flush that is on its way and who waits for the next one.
+    struct Flushing: Sendable {
+        enum Turn: Sendable {
+            /// The one who waited makes the next flush.
+            case leads
+            /// It was made for it, and failed or not.
+            case shares(BlockError?)
+        }
+
+        var isRunning = false
+        var waiting: [CheckedContinuation<Turn, Never>] = []
+
+        mutating func takeWaiting() -> [CheckedContinuation<Turn, Never>] {
+            defer { waiting = [] }
+            return waiting
+        }
+
+        /// The first one who waits makes the next flush; until it does, it counts as running.
+        mutating func handOn() {
+            if waiting.isEmpty { isRunning = false } else { waiting.removeFirst().resume(returning: .leads) }
+        }
     }
 
     /// Starts to write the dirty data of `range` to the disk without waiting for it.

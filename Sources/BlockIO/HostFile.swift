@@ -41,6 +41,7 @@ package final class HostFile: BlockDevice {
         var needsFullFlush = false
         /// Why data may be lost.
         var lostData: BlockError?
+        var flushing = Flushing()
         var canZeroRange = true
         var canPunchHoles = true
         var canSynchronizeRange = true

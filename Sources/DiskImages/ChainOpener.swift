@@ -66,6 +66,12 @@ struct ChainOpener {
             }
         }
         let devices = makeDevices(readOnly: readOnly, wasProbed: wasProbed)
+        for (device, overlay) in zip(devices.dropFirst(), links.map(\.layer.path)) {
+            // A backing file is only read, so that a journal that holds something is a refusal here.
+            try await Self.naming(overlay) { () async throws(BlockError) in
+                _ = try await (device as? Qcow2Image)?.recover()
+            }
+        }
         let note = try await (devices[0] as? Qcow2Image)?.recover()
         let obstacle = top.header?.writeObstacle.map { obstacle in
             BlockError(.unsupported, "Couldn't open \(top.layer.path) for writing: \(obstacle)")

@@ -9,11 +9,15 @@ final class FaultyEngine: IOEngine {
         /// The file system knows neither holes nor a quick way to write zeroes.
         case allocatesNothing
         case failsFirstFlush
+        /// Like the kernel: the first flush takes the report of lost data, and whoever comes while it is on its way has
+        /// a success before it ends.
+        case failsFirstFlushLate
     }
 
     private let engine: any IOEngine
     private let fault: Fault
-    private let calls: EngineIsolated<Int>
+    /// How many flushes, or transfers, there were.
+    let calls: EngineIsolated<Int>
 
     init(_ engine: any IOEngine, _ fault: Fault) {
         self.engine = engine
@@ -45,6 +49,11 @@ final class FaultyEngine: IOEngine {
 
     func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {
         calls.value += 1
+        if fault == .failsFirstFlushLate {
+            guard calls.value == 1 else { return 0 }
+            for _ in 0..<100 { await engine.blocking {} }
+            return Int(-EIO)
+        }
         if fault == .failsFirstFlush { return calls.value == 1 ? Int(-EIO) : 0 }
         return await engine.synchronize(descriptor, dataOnly: dataOnly)
     }

@@ -193,6 +193,60 @@ struct HostFileTests {
         await inner.shutDown()
     }
 
+    @Test("of flushes at once none succeeds whose data was lost")
+    func lostDataOfManyFlushes() async throws {
+        try await withFaulty(.failsFirstFlushLate) { file, _ in
+            let failures = await flushes(of: file, count: 8)
+            #expect(failures.count == 8)
+            #expect(failures.allSatisfy { $0.code == .inputOutput })
+        }
+    }
+
+    @Test("flushes that come while one is on its way share the next one, which begins after they came")
+    func sharedFlushes() async throws {
+        try await withFaulty(.transfersShort) { file, engine in
+            #expect(await flushes(of: file, count: 50).isEmpty)
+            #expect(await engine.run { engine.calls.value } == 2)
+            #expect(await flushes(of: file, count: 1).isEmpty)
+            #expect(await engine.run { engine.calls.value } == 3)
+        }
+    }
+
+    /// Opens a file of 4 KiB on an engine with that fault.
+    private func withFaulty(
+        _ fault: FaultyEngine.Fault, _ body: (HostFile, FaultyEngine) async throws -> Void
+    ) async throws {
+        let inner = ThreadsEngine(name: "inner")
+        let engine = FaultyEngine(inner, fault)
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a")
+        try Data(count: 4096).write(to: URL(fileURLWithPath: path))
+        let opened: Result<HostFile, BlockError> = await inner.run {
+            do throws(BlockError) {
+                return .success(try await HostFile.open(path, readOnly: false, on: engine))
+            } catch { return .failure(error) }
+        }
+        try await body(try opened.get(), engine)
+        await inner.shutDown()
+    }
+
+    /// The errors of so many flushes at once.
+    private func flushes(of file: HostFile, count: Int) async -> [BlockError] {
+        await file.engine.run {
+            await withTaskGroup(of: BlockError?.self) { group in
+                for _ in 0..<count {
+                    group.addTask(executorPreference: file.engine) {
+                        do throws(BlockError) { try await file.flush() } catch { return error }
+                        return nil
+                    }
+                }
+                var errors: [BlockError] = []
+                for await case let error? in group { errors.append(error) }
+                return errors
+            }
+        }
+    }
+
     @Test("links and other descriptors have the identity of their file")
     func identity() async throws {
         try await onEngine(.preferred()) { engine, directory in

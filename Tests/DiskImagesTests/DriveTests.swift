@@ -1,5 +1,6 @@
 internal import BlockIO
 internal import Foundation
+internal import Glibc
 internal import TestKit
 internal import Testing
 
@@ -165,6 +166,169 @@ struct DriveTests {
         // What was written before is in the image all the same.
         let left = try FileManager.default.contentsOfDirectory(atPath: directory.path)
         #expect(!left.contains { $0.hasSuffix(".journal") })
+    }
+
+    @Test(
+        "tables that lie in other tables are found before they are written, and the image is marked",
+        arguments: ["L1", "L1 to header", "zero", "refcounts"])
+    func overlappingTables(kind: String) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "4M"])
+        try await qemuIO(path, ["write -P 5 0 64k", "write -P 6 1M 64k"])
+        var image = try bytes(of: path)
+        func word(_ place: UInt64) -> UInt64 { image.withUnsafeBytes { $0.bigEndian(at: Int(place)) } }
+        let (l1, refcounts) = (word(40), word(48))
+        let table = word(l1) & Qcow2Entry.offsetMask
+        let (place, value) =
+            switch kind {
+            case "L1": (l1, refcounts | Qcow2Entry.copied)
+            // No offset at all would be no table; its second half is in the header's cluster, too.
+            case "L1 to header": (l1, l1 | Qcow2Entry.copied)
+            case "zero": (table, l1 | Qcow2Entry.copied | 1)
+            default: (refcounts, l1)
+            }
+        image.withUnsafeMutableBytes { $0.storeBigEndian(value, at: Int(place)) }
+        try write(image, to: path)
+        try await onEngine { engine in
+            let options = Qcow2Options(role: .drive, journalDirectory: directory.path)
+            let drive = try await openDrive(path, options: options, on: engine)
+            let buffer = IOBuffer(count: 4096)
+            let offset: UInt64 = kind == "refcounts" ? 2 << 20 : 0
+            do {
+                try await drive.device.write(ByteRange(offset: offset, length: 4096), from: buffer.slice)
+                Issue.record("the write succeeded")
+            } catch { #expect((error as? BlockError)?.code == .corrupt) }
+            await #expect(throws: BlockError.self) { try await drive.close() }
+        }
+        #expect(try bytes(of: path)[79] & 2 != 0, "the corrupt bit")
+    }
+
+    @Test("a compressed cluster that cannot be unpacked is an error there and nowhere else")
+    func badCompressedCluster() async throws {
+        let directory = try TemporaryDirectory()
+        let (raw, path) = (directory.file("a.raw"), directory.file("a.qcow2"))
+        try write((0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 >> 9) | 1 }, to: raw)
+        try await qemuImg(["convert", "-c", "-f", "raw", "-O", "qcow2", raw, path])
+        var image = try bytes(of: path)
+        func word(_ place: UInt64) -> UInt64 { image.withUnsafeBytes { $0.bigEndian(at: Int(place)) } }
+        let entry = word(word(word(40)) & Qcow2Entry.offsetMask)
+        let host = Int(entry & (1 << 54 - 1))
+        for index in host..<host + 16 { image[index] = 0xff }
+        try write(image, to: path)
+        try await onEngine { engine in
+            let options = Qcow2Options(role: .drive, journalDirectory: directory.path)
+            let drive = try await openDrive(path, options: options, on: engine)
+            let buffer = IOBuffer(count: 4096)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            let (bad, good) = (ByteRange(offset: 0, length: 4096), ByteRange(offset: 1 << 19, length: 4096))
+            for _ in 0..<2 {
+                for isWrite in [false, true] {
+                    do {
+                        if isWrite {
+                            try await drive.device.write(bad, from: buffer.slice)
+                        } else {
+                            try await drive.device.read(bad, into: buffer.slice)
+                        }
+                        Issue.record("a bad cluster was unpacked")
+                    } catch { #expect((error as? BlockError)?.code == .inputOutput) }
+                }
+                try await drive.device.write(good, from: buffer.slice)
+                try await drive.device.flush()
+            }
+            try await drive.close()
+        }
+        #expect(try bytes(of: path)[79] & 2 == 0, "the corrupt bit")
+        try await checkClean(path)
+    }
+
+    @Test("behind the end of a disk nothing old comes to light when it is enlarged")
+    func tail() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        let size = 4 << 20 | 0x1000
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "\(size)"])
+        // What a snapshot leaves behind is free, and where a file system punches no holes it holds old bytes.
+        try await qemuIO(path, ["write -P 5 0 4M"])
+        let old = try bytes(of: path)
+        func word(_ place: UInt64) -> UInt64 { old.withUnsafeBytes { $0.bigEndian(at: Int(place)) } }
+        let table = word(word(40)) & Qcow2Entry.offsetMask
+        // The snapshot's table becomes free as well: it stays where it is, and the disk gets a copy.
+        let hosts = [Int(table)] + (0..<64).map { Int(word(table + $0 * 8) & Qcow2Entry.offsetMask) }
+        try await qemuImg(["snapshot", "-c", "s", path])
+        try await qemuIO(path, ["write -z -u 0 4M"])
+        try await qemuImg(["snapshot", "-d", "s", path])
+        var image = try bytes(of: path)
+        for host in hosts where host < image.count {
+            image.replaceSubrange(host..<host + 65536, with: repeatElement(5, count: 65536))
+        }
+        try write(image, to: path)
+        try await onEngine { engine in
+            let options = Qcow2Options(
+                role: .drive, journalDirectory: directory.path, reserveBytes: 1 << 20)
+            let drive = try await openDrive(path, options: options, on: engine)
+            let end = ByteRange(offset: 4 << 20, length: 0x1000)
+            let buffer = IOBuffer(count: 0x1000)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 9)
+            try await drive.device.write(end, from: buffer.slice)
+            try await drive.close()
+        }
+        try await qemuImg(["resize", "-q", "-f", "qcow2", path, "5M"])
+        var expected = [UInt8](repeating: 0, count: 5 << 20)
+        expected.replaceSubrange(4 << 20..<size, with: repeatElement(9, count: 0x1000))
+        try expectEqual(try await judge(path, in: directory), expected, "after it was enlarged")
+    }
+
+    private static let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
+
+    @Test(
+        "a device that is full where the next refcount block would begin refuses what is new and keeps the rest",
+        .enabled(if: Self.canUseLoopDevices))
+    func fullDevice() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        // One refcount block counts 2048 clusters of 4 KiB.
+        try write([UInt8](repeating: 0, count: 8 << 20), to: path)
+        let made = try await runProcess("losetup", ["--find", "--show", path])
+        try #require(made.status == 0, Comment(rawValue: made.error))
+        let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
+        let result: Result<Void, any Error>
+        do {
+            try await qemuImg(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", device, "16M"])
+            try await fill(device, in: directory)
+            try await checkClean(device)
+            result = .success(())
+        } catch { result = .failure(error) }
+        #expect(try await runProcess("losetup", ["--detach", device]).status == 0)
+        try result.get()
+    }
+
+    private func fill(_ device: String, in directory: TemporaryDirectory) async throws {
+        try await onEngine { engine in
+            let options = Qcow2Options(
+                role: .drive, journalDirectory: directory.path, reserveBytes: 256 << 10)
+            let drive = try await openDrive(device, options: options, on: engine)
+            let buffer = IOBuffer(count: 65536)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            var failures = 0
+            for piece in 0..<256 as Range<UInt64> {
+                do {
+                    try await drive.device.write(
+                        ByteRange(offset: piece << 16, length: 65536), from: buffer.slice)
+                } catch {
+                    #expect((error as? BlockError)?.code == .noSpace, "\(error)")
+                    failures += 1
+                }
+                if piece % 32 == 0 { try await drive.device.flush() }
+            }
+            #expect(failures > 100)
+            try await drive.device.write(ByteRange(offset: 0, length: 65536), from: buffer.slice)
+            try await drive.device.flush()
+            try await drive.device.discard(ByteRange(offset: 0, length: 1 << 20))
+            try await drive.device.flush()
+            try await drive.device.write(ByteRange(offset: 15 << 20, length: 65536), from: buffer.slice)
+            try await drive.close()
+        }
     }
 
     @Test(

@@ -91,11 +91,12 @@ struct MetadataPages {
         wake(page)
     }
 
-    /// Makes a dirty page of zeroes for a place in the file that nothing is read from; it comes back pinned.
-    mutating func addZeroed(_ offset: UInt64, _ kind: MetadataPage.Kind) -> MetadataPage {
+    /// Makes a dirty page of zeroes for a place in the file that nothing is read from; it comes back pinned. nil when the
+    /// place is being read all the same: the image has a table where its refcounts say that nothing is.
+    mutating func addZeroed(_ offset: UInt64, _ kind: MetadataPage.Kind) -> MetadataPage? {
         let page: MetadataPage
         if let old = byOffset[offset] {
-            precondition(!old.isLoading, "a new table is where nothing was")
+            guard !old.isLoading else { return nil }
             page = old
             page.kind = kind
         } else {
@@ -107,6 +108,11 @@ struct MetadataPages {
         page.pins += 1
         markDirty(page)
         return page
+    }
+
+    /// Gives up a new page whose place is free again; before it is a table once more, it is zeroed.
+    mutating func abandon(_ offset: UInt64) {
+        if let page = byOffset[offset] { markClean(page) }
     }
 
     mutating func markDirty(_ page: MetadataPage) {

@@ -16,6 +16,9 @@ enum Qcow2Features {
     enum Autoclear {
         static let bitmaps: UInt64 = 1 << 0
         static let rawExternalData: UInt64 = 1 << 1
+        /// Ours: there is a journal of mappings that this image does not have yet. Every other program that writes the
+        /// image clears it, as it does all bits of this field that it does not know.
+        static let journal: UInt64 = 1 << 63
     }
 
     /// What the feature name table of an image may say about a bit.

@@ -53,11 +53,8 @@ extension Qcow2Image {
         if isolated.value.allocator.isPrepared { return }
         try await withMetadataLock { () async throws(BlockError) in
             if isolated.value.allocator.isPrepared { return }
-            if isolated.value.autoclear != 0 {
-                // What these bits vouch for (bitmaps, raw external data) we do not keep up to date.
-                try await changeHeader { $0.storeBigEndian(UInt64(0), at: 88) }
-                isolated.value.autoclear = 0
-            }
+            // What the other bits vouch for (bitmaps, raw external data) we do not keep up to date.
+            try await setAutoclear(keepsJournal ? journalBit : 0)
             try await makeJournal()
             var position: UInt64
             if file.isBlockDevice {
@@ -71,6 +68,13 @@ extension Qcow2Image {
             if options.isDrive { isolated.value.allocator.unsearched = 1..<position }
             isolated.value.allocator.isPrepared = true
         }
+    }
+
+    /// Makes the header's autoclear bits these, durably.
+    func setAutoclear(_ bits: UInt64) async throws(BlockError) {
+        guard isolated.value.autoclear != bits else { return }
+        try await changeHeader { $0.storeBigEndian(bits, at: 88) }
+        isolated.value.autoclear = bits
     }
 
     /// Changes the header's first sector in one write, durably.
@@ -168,10 +172,7 @@ extension Qcow2Image {
         let regionEnd = (first / header.refcountsPerBlock + 1) * header.refcountsPerBlock
         var end = min(first + wanted, regionEnd)
         if file.isBlockDevice { end = min(end, file.size / clusterSize) }
-        guard end > first else {
-            throw BlockError(
-                .noSpace, "Couldn't allocate a cluster of \(name): the device of \(file.size) bytes is full")
-        }
+        guard end > first else { throw fullDevice() }
         var run = first..<first
         while run.upperBound < end, try await refcount(of: run.upperBound) == 0 {
             run = first..<run.upperBound + 1
@@ -179,6 +180,17 @@ extension Qcow2Image {
         let isUnused = !file.isBlockDevice && run.lowerBound * clusterSize >= file.size
         isolated.value.allocator.position = run.upperBound
         try await count([.init(clusters: run, isUnused: isUnused)])
+    }
+
+    /// Throws when clusters up to `end` do not fit onto the device, before anything is made there.
+    func checkRoom(upTo end: UInt64) throws(BlockError) {
+        guard file.isBlockDevice, end > file.size / clusterSize else { return }
+        throw fullDevice()
+    }
+
+    private func fullDevice() -> BlockError {
+        BlockError(
+            .noSpace, "Couldn't allocate a cluster of \(name): the device of \(file.size) bytes is full")
     }
 
     /// Raises the refcounts of free clusters to 1 and puts them in reserve. Under the lock.
@@ -242,14 +254,15 @@ extension Qcow2Image {
     func ensureRefcountBlock(for cluster: UInt64) async throws(BlockError) {
         let region = cluster / header.refcountsPerBlock
         if region * 8 >= isolated.value.refcountTable.length {
-            try await markingFailure { () async throws(BlockError) in try await growRefcountTable() }
+            try await growRefcountTable()
         }
         if try await refcountBlock(region) != nil { return }
         let host = try await skipUsedClusters()
+        try checkRoom(upTo: host + 1)
         // From here on a failure would leave a block that is in use and does not say so.
         try await markingFailure { () async throws(BlockError) in
             isolated.value.allocator.position = host + 1
-            addZeroedPages(ByteRange(offset: host * clusterSize, length: clusterSize), .refcountBlock)
+            try addZeroedPages(ByteRange(offset: host * clusterSize, length: clusterSize), .refcountBlock)
             let page = try await page(
                 containing: isolated.value.refcountTable.offset + region * 8, .refcountTable)
             let position = Int(isolated.value.refcountTable.offset + region * 8 - page.offset)
@@ -261,11 +274,19 @@ extension Qcow2Image {
         }
     }
 
-    func addZeroedPages(_ range: ByteRange, _ kind: MetadataPage.Kind) {
+    func addZeroedPages(_ range: ByteRange, _ kind: MetadataPage.Kind) throws(BlockError) {
         let pageSize = isolated.value.pages.pageSize
         for offset in stride(from: range.offset, to: range.end, by: Int(pageSize)) {
-            isolated.value.pages.addZeroed(offset, kind).unpin()
+            try addZeroedPage(offset, kind).unpin()
         }
+    }
+
+    /// A new page, pinned.
+    func addZeroedPage(_ offset: UInt64, _ kind: MetadataPage.Kind) throws(BlockError) -> MetadataPage {
+        guard let page = isolated.value.pages.addZeroed(offset, kind) else {
+            throw corrupt("a table lies at offset \(offset), which its refcounts call free")
+        }
+        return page
     }
 
     /// After an error in `body` nothing is written to this image any more.

@@ -21,6 +21,9 @@ extension Qcow2Image {
             }
             return nil
         }
+        if header.version >= 3, header.autoclear & journalBit == 0 {
+            return try await drop(journal)
+        }
         guard !isReadOnly else {
             // A reserve is a leak that the next writer ends.
             if journal.isEmpty { return nil }
@@ -40,6 +43,22 @@ extension Qcow2Image {
         try await file.changeLock(holding: lock.holding, unsharing: lock.unsharing)
         return "\(count) changes of \(name) were replayed from the journal \(journal.file.path)"
     }
+
+    /// What the journal says is about an image that is no more: to play it would tear what another program wrote.
+    private func drop(_ journal: MappingJournal) async throws(BlockError) -> String? {
+        if !isReadOnly {
+            try await engine.blockingResult { () throws(BlockError) in try journal.file.remove() }
+        }
+        guard !journal.isEmpty else { return nil }
+        return "The journal \(journal.file.path) of \(name) was given up: another program has changed the "
+            + "image since, and \(journal.records.count) changes that its guest had made and not flushed are lost"
+    }
+
+    /// Whether changes of this image are kept in a journal.
+    var keepsJournal: Bool { options.journalDirectory != nil && options.rules.journals }
+
+    /// The autoclear bit that vouches for the journal; version 2 has none, and there the journal's own checks have to do.
+    var journalBit: UInt64 { header.version >= 3 ? Qcow2Features.Autoclear.journal : 0 }
 
     private typealias Worthless = (file: MappedFile, text: String)
 
@@ -81,6 +100,8 @@ extension Qcow2Image {
     func makeJournal() async throws(BlockError) {
         guard let directory = options.journalDirectory, options.rules.journals, isolated.value.journal == nil
         else { return }
+        // Before there is a journal that needs it: a bit without a journal means nothing.
+        try await setAutoclear(isolated.value.autoclear | journalBit)
         let identity = await journalIdentity()
         let records = options.journalRecords
         isolated.value.journal = try await engine.blockingResult { () throws(BlockError) -> MappingJournal in
@@ -96,6 +117,9 @@ extension Qcow2Image {
     func removeJournal() async throws(BlockError) {
         guard let journal = isolated.value.journal else { return }
         precondition(journal.isEmpty, "a journal is removed when the image has what is in it")
+        if isolated.value.allocator.failure == nil {
+            try await setAutoclear(isolated.value.autoclear & ~journalBit)
+        }
         isolated.value.journal = nil
         try await engine.blockingResult { () throws(BlockError) in try journal.file.remove() }
     }
@@ -112,7 +136,14 @@ extension Qcow2Image {
             try await restoreReserve(journal)
         }
         if options.rules.settlesReplay { try await file.flush() }
-        try await apply(records)
+        isolated.value.writeback.isReplaying = true
+        do throws(BlockError) {
+            try await apply(records)
+        } catch {
+            isolated.value.writeback.isReplaying = false
+            throw error
+        }
+        isolated.value.writeback.isReplaying = false
         guard options.rules.settlesReplay else { return }
         try await withMetadataLock { () async throws(BlockError) in try await writeBack() }
     }

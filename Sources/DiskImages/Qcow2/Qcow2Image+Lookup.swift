@@ -31,7 +31,9 @@ extension Qcow2Image {
     ) throws(BlockError) -> (host: UInt64, isShared: Bool)? {
         let position = Int(header.l1Offset + index * 8 - page.offset)
         do throws(EntryFault) {
-            return try Qcow2Entry.l1(page.bytes.bigEndian(at: position), header)
+            let table = try Qcow2Entry.l1(page.bytes.bigEndian(at: position), header)
+            if let table { try checkOwnTables(table.host) }
+            return table
         } catch {
             let range = ByteRange(offset: index * header.bytesPerL2, length: header.bytesPerL2).clamped(
                 to: range)
@@ -108,6 +110,8 @@ extension Qcow2Image {
                 try checkHost(host)
                 return .data(host: host + within, isShared: isShared)
             case .zeroAllocated(let host, let isShared):
+                // Nothing is read there, so that it only matters to who writes.
+                if !isReadOnly { try checkHost(host) }
                 return .zeroAllocated(host: host + within, isShared: isShared)
             case .compressed(let cluster):
                 try checkHost(cluster.host)
@@ -127,6 +131,10 @@ extension Qcow2Image {
         guard host < fileSize else {
             throw EntryFault(why: "points to offset \(host), but the file ends at \(fileSize)")
         }
+        try checkOwnTables(host)
+    }
+
+    private func checkOwnTables(_ host: UInt64) throws(EntryFault) {
         guard isReadOnly || !isOwnTable(host / clusterSize) else {
             throw EntryFault(why: "points to offset \(host), into the image's own tables")
         }

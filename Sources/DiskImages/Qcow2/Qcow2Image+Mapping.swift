@@ -25,13 +25,13 @@ extension Qcow2Image {
 
     private func fillTable(at host: UInt64, from old: UInt64?) async throws(BlockError) {
         let table = ByteRange(offset: host, length: clusterSize)
-        guard let old else { return addZeroedPages(table, .l2) }
+        guard let old else { return try addZeroedPages(table, .l2) }
         let pageSize = isolated.value.pages.pageSize
         for position in stride(from: 0, to: clusterSize, by: Int(pageSize)) {
             let source = try await page(containing: old + position, .l2)
-            let copy = isolated.value.pages.addZeroed(host + position, .l2)
+            defer { source.unpin() }
+            let copy = try addZeroedPage(host + position, .l2)
             copy.buffer.bytes.copyBytesQuickly(from: source.bytes)
-            source.unpin()
             copy.unpin()
         }
     }

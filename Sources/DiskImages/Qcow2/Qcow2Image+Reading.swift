@@ -72,7 +72,10 @@ extension Qcow2Image {
             ClusterDecompressor.decompress(input.slice, into: output, compression)
         }
         if let failure {
-            throw corrupt("the compressed cluster for \(range) of the disk \(failure)", range: range)
+            // Of one cluster: the tables are as good as before, and so is everything else.
+            throw BlockError(
+                .inputOutput, "Couldn't read \(range) of \(name): the compressed cluster there \(failure)",
+                range: range)
         }
         if !isWhole {
             let start = Int(range.offset % clusterSize)

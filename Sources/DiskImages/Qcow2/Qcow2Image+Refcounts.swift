@@ -13,7 +13,12 @@ extension Qcow2Image {
         guard entry & Qcow2Entry.refcountTableReserved == 0, entry % clusterSize == 0 else {
             throw corrupt("refcount table entry \(region) points to offset \(entry), where no block can be")
         }
-        return entry == 0 ? nil : entry
+        guard entry != 0 else { return nil }
+        guard isReadOnly || !isOwnTable(entry / clusterSize) else {
+            throw corrupt(
+                "refcount table entry \(region) points to offset \(entry), into the image's own tables")
+        }
+        return entry
     }
 
     /// How many references there are to a host cluster; 0 where nothing counts them.
@@ -28,7 +33,7 @@ extension Qcow2Image {
     /// Sets the refcount of a cluster that has a refcount block.
     func setRefcount(of cluster: UInt64, to value: UInt64) async throws(BlockError) {
         guard let block = try await refcountBlock(cluster / header.refcountsPerBlock) else {
-            preconditionFailure("a refcount that is changed has a place")
+            throw corrupt("the refcount of the cluster at offset \(cluster * clusterSize) lost its place")
         }
         let place = RefcountPlace(cluster, header)
         let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
@@ -72,7 +77,8 @@ extension Qcow2Image {
 
     /// Moves the refcount table to a larger place behind everything else, with blocks for that place.
     ///
-    /// New blocks and table are durable before the header points to them; the old table is freed afterwards.
+    /// New blocks and table are durable before the header points to them; the old table is freed afterwards. Until the
+    /// header is changed an error, such as a lack of room that passes, leaves everything as it was.
     func growRefcountTable() async throws(BlockError) {
         let old = isolated.value.refcountTable
         let perBlock = header.refcountsPerBlock
@@ -92,17 +98,47 @@ extension Qcow2Image {
             throw BlockError(
                 .noSpace, "Couldn't enlarge \(name): its refcount table would be larger than 8 MiB")
         }
+        try checkRoom(upTo: start + blocks + tableClusters)
+        let position = isolated.value.allocator.position
+        do throws(BlockError) {
+            try await writeRefcountTable(table, blocks: start..<start + blocks)
+        } catch {
+            for offset in stride(
+                from: start * clusterSize, to: table.offset, by: Int(isolated.value.pages.pageSize))
+            {
+                isolated.value.pages.abandon(offset)
+            }
+            isolated.value.allocator.position = position
+            throw error
+        }
+        try await markingFailure { () async throws(BlockError) in
+            try await changeHeader {
+                $0.storeBigEndian(table.offset, at: 48)
+                $0.storeBigEndian(UInt32(tableClusters), at: 56)
+            }
+        }
+        for page in isolated.value.pages.pinnedDirty(.refcountTable) {
+            isolated.value.pages.markClean(page)
+            page.unpin()
+        }
+        isolated.value.refcountTable = table
+        free(old.offset / clusterSize..<old.end / clusterSize)
+    }
+
+    /// Writes a larger refcount table and, in front of it, the blocks that count its own clusters, durably.
+    private func writeRefcountTable(_ table: ByteRange, blocks: Range<UInt64>) async throws(BlockError) {
+        let (start, end, perBlock) = (blocks.lowerBound, table.end / clusterSize, header.refcountsPerBlock)
         let entries = IOBuffer(count: Int(table.length))
         entries.bytes.fillWithZeroes()
-        try await copyTable(old, into: entries)
-        for index in 0..<blocks {
-            let host = (start + index) * clusterSize
-            addZeroedPages(ByteRange(offset: host, length: clusterSize), .refcountBlock)
-            entries.bytes.storeBigEndian(host, at: Int(start / perBlock + index) * 8)
+        try await copyTable(isolated.value.refcountTable, into: entries)
+        for (index, block) in blocks.enumerated() {
+            let host = block * clusterSize
+            try addZeroedPages(ByteRange(offset: host, length: clusterSize), .refcountBlock)
+            entries.bytes.storeBigEndian(host, at: Int(start / perBlock) * 8 + index * 8)
         }
-        isolated.value.allocator.position = start + blocks + tableClusters
+        isolated.value.allocator.position = end
         try await growFile()
-        for cluster in start..<start + blocks + tableClusters {
+        for cluster in start..<end {
             let place = RefcountPlace(cluster, header)
             let block = (start + cluster / perBlock - start / perBlock) * clusterSize
             let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
@@ -113,16 +149,6 @@ extension Qcow2Image {
         try await writePages(.refcountBlock)
         try await file.write(table, from: entries.slice)
         try await file.flush()
-        try await changeHeader {
-            $0.storeBigEndian(table.offset, at: 48)
-            $0.storeBigEndian(UInt32(tableClusters), at: 56)
-        }
-        for page in isolated.value.pages.pinnedDirty(.refcountTable) {
-            isolated.value.pages.markClean(page)
-            page.unpin()
-        }
-        isolated.value.refcountTable = table
-        free(old.offset / clusterSize..<old.end / clusterSize)
     }
 
     private func copyTable(_ table: ByteRange, into buffer: IOBuffer) async throws(BlockError) {

@@ -16,6 +16,9 @@ struct WritebackState {
     var begun: UInt64 = 0
     var completed: UInt64 = 0
     var isRunning = false
+    /// A journal is being replayed: only some of its records are in the tables, so that a write-back neither releases
+    /// any nor lets go of what they gave up (a second replay finds every cluster counted that a record points to).
+    var isReplaying = false
     /// One that nobody waits for.
     var background: Task<Void, Never>?
 }
@@ -33,11 +36,16 @@ extension Qcow2Image {
     private func flushDrive() async throws(BlockError) {
         let state = isolated.value.writeback
         if !state.isNeeded, !state.isRunning { return try await file.flush() }
-        try await withMetadataLock { () async throws(BlockError) in
+        let isWrittenBack = try await withMetadataLock { () async throws(BlockError) -> Bool in
             // One that began after we came has written, and flushed, everything that we are about.
-            if isolated.value.writeback.completed > state.begun { return }
-            if isolated.value.writeback.isNeeded { try await writeBack() } else { try await file.flush() }
+            if isolated.value.writeback.completed > state.begun { return true }
+            guard isolated.value.writeback.isNeeded else { return false }
+            try await writeBack(settles: false)
+            return true
         }
+        startSettling()
+        // Without the lock: those who came during one write-back share a flush of the file.
+        if !isWrittenBack { try await file.flush() }
     }
 
     /// Writes the metadata before so much of it is dirty that it would not fit into memory, or the journal.
@@ -66,6 +74,21 @@ extension Qcow2Image {
         }
     }
 
+    /// Gives back what has been freed after the guest was answered, which has nothing to wait for there.
+    private func startSettling() {
+        guard isolated.value.writeback.background == nil, !isolated.value.allocator.unmapped.isEmpty
+        else { return }
+        isolated.value.writeback.background = Task(executorPreference: engine) { [self] in
+            // Damage is remembered by the image; after another error what is left is tried again next time.
+            try? await notingDamage { () async throws(BlockError) in
+                try await withMetadataLock { () async throws(BlockError) in
+                    if isolated.value.allocator.failure == nil { try await settleFreed() }
+                }
+            }
+            isolated.value.writeback.background = nil
+        }
+    }
+
     /// Waits until `records` more fit into the journal.
     func makeRoomInJournal(for records: Int) async throws(BlockError) {
         while let journal = isolated.value.journal, journal.room < records {
@@ -77,15 +100,16 @@ extension Qcow2Image {
 
     /// Writes all dirty pages in their order. Under the lock, so that no table can appear meanwhile.
     ///
-    /// `isForReuse` says that it is done to use again what was freed.
-    func writeBack(isForReuse: Bool = false) async throws(BlockError) {
+    /// `isForReuse` says that it is done to use again what was freed; without `settles` the caller sees to what was.
+    func writeBack(isForReuse: Bool = false, settles: Bool = true) async throws(BlockError) {
         isolated.value.writeback.begun += 1
         isolated.value.writeback.isNeeded = false
         isolated.value.writeback.isRunning = true
         defer { isolated.value.writeback.isRunning = false }
         let number = isolated.value.writeback.begun
         let logged = isolated.value.journal?.next
-        let freed = isolated.value.allocator.takeFreed()
+        let isReplaying = isolated.value.writeback.isReplaying
+        let freed = isReplaying ? [] : isolated.value.allocator.takeFreed()
         // In the same step as what was noted above: what changes from here on belongs to the next time.
         let tables = copyDirtyPages(.l2)
         let flushesTables = options.rules.flushesUnmapping || !isForReuse
@@ -96,10 +120,10 @@ extension Qcow2Image {
             isolated.value.allocator.putBackFreed(freed)
             throw error
         }
-        if let logged, flushesTables { isolated.value.journal?.release(upTo: logged) }
+        if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
         isolated.value.writeback.completed = number
-        if options.isDrive { try await settleFreed() }
+        if options.isDrive, settles { try await settleFreed() }
     }
 
     private func writeInOrder(_ tables: CopiedPages, flushesTables: Bool) async throws(BlockError) {
@@ -204,8 +228,14 @@ extension Qcow2Image {
 
     private func punch(_ clusters: Range<UInt64>) async {
         let range = ByteRange(clusters.lowerBound * clusterSize..<clusters.upperBound * clusterSize)
-        // Only a favour to the file system: the clusters are free either way.
-        try? await file.discard(range.clamped(to: file.range))
+        // In portions, so that a large one does not hold up for long what the file is asked for meanwhile.
+        var rest = range.clamped(to: file.range)
+        while !rest.isEmpty {
+            let portion = rest.prefix(64 << 20)
+            // Only a favour to the file system: the clusters are free either way.
+            try? await file.discard(portion)
+            rest = rest.dropFirst(portion.length)
+        }
     }
 
     /// Makes everything durable and gives back what was reserved for nothing and what has been freed, as far as no

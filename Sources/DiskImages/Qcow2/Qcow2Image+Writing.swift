@@ -99,6 +99,11 @@ extension Qcow2Image {
         do throws(BlockError) {
             if areWhole {
                 try await file.write(ByteRange(offset: host, length: written.length), from: slice)
+                let end = host + UInt64(clusters.count) * clusterSize
+                if host + written.length < end, !(fresh?.isUnused ?? false) {
+                    // Behind the disk's end, where what was there before would come to light if it were enlarged.
+                    try await file.writeZeroes(ByteRange(host + written.length..<end), mayUnmap: false)
+                }
             } else {
                 try await writeFilled(
                     written, from: slice, host: host, over: found.mapping, isUnused: fresh?.isUnused ?? false)

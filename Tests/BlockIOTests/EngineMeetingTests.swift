@@ -8,9 +8,9 @@ struct EngineMeetingTests {
     func crosswise() async throws {
         let engines: [any IOEngine] = (0..<3).map { ThreadsEngine(name: "meet \($0)") }
         let steps = Locked(0)
-        for _ in 0..<100 {
+        for _ in 0..<1000 {
             let haveMet = await withTaskGroup(of: Bool.self) { group in
-                for number in 0..<4 {
+                for number in 0..<8 {
                     // In another order each, and with another one left out.
                     var those = engines
                     those.remove(at: number % 3)
@@ -25,7 +25,7 @@ struct EngineMeetingTests {
             }
             #expect(haveMet)
         }
-        #expect(steps.withLock { $0 } == 100 * 4 * 2)
+        #expect(steps.withLock { $0 } == 1000 * 8 * 2)
         for engine in engines { await engine.shutDown() }
     }
 }

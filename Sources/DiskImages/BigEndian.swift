@@ -23,10 +23,3 @@ extension UnsafeMutableRawBufferPointer {
         storeBytes(of: number.bigEndian, toByteOffset: position, as: Number.self)
     }
 }
-
-extension UInt64 {
-    /// This number divided by `divisor`, rounded up; never overflows.
-    func dividedRoundingUp(by divisor: UInt64) -> UInt64 {
-        self / divisor + (self % divisor == 0 ? 0 : 1)
-    }
-}

@@ -53,6 +53,10 @@ static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_e
     return &drivebackup__v1__error_info__descriptor;
 }
 
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_range(void) {
+    return &drivebackup__v1__range__descriptor;
+}
+
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_progress(void) {
     return &drivebackup__v1__progress__descriptor;
 }
@@ -159,6 +163,14 @@ static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_b
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_start_group_request(void) {
     return &drivebackup__v1__start_group_request__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_verify_request(void) {
+    return &drivebackup__v1__verify_request__descriptor;
+}
+
+static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_restore_request(void) {
+    return &drivebackup__v1__restore_request__descriptor;
 }
 
 static inline const ProtobufCMessageDescriptor * _Nonnull cwire_drivebackup_v1_drive(void) {

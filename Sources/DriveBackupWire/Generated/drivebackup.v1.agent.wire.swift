@@ -39,6 +39,8 @@ public struct AgentInfo: WireMessage {
     public var addresses: [String] = []
     /// The directories that targets and drives may be in; empty when none was given.
     public var allowedDirectories: [String] = []
+    /// What is wrong with the agent itself (its state cannot be kept, for instance), a sentence each.
+    public var problems: [String] = []
 
     public init() {}
 
@@ -52,7 +54,8 @@ public struct AgentInfo: WireMessage {
         engine: String = "",
         lastSequence: UInt64 = 0,
         addresses: [String] = [],
-        allowedDirectories: [String] = []
+        allowedDirectories: [String] = [],
+        problems: [String] = []
     ) {
         self.version = version
         self.protocolVersion = protocolVersion
@@ -64,6 +67,7 @@ public struct AgentInfo: WireMessage {
         self.lastSequence = lastSequence
         self.addresses = addresses
         self.allowedDirectories = allowedDirectories
+        self.problems = problems
     }
 
     public static let messageName = "drivebackup.v1.AgentInfo"
@@ -83,6 +87,7 @@ public struct AgentInfo: WireMessage {
         coder.uint64(8, "last_sequence", &lastSequence)
         coder.strings(9, "addresses", &addresses)
         coder.strings(10, "allowed_directories", &allowedDirectories)
+        coder.strings(11, "problems", &problems)
     }
 }
 

@@ -32,47 +32,6 @@ public struct TargetMode: WireEnum {
     }
 }
 
-/// `drivebackup.v1.ErrorPolicy`.
-public struct ErrorPolicy: WireEnum {
-    public let rawValue: Int32
-
-    public init(rawValue: Int32) { self.rawValue = rawValue }
-
-    /// As report.
-    public static let unspecified = Self(rawValue: 0)
-    /// The job fails.
-    public static let report = Self(rawValue: 1)
-    /// The range is left out and recorded as missing.
-    public static let ignore = Self(rawValue: 2)
-    /// The job is paused when there is no space, and fails otherwise.
-    public static let enospc = Self(rawValue: 3)
-    /// The job is paused.
-    public static let stop = Self(rawValue: 4)
-    /// As enospc.
-    public static let auto = Self(rawValue: 5)
-
-    public static let allCases: [Self] = [
-        .unspecified,
-        .report,
-        .ignore,
-        .enospc,
-        .stop,
-        .auto,
-    ]
-
-    public var knownName: String? {
-        switch rawValue {
-        case 0: "unspecified"
-        case 1: "report"
-        case 2: "ignore"
-        case 3: "enospc"
-        case 4: "stop"
-        case 5: "auto"
-        default: nil
-        }
-    }
-}
-
 /// What happens when old content that a guest is about to overwrite cannot be saved.
 public struct CbwErrorPolicy: WireEnum {
     public let rawValue: Int32
@@ -141,7 +100,7 @@ public struct GroupCompletion: WireEnum {
     public static let unspecified = Self(rawValue: 0)
     /// Each for itself.
     public static let individual = Self(rawValue: 1)
-    /// All of them, or none. Not implemented yet.
+    /// All of them, or none.
     public static let grouped = Self(rawValue: 2)
 
     public static let allCases: [Self] = [
@@ -155,6 +114,35 @@ public struct GroupCompletion: WireEnum {
         case 0: "unspecified"
         case 1: "individual"
         case 2: "grouped"
+        default: nil
+        }
+    }
+}
+
+/// What a manifest has of a backup's content.
+public struct Checksum: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As xxh3-128.
+    public static let unspecified = Self(rawValue: 0)
+    /// Finds damage.
+    public static let xxh3128 = Self(rawValue: 1)
+    /// Finds forgery, too, and costs more.
+    public static let sha256 = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .xxh3128,
+        .sha256,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "xxh3_128"
+        case 2: "sha_256"
         default: nil
         }
     }
@@ -186,9 +174,9 @@ public struct BackupRequest: WireMessage {
     public var manualFinalize: Bool = false
     /// Stay in `concluded` until Dismiss when the job has ended.
     public var manualDismiss: Bool = false
-    /// What to do when the drive cannot be read. Only `report` is implemented.
+    /// What to do when the drive cannot be read.
     public var onSourceError: ErrorPolicy = .unspecified
-    /// What to do when the target cannot be written. Only `report` is implemented.
+    /// What to do when the target cannot be written. A flush that fails fails the job under every policy.
     public var onTargetError: ErrorPolicy = .unspecified
     /// What to do when old content cannot be saved, or not within `cbw_timeout_ns`. Full staging has a policy
     /// of its own.
@@ -203,6 +191,8 @@ public struct BackupRequest: WireMessage {
     public var rebase: Bool = false
     /// When the job fails or is cancelled keep what there is of a new target, as TARGET.partial.
     public var keepTarget: Bool = false
+    /// What the manifest is to have of the content.
+    public var checksum: Checksum = .unspecified
 
     public init() {}
 
@@ -225,7 +215,8 @@ public struct BackupRequest: WireMessage {
         cbwTimeoutNs: Int64 = 0,
         stagingFull: StagingFullPolicy = .unspecified,
         rebase: Bool = false,
-        keepTarget: Bool = false
+        keepTarget: Bool = false,
+        checksum: Checksum = .unspecified
     ) {
         self.drive = drive
         self.target = target
@@ -246,6 +237,7 @@ public struct BackupRequest: WireMessage {
         self.stagingFull = stagingFull
         self.rebase = rebase
         self.keepTarget = keepTarget
+        self.checksum = checksum
     }
 
     public static let messageName = "drivebackup.v1.BackupRequest"
@@ -274,6 +266,7 @@ public struct BackupRequest: WireMessage {
         coder.enumeration(17, "staging_full", &stagingFull)
         coder.bool(18, "rebase", &rebase)
         coder.bool(19, "keep_target", &keepTarget)
+        coder.enumeration(20, "checksum", &checksum)
     }
 }
 
@@ -315,6 +308,119 @@ public struct StartGroupRequest: WireMessage {
     }
 }
 
+/// A backup to read back.
+public struct VerifyRequest: WireMessage {
+    /// The backup's absolute path on the agent's host.
+    public var target: String = ""
+    /// The job's name; empty for one of the agent's choosing.
+    public var jobID: String = ""
+    /// The limit of reading in bytes a second; 0 is unlimited.
+    public var speed: Int64 = 0
+    /// End the stream after `started`.
+    public var detach: Bool = false
+
+    public init() {}
+
+    public init(
+        target: String = "",
+        jobID: String = "",
+        speed: Int64 = 0,
+        detach: Bool = false
+    ) {
+        self.target = target
+        self.jobID = jobID
+        self.speed = speed
+        self.detach = detach
+    }
+
+    public static let messageName = "drivebackup.v1.VerifyRequest"
+
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_verify_request())
+    }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.string(1, "target", &target)
+        coder.string(2, "job_id", &jobID)
+        coder.int64(3, "speed", &speed)
+        coder.bool(4, "detach", &detach)
+    }
+}
+
+/// A backup to write back.
+public struct RestoreRequest: WireMessage {
+    /// The backup's absolute path on the agent's host.
+    public var target: String = ""
+    /// The drive that is overwritten; empty when `file` is given.
+    public var drive: String = ""
+    /// The absolute path of the image that is made; empty when `drive` is given.
+    public var file: String = ""
+    /// The new image's format, "raw" or "qcow2"; empty for the backup's.
+    public var format: String = ""
+    /// Replace a file of that name once the new one is whole and durable.
+    public var overwrite: Bool = false
+    /// The limit of copying in bytes a second; 0 is unlimited.
+    public var speed: Int64 = 0
+    /// The job's name; empty for one of the agent's choosing.
+    public var jobID: String = ""
+    /// Makes a retry harmless, as in BackupRequest.
+    public var requestKey: String = ""
+    /// End the stream after `started`.
+    public var detach: Bool = false
+    /// What to do when the backup cannot be read.
+    public var onSourceError: ErrorPolicy = .unspecified
+    /// What to do when the image or the drive cannot be written.
+    public var onTargetError: ErrorPolicy = .unspecified
+
+    public init() {}
+
+    public init(
+        target: String = "",
+        drive: String = "",
+        file: String = "",
+        format: String = "",
+        overwrite: Bool = false,
+        speed: Int64 = 0,
+        jobID: String = "",
+        requestKey: String = "",
+        detach: Bool = false,
+        onSourceError: ErrorPolicy = .unspecified,
+        onTargetError: ErrorPolicy = .unspecified
+    ) {
+        self.target = target
+        self.drive = drive
+        self.file = file
+        self.format = format
+        self.overwrite = overwrite
+        self.speed = speed
+        self.jobID = jobID
+        self.requestKey = requestKey
+        self.detach = detach
+        self.onSourceError = onSourceError
+        self.onTargetError = onTargetError
+    }
+
+    public static let messageName = "drivebackup.v1.RestoreRequest"
+
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_restore_request())
+    }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.string(1, "target", &target)
+        coder.string(2, "drive", &drive)
+        coder.string(3, "file", &file)
+        coder.string(4, "format", &format)
+        coder.bool(5, "overwrite", &overwrite)
+        coder.int64(6, "speed", &speed)
+        coder.string(7, "job_id", &jobID)
+        coder.string(8, "request_key", &requestKey)
+        coder.bool(9, "detach", &detach)
+        coder.enumeration(10, "on_source_error", &onSourceError)
+        coder.enumeration(11, "on_target_error", &onTargetError)
+    }
+}
+
 /// The methods of `drivebackup.v1.Backups`.
 public enum BackupsMethods {
     /// Starts a backup and reports it until it ends. The first event is `started`, sent when the point in
@@ -327,4 +433,11 @@ public enum BackupsMethods {
     /// the last `started`.
     public static let startGroup = RPCMethod<StartGroupRequest, JobEvent>(
         "drivebackup.v1.Backups/StartGroup", isServerStreaming: true)
+    /// Reads a backup back and compares it with its manifest, as a job. Each damaged range is an `io_error`
+    /// event with the operation `verify`; a job that has found damage fails.
+    public static let verify = RPCMethod<VerifyRequest, JobEvent>(
+        "drivebackup.v1.Backups/Verify", isServerStreaming: true)
+    /// Writes a backup, with what it lies on, to a new image or to a drive that nobody has open, as a job.
+    public static let restore = RPCMethod<RestoreRequest, JobEvent>(
+        "drivebackup.v1.Backups/Restore", isServerStreaming: true)
 }

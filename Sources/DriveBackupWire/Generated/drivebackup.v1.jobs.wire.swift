@@ -12,16 +12,24 @@ public struct JobType: WireEnum {
     public static let unspecified = Self(rawValue: 0)
     /// A copy of a drive at a point in time.
     public static let backup = Self(rawValue: 1)
+    /// A backup is read back and compared with its manifest.
+    public static let verify = Self(rawValue: 2)
+    /// A backup is written to a new image or to a drive.
+    public static let restore = Self(rawValue: 3)
 
     public static let allCases: [Self] = [
         .unspecified,
         .backup,
+        .verify,
+        .restore,
     ]
 
     public var knownName: String? {
         switch rawValue {
         case 0: "unspecified"
         case 1: "backup"
+        case 2: "verify"
+        case 3: "restore"
         default: nil
         }
     }
@@ -179,6 +187,47 @@ public struct SyncMode: WireEnum {
     }
 }
 
+/// What a job does about an error of the drive or of the target.
+public struct ErrorPolicy: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As report.
+    public static let unspecified = Self(rawValue: 0)
+    /// The job fails.
+    public static let report = Self(rawValue: 1)
+    /// The range is left out and recorded as missing.
+    public static let ignore = Self(rawValue: 2)
+    /// The job is paused when there is no space, and fails otherwise.
+    public static let enospc = Self(rawValue: 3)
+    /// The job is paused.
+    public static let stop = Self(rawValue: 4)
+    /// As enospc.
+    public static let auto = Self(rawValue: 5)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .report,
+        .ignore,
+        .enospc,
+        .stop,
+        .auto,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "report"
+        case 2: "ignore"
+        case 3: "enospc"
+        case 4: "stop"
+        case 5: "auto"
+        default: nil
+        }
+    }
+}
+
 /// `drivebackup.v1.Side`.
 public struct Side: WireEnum {
     public let rawValue: Int32
@@ -222,6 +271,8 @@ public struct Operation: WireEnum {
     public static let open = Self(rawValue: 4)
     /// Closing, renaming, flushing the directory.
     public static let finish = Self(rawValue: 5)
+    /// What was read is not what the manifest says.
+    public static let verify = Self(rawValue: 6)
 
     public static let allCases: [Self] = [
         .unspecified,
@@ -230,6 +281,7 @@ public struct Operation: WireEnum {
         .flush,
         .open,
         .finish,
+        .verify,
     ]
 
     public var knownName: String? {
@@ -240,6 +292,7 @@ public struct Operation: WireEnum {
         case 3: "flush"
         case 4: "open"
         case 5: "finish"
+        case 6: "verify"
         default: nil
         }
     }
@@ -278,6 +331,33 @@ public struct ErrorAction: WireEnum {
         case 4: "warn"
         default: nil
         }
+    }
+}
+
+/// Bytes of the virtual disk.
+public struct Range: WireMessage {
+    public var offset: Int64 = 0
+    public var length: Int64 = 0
+
+    public init() {}
+
+    public init(
+        offset: Int64 = 0,
+        length: Int64 = 0
+    ) {
+        self.offset = offset
+        self.length = length
+    }
+
+    public static let messageName = "drivebackup.v1.Range"
+
+    public static var descriptor: MessageDescriptor {
+        MessageDescriptor(cwire_drivebackup_v1_range())
+    }
+
+    public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
+        coder.int64(1, "offset", &offset)
+        coder.int64(2, "length", &length)
     }
 }
 
@@ -405,6 +485,29 @@ public struct Job: WireMessage {
     public var lastSequence: UInt64 = 0
     /// Set between the fixing of the point in time and the job's end.
     public var staging: StagingUsage? = nil
+    /// Bytes of the drive that are not in the target because they could not be read or written.
+    public var missingBytes: Int64 = 0
+    /// Which these are, the first 256 ranges.
+    public var missing: [Range] = []
+    /// The error that the job is paused by; set while `pause_reason` is error.
+    public var pauseError: IOErrorEvent? = nil
+    /// Why nothing can be done to the target now (a process that was abandoned still uses it); empty when it
+    /// can.
+    public var targetBusy: String = ""
+    /// How many operations have failed.
+    public var errorCount: UInt64 = 0
+    /// The last of these, merged as their events are, at most 16.
+    public var errors: [IOErrorEvent] = []
+    /// The manifest's absolute path; empty where there is none.
+    public var manifest: String = ""
+    /// The name of the group it was started in; empty for a job of its own.
+    public var group: String = ""
+    /// It completes or fails together with the other jobs of its group.
+    public var grouped: Bool = false
+    /// How often the agent was restarted while the job ran.
+    public var restarts: UInt32 = 0
+    public var onSourceError: ErrorPolicy = .unspecified
+    public var onTargetError: ErrorPolicy = .unspecified
 
     public init() {}
 
@@ -427,7 +530,19 @@ public struct Job: WireMessage {
         manualFinalize: Bool = false,
         manualDismiss: Bool = false,
         lastSequence: UInt64 = 0,
-        staging: StagingUsage? = nil
+        staging: StagingUsage? = nil,
+        missingBytes: Int64 = 0,
+        missing: [Range] = [],
+        pauseError: IOErrorEvent? = nil,
+        targetBusy: String = "",
+        errorCount: UInt64 = 0,
+        errors: [IOErrorEvent] = [],
+        manifest: String = "",
+        group: String = "",
+        grouped: Bool = false,
+        restarts: UInt32 = 0,
+        onSourceError: ErrorPolicy = .unspecified,
+        onTargetError: ErrorPolicy = .unspecified
     ) {
         self.id = id
         self.type = type
@@ -448,6 +563,18 @@ public struct Job: WireMessage {
         self.manualDismiss = manualDismiss
         self.lastSequence = lastSequence
         self.staging = staging
+        self.missingBytes = missingBytes
+        self.missing = missing
+        self.pauseError = pauseError
+        self.targetBusy = targetBusy
+        self.errorCount = errorCount
+        self.errors = errors
+        self.manifest = manifest
+        self.group = group
+        self.grouped = grouped
+        self.restarts = restarts
+        self.onSourceError = onSourceError
+        self.onTargetError = onTargetError
     }
 
     public static let messageName = "drivebackup.v1.Job"
@@ -476,6 +603,18 @@ public struct Job: WireMessage {
         coder.bool(17, "manual_dismiss", &manualDismiss)
         coder.uint64(18, "last_sequence", &lastSequence)
         coder.message(19, "staging", &staging)
+        coder.int64(20, "missing_bytes", &missingBytes)
+        coder.messages(21, "missing", &missing)
+        coder.message(22, "pause_error", &pauseError)
+        coder.string(23, "target_busy", &targetBusy)
+        coder.uint64(24, "error_count", &errorCount)
+        coder.messages(25, "errors", &errors)
+        coder.string(26, "manifest", &manifest)
+        coder.string(27, "group", &group)
+        coder.bool(28, "grouped", &grouped)
+        coder.uint32(29, "restarts", &restarts)
+        coder.enumeration(30, "on_source_error", &onSourceError)
+        coder.enumeration(31, "on_target_error", &onTargetError)
     }
 }
 
@@ -697,17 +836,21 @@ public struct StateChanged: WireMessage {
     public var previous: JobState = .unspecified
     /// Set when the new state is paused.
     public var pauseReason: PauseReason = .unspecified
+    /// The error that the job is paused by; set when the reason is error.
+    public var pauseError: IOErrorEvent? = nil
 
     public init() {}
 
     public init(
         state: JobState = .unspecified,
         previous: JobState = .unspecified,
-        pauseReason: PauseReason = .unspecified
+        pauseReason: PauseReason = .unspecified,
+        pauseError: IOErrorEvent? = nil
     ) {
         self.state = state
         self.previous = previous
         self.pauseReason = pauseReason
+        self.pauseError = pauseError
     }
 
     public static let messageName = "drivebackup.v1.StateChanged"
@@ -720,6 +863,7 @@ public struct StateChanged: WireMessage {
         coder.enumeration(1, "state", &state)
         coder.enumeration(2, "previous", &previous)
         coder.enumeration(3, "pause_reason", &pauseReason)
+        coder.message(4, "pause_error", &pauseError)
     }
 }
 
@@ -801,17 +945,21 @@ public struct Completed: WireMessage {
     /// Bytes of the drive that are not in the target.
     public var missingBytes: Int64 = 0
     public var progress: Progress? = nil
+    /// Which these are, the first 256 ranges.
+    public var missing: [Range] = []
 
     public init() {}
 
     public init(
         result: JobResult = .unspecified,
         missingBytes: Int64 = 0,
-        progress: Progress? = nil
+        progress: Progress? = nil,
+        missing: [Range] = []
     ) {
         self.result = result
         self.missingBytes = missingBytes
         self.progress = progress
+        self.missing = missing
     }
 
     public static let messageName = "drivebackup.v1.Completed"
@@ -824,6 +972,7 @@ public struct Completed: WireMessage {
         coder.enumeration(1, "result", &result)
         coder.int64(2, "missing_bytes", &missingBytes)
         coder.message(3, "progress", &progress)
+        coder.messages(4, "missing", &missing)
     }
 }
 

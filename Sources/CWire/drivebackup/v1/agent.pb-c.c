@@ -160,7 +160,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__get_info_request__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__get_info_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__agent_info__field_descriptors[10] =
+static const ProtobufCFieldDescriptor drivebackup__v1__agent_info__field_descriptors[11] =
 {
   {
     "version",
@@ -282,6 +282,18 @@ static const ProtobufCFieldDescriptor drivebackup__v1__agent_info__field_descrip
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "problems",
+    11,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_STRING,
+    offsetof(Drivebackup__V1__AgentInfo, n_problems),
+    offsetof(Drivebackup__V1__AgentInfo, problems),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__agent_info__field_indices_by_name[] = {
   8,   /* field[8] = addresses */
@@ -291,6 +303,7 @@ static const unsigned drivebackup__v1__agent_info__field_indices_by_name[] = {
   5,   /* field[5] = jobs */
   7,   /* field[7] = last_sequence */
   2,   /* field[2] = pid */
+  10,   /* field[10] = problems */
   1,   /* field[1] = protocol_version */
   3,   /* field[3] = started_at */
   0,   /* field[0] = version */
@@ -298,7 +311,7 @@ static const unsigned drivebackup__v1__agent_info__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__agent_info__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 10 }
+  { 0, 11 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__agent_info__descriptor =
 {
@@ -308,7 +321,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__agent_info__descriptor =
   "Drivebackup__V1__AgentInfo",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__AgentInfo),
-  10,
+  11,
   drivebackup__v1__agent_info__field_descriptors,
   drivebackup__v1__agent_info__field_indices_by_name,
   1,  drivebackup__v1__agent_info__number_ranges,

@@ -97,7 +97,97 @@ void   drivebackup__v1__start_group_request__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__start_group_request__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[19] =
+void   drivebackup__v1__verify_request__init
+                     (Drivebackup__V1__VerifyRequest         *message)
+{
+  static const Drivebackup__V1__VerifyRequest init_value = DRIVEBACKUP__V1__VERIFY_REQUEST__INIT;
+  *message = init_value;
+}
+size_t drivebackup__v1__verify_request__get_packed_size
+                     (const Drivebackup__V1__VerifyRequest *message)
+{
+  assert(message->base.descriptor == &drivebackup__v1__verify_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t drivebackup__v1__verify_request__pack
+                     (const Drivebackup__V1__VerifyRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &drivebackup__v1__verify_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t drivebackup__v1__verify_request__pack_to_buffer
+                     (const Drivebackup__V1__VerifyRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &drivebackup__v1__verify_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Drivebackup__V1__VerifyRequest *
+       drivebackup__v1__verify_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Drivebackup__V1__VerifyRequest *)
+     protobuf_c_message_unpack (&drivebackup__v1__verify_request__descriptor,
+                                allocator, len, data);
+}
+void   drivebackup__v1__verify_request__free_unpacked
+                     (Drivebackup__V1__VerifyRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &drivebackup__v1__verify_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+void   drivebackup__v1__restore_request__init
+                     (Drivebackup__V1__RestoreRequest         *message)
+{
+  static const Drivebackup__V1__RestoreRequest init_value = DRIVEBACKUP__V1__RESTORE_REQUEST__INIT;
+  *message = init_value;
+}
+size_t drivebackup__v1__restore_request__get_packed_size
+                     (const Drivebackup__V1__RestoreRequest *message)
+{
+  assert(message->base.descriptor == &drivebackup__v1__restore_request__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t drivebackup__v1__restore_request__pack
+                     (const Drivebackup__V1__RestoreRequest *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &drivebackup__v1__restore_request__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t drivebackup__v1__restore_request__pack_to_buffer
+                     (const Drivebackup__V1__RestoreRequest *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &drivebackup__v1__restore_request__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Drivebackup__V1__RestoreRequest *
+       drivebackup__v1__restore_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Drivebackup__V1__RestoreRequest *)
+     protobuf_c_message_unpack (&drivebackup__v1__restore_request__descriptor,
+                                allocator, len, data);
+}
+void   drivebackup__v1__restore_request__free_unpacked
+                     (Drivebackup__V1__RestoreRequest *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &drivebackup__v1__restore_request__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
+static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[20] =
 {
   {
     "drive",
@@ -327,9 +417,22 @@ static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_des
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "checksum",
+    20,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, checksum),
+    &drivebackup__v1__checksum__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__backup_request__field_indices_by_name[] = {
   15,   /* field[15] = cbw_timeout_ns */
+  19,   /* field[19] = checksum */
   9,   /* field[9] = detach */
   0,   /* field[0] = drive */
   3,   /* field[3] = format */
@@ -352,7 +455,7 @@ static const unsigned drivebackup__v1__backup_request__field_indices_by_name[] =
 static const ProtobufCIntRange drivebackup__v1__backup_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 19 }
+  { 0, 20 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
 {
@@ -362,7 +465,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
   "Drivebackup__V1__BackupRequest",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__BackupRequest),
-  19,
+  20,
   drivebackup__v1__backup_request__field_descriptors,
   drivebackup__v1__backup_request__field_indices_by_name,
   1,  drivebackup__v1__backup_request__number_ranges,
@@ -446,6 +549,251 @@ const ProtobufCMessageDescriptor drivebackup__v1__start_group_request__descripto
   (ProtobufCMessageInit) drivebackup__v1__start_group_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
+static const ProtobufCFieldDescriptor drivebackup__v1__verify_request__field_descriptors[4] =
+{
+  {
+    "target",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__VerifyRequest, target),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "job_id",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__VerifyRequest, job_id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "speed",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__VerifyRequest, speed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "detach",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__VerifyRequest, detach),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned drivebackup__v1__verify_request__field_indices_by_name[] = {
+  3,   /* field[3] = detach */
+  1,   /* field[1] = job_id */
+  2,   /* field[2] = speed */
+  0,   /* field[0] = target */
+};
+static const ProtobufCIntRange drivebackup__v1__verify_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 4 }
+};
+const ProtobufCMessageDescriptor drivebackup__v1__verify_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.VerifyRequest",
+  "VerifyRequest",
+  "Drivebackup__V1__VerifyRequest",
+  "drivebackup.v1",
+  sizeof(Drivebackup__V1__VerifyRequest),
+  4,
+  drivebackup__v1__verify_request__field_descriptors,
+  drivebackup__v1__verify_request__field_indices_by_name,
+  1,  drivebackup__v1__verify_request__number_ranges,
+  (ProtobufCMessageInit) drivebackup__v1__verify_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
+static const ProtobufCFieldDescriptor drivebackup__v1__restore_request__field_descriptors[11] =
+{
+  {
+    "target",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, target),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "drive",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, drive),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "file",
+    3,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, file),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "format",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, format),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "overwrite",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, overwrite),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "speed",
+    6,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, speed),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "job_id",
+    7,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, job_id),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "request_key",
+    8,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, request_key),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "detach",
+    9,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, detach),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "on_source_error",
+    10,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, on_source_error),
+    &drivebackup__v1__error_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "on_target_error",
+    11,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__RestoreRequest, on_target_error),
+    &drivebackup__v1__error_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned drivebackup__v1__restore_request__field_indices_by_name[] = {
+  8,   /* field[8] = detach */
+  1,   /* field[1] = drive */
+  2,   /* field[2] = file */
+  3,   /* field[3] = format */
+  6,   /* field[6] = job_id */
+  9,   /* field[9] = on_source_error */
+  10,   /* field[10] = on_target_error */
+  4,   /* field[4] = overwrite */
+  7,   /* field[7] = request_key */
+  5,   /* field[5] = speed */
+  0,   /* field[0] = target */
+};
+static const ProtobufCIntRange drivebackup__v1__restore_request__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 11 }
+};
+const ProtobufCMessageDescriptor drivebackup__v1__restore_request__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.RestoreRequest",
+  "RestoreRequest",
+  "Drivebackup__V1__RestoreRequest",
+  "drivebackup.v1",
+  sizeof(Drivebackup__V1__RestoreRequest),
+  11,
+  drivebackup__v1__restore_request__field_descriptors,
+  drivebackup__v1__restore_request__field_indices_by_name,
+  1,  drivebackup__v1__restore_request__number_ranges,
+  (ProtobufCMessageInit) drivebackup__v1__restore_request__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
 static const ProtobufCEnumValue drivebackup__v1__target_mode__enum_values_by_number[3] =
 {
   { "TARGET_MODE_UNSPECIFIED", "DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED", 0 },
@@ -474,42 +822,6 @@ const ProtobufCEnumDescriptor drivebackup__v1__target_mode__descriptor =
   drivebackup__v1__target_mode__enum_values_by_name,
   1,
   drivebackup__v1__target_mode__value_ranges,
-  NULL,NULL,NULL,NULL   /* reserved[1234] */
-};
-static const ProtobufCEnumValue drivebackup__v1__error_policy__enum_values_by_number[6] =
-{
-  { "ERROR_POLICY_UNSPECIFIED", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED", 0 },
-  { "ERROR_POLICY_REPORT", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_REPORT", 1 },
-  { "ERROR_POLICY_IGNORE", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_IGNORE", 2 },
-  { "ERROR_POLICY_ENOSPC", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_ENOSPC", 3 },
-  { "ERROR_POLICY_STOP", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_STOP", 4 },
-  { "ERROR_POLICY_AUTO", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_AUTO", 5 },
-};
-static const ProtobufCIntRange drivebackup__v1__error_policy__value_ranges[] = {
-{0, 0},{0, 6}
-};
-static const ProtobufCEnumValueIndex drivebackup__v1__error_policy__enum_values_by_name[6] =
-{
-  { "ERROR_POLICY_AUTO", 5 },
-  { "ERROR_POLICY_ENOSPC", 3 },
-  { "ERROR_POLICY_IGNORE", 2 },
-  { "ERROR_POLICY_REPORT", 1 },
-  { "ERROR_POLICY_STOP", 4 },
-  { "ERROR_POLICY_UNSPECIFIED", 0 },
-};
-const ProtobufCEnumDescriptor drivebackup__v1__error_policy__descriptor =
-{
-  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
-  "drivebackup.v1.ErrorPolicy",
-  "ErrorPolicy",
-  "Drivebackup__V1__ErrorPolicy",
-  "drivebackup.v1",
-  6,
-  drivebackup__v1__error_policy__enum_values_by_number,
-  6,
-  drivebackup__v1__error_policy__enum_values_by_name,
-  1,
-  drivebackup__v1__error_policy__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
 static const ProtobufCEnumValue drivebackup__v1__cbw_error_policy__enum_values_by_number[3] =
@@ -602,14 +914,48 @@ const ProtobufCEnumDescriptor drivebackup__v1__group_completion__descriptor =
   drivebackup__v1__group_completion__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCMethodDescriptor drivebackup__v1__backups__method_descriptors[2] =
+static const ProtobufCEnumValue drivebackup__v1__checksum__enum_values_by_number[3] =
+{
+  { "CHECKSUM_UNSPECIFIED", "DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_UNSPECIFIED", 0 },
+  { "CHECKSUM_XXH3_128", "DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_XXH3_128", 1 },
+  { "CHECKSUM_SHA_256", "DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_SHA_256", 2 },
+};
+static const ProtobufCIntRange drivebackup__v1__checksum__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__checksum__enum_values_by_name[3] =
+{
+  { "CHECKSUM_SHA_256", 2 },
+  { "CHECKSUM_UNSPECIFIED", 0 },
+  { "CHECKSUM_XXH3_128", 1 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__checksum__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.Checksum",
+  "Checksum",
+  "Drivebackup__V1__Checksum",
+  "drivebackup.v1",
+  3,
+  drivebackup__v1__checksum__enum_values_by_number,
+  3,
+  drivebackup__v1__checksum__enum_values_by_name,
+  1,
+  drivebackup__v1__checksum__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCMethodDescriptor drivebackup__v1__backups__method_descriptors[4] =
 {
   { "Start", &drivebackup__v1__backup_request__descriptor, &drivebackup__v1__job_event__descriptor },
   { "StartGroup", &drivebackup__v1__start_group_request__descriptor, &drivebackup__v1__job_event__descriptor },
+  { "Verify", &drivebackup__v1__verify_request__descriptor, &drivebackup__v1__job_event__descriptor },
+  { "Restore", &drivebackup__v1__restore_request__descriptor, &drivebackup__v1__job_event__descriptor },
 };
 const unsigned drivebackup__v1__backups__method_indices_by_name[] = {
+  3,        /* Restore */
   0,        /* Start */
-  1         /* StartGroup */
+  1,        /* StartGroup */
+  2         /* Verify */
 };
 const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor =
 {
@@ -618,7 +964,7 @@ const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor =
   "Backups",
   "Drivebackup__V1__Backups",
   "drivebackup.v1",
-  2,
+  4,
   drivebackup__v1__backups__method_descriptors,
   drivebackup__v1__backups__method_indices_by_name
 };
@@ -637,6 +983,22 @@ void drivebackup__v1__backups__start_group(ProtobufCService *service,
 {
   assert(service->descriptor == &drivebackup__v1__backups__descriptor);
   service->invoke(service, 1, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void drivebackup__v1__backups__verify(ProtobufCService *service,
+                                      const Drivebackup__V1__VerifyRequest *input,
+                                      Drivebackup__V1__JobEvent_Closure closure,
+                                      void *closure_data)
+{
+  assert(service->descriptor == &drivebackup__v1__backups__descriptor);
+  service->invoke(service, 2, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
+}
+void drivebackup__v1__backups__restore(ProtobufCService *service,
+                                       const Drivebackup__V1__RestoreRequest *input,
+                                       Drivebackup__V1__JobEvent_Closure closure,
+                                       void *closure_data)
+{
+  assert(service->descriptor == &drivebackup__v1__backups__descriptor);
+  service->invoke(service, 3, (const ProtobufCMessage *) input, (ProtobufCClosure) closure, closure_data);
 }
 void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
                                      Drivebackup__V1__Backups_ServiceDestroy destroy)

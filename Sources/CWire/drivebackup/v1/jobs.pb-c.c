@@ -7,6 +7,51 @@
 #endif
 
 #include "drivebackup/v1/jobs.pb-c.h"
+void   drivebackup__v1__range__init
+                     (Drivebackup__V1__Range         *message)
+{
+  static const Drivebackup__V1__Range init_value = DRIVEBACKUP__V1__RANGE__INIT;
+  *message = init_value;
+}
+size_t drivebackup__v1__range__get_packed_size
+                     (const Drivebackup__V1__Range *message)
+{
+  assert(message->base.descriptor == &drivebackup__v1__range__descriptor);
+  return protobuf_c_message_get_packed_size ((const ProtobufCMessage*)(message));
+}
+size_t drivebackup__v1__range__pack
+                     (const Drivebackup__V1__Range *message,
+                      uint8_t       *out)
+{
+  assert(message->base.descriptor == &drivebackup__v1__range__descriptor);
+  return protobuf_c_message_pack ((const ProtobufCMessage*)message, out);
+}
+size_t drivebackup__v1__range__pack_to_buffer
+                     (const Drivebackup__V1__Range *message,
+                      ProtobufCBuffer *buffer)
+{
+  assert(message->base.descriptor == &drivebackup__v1__range__descriptor);
+  return protobuf_c_message_pack_to_buffer ((const ProtobufCMessage*)message, buffer);
+}
+Drivebackup__V1__Range *
+       drivebackup__v1__range__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data)
+{
+  return (Drivebackup__V1__Range *)
+     protobuf_c_message_unpack (&drivebackup__v1__range__descriptor,
+                                allocator, len, data);
+}
+void   drivebackup__v1__range__free_unpacked
+                     (Drivebackup__V1__Range *message,
+                      ProtobufCAllocator *allocator)
+{
+  if(!message)
+    return;
+  assert(message->base.descriptor == &drivebackup__v1__range__descriptor);
+  protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
+}
 void   drivebackup__v1__progress__init
                      (Drivebackup__V1__Progress         *message)
 {
@@ -997,6 +1042,57 @@ void   drivebackup__v1__dismiss_job_request__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__dismiss_job_request__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
+static const ProtobufCFieldDescriptor drivebackup__v1__range__field_descriptors[2] =
+{
+  {
+    "offset",
+    1,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Range, offset),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "length",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Range, length),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+};
+static const unsigned drivebackup__v1__range__field_indices_by_name[] = {
+  1,   /* field[1] = length */
+  0,   /* field[0] = offset */
+};
+static const ProtobufCIntRange drivebackup__v1__range__number_ranges[1 + 1] =
+{
+  { 1, 0 },
+  { 0, 2 }
+};
+const ProtobufCMessageDescriptor drivebackup__v1__range__descriptor =
+{
+  PROTOBUF_C__MESSAGE_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.Range",
+  "Range",
+  "Drivebackup__V1__Range",
+  "drivebackup.v1",
+  sizeof(Drivebackup__V1__Range),
+  2,
+  drivebackup__v1__range__field_descriptors,
+  drivebackup__v1__range__field_indices_by_name,
+  1,  drivebackup__v1__range__number_ranges,
+  (ProtobufCMessageInit) drivebackup__v1__range__init,
+  NULL,NULL,NULL    /* reserved[123] */
+};
 static const ProtobufCFieldDescriptor drivebackup__v1__progress__field_descriptors[2] =
 {
   {
@@ -1163,7 +1259,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job_error__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__job_error__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[19] =
+static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[31] =
 {
   {
     "id",
@@ -1393,32 +1489,188 @@ static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[19
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "missing_bytes",
+    20,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_INT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, missing_bytes),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "missing",
+    21,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Drivebackup__V1__Job, n_missing),
+    offsetof(Drivebackup__V1__Job, missing),
+    &drivebackup__v1__range__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "pause_error",
+    22,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, pause_error),
+    &drivebackup__v1__ioerror_event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "target_busy",
+    23,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, target_busy),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "error_count",
+    24,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, error_count),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "errors",
+    25,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Drivebackup__V1__Job, n_errors),
+    offsetof(Drivebackup__V1__Job, errors),
+    &drivebackup__v1__ioerror_event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "manifest",
+    26,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, manifest),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "group",
+    27,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, group),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "grouped",
+    28,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, grouped),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "restarts",
+    29,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT32,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, restarts),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "on_source_error",
+    30,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, on_source_error),
+    &drivebackup__v1__error_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
+  {
+    "on_target_error",
+    31,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, on_target_error),
+    &drivebackup__v1__error_policy__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
   13,   /* field[13] = created_at */
   2,   /* field[2] = drive */
   14,   /* field[14] = ended_at */
   8,   /* field[8] = error */
+  23,   /* field[23] = error_count */
+  24,   /* field[24] = errors */
   11,   /* field[11] = format */
+  26,   /* field[26] = group */
+  27,   /* field[27] = grouped */
   0,   /* field[0] = id */
   17,   /* field[17] = last_sequence */
+  25,   /* field[25] = manifest */
   16,   /* field[16] = manual_dismiss */
   15,   /* field[15] = manual_finalize */
+  20,   /* field[20] = missing */
+  19,   /* field[19] = missing_bytes */
+  29,   /* field[29] = on_source_error */
+  30,   /* field[30] = on_target_error */
+  21,   /* field[21] = pause_error */
   9,   /* field[9] = pause_reason */
   12,   /* field[12] = point_in_time */
   6,   /* field[6] = progress */
+  28,   /* field[28] = restarts */
   5,   /* field[5] = result */
   7,   /* field[7] = speed */
   18,   /* field[18] = staging */
   4,   /* field[4] = state */
   10,   /* field[10] = sync */
   3,   /* field[3] = target */
+  22,   /* field[22] = target_busy */
   1,   /* field[1] = type */
 };
 static const ProtobufCIntRange drivebackup__v1__job__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 19 }
+  { 0, 31 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
 {
@@ -1428,7 +1680,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
   "Drivebackup__V1__Job",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Job),
-  19,
+  31,
   drivebackup__v1__job__field_descriptors,
   drivebackup__v1__job__field_indices_by_name,
   1,  drivebackup__v1__job__number_ranges,
@@ -1693,7 +1945,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__started__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__started__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__state_changed__field_descriptors[3] =
+static const ProtobufCFieldDescriptor drivebackup__v1__state_changed__field_descriptors[4] =
 {
   {
     "state",
@@ -1731,8 +1983,21 @@ static const ProtobufCFieldDescriptor drivebackup__v1__state_changed__field_desc
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "pause_error",
+    4,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_MESSAGE,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__StateChanged, pause_error),
+    &drivebackup__v1__ioerror_event__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__state_changed__field_indices_by_name[] = {
+  3,   /* field[3] = pause_error */
   2,   /* field[2] = pause_reason */
   1,   /* field[1] = previous */
   0,   /* field[0] = state */
@@ -1740,7 +2005,7 @@ static const unsigned drivebackup__v1__state_changed__field_indices_by_name[] = 
 static const ProtobufCIntRange drivebackup__v1__state_changed__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__state_changed__descriptor =
 {
@@ -1750,7 +2015,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__state_changed__descriptor =
   "Drivebackup__V1__StateChanged",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__StateChanged),
-  3,
+  4,
   drivebackup__v1__state_changed__field_descriptors,
   drivebackup__v1__state_changed__field_indices_by_name,
   1,  drivebackup__v1__state_changed__number_ranges,
@@ -1904,7 +2169,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__pending__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__pending__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__completed__field_descriptors[3] =
+static const ProtobufCFieldDescriptor drivebackup__v1__completed__field_descriptors[4] =
 {
   {
     "result",
@@ -1942,8 +2207,21 @@ static const ProtobufCFieldDescriptor drivebackup__v1__completed__field_descript
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "missing",
+    4,
+    PROTOBUF_C_LABEL_REPEATED,
+    PROTOBUF_C_TYPE_MESSAGE,
+    offsetof(Drivebackup__V1__Completed, n_missing),
+    offsetof(Drivebackup__V1__Completed, missing),
+    &drivebackup__v1__range__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__completed__field_indices_by_name[] = {
+  3,   /* field[3] = missing */
   1,   /* field[1] = missing_bytes */
   2,   /* field[2] = progress */
   0,   /* field[0] = result */
@@ -1951,7 +2229,7 @@ static const unsigned drivebackup__v1__completed__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__completed__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 3 }
+  { 0, 4 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__completed__descriptor =
 {
@@ -1961,7 +2239,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__completed__descriptor =
   "Drivebackup__V1__Completed",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Completed),
-  3,
+  4,
   drivebackup__v1__completed__field_descriptors,
   drivebackup__v1__completed__field_indices_by_name,
   1,  drivebackup__v1__completed__number_ranges,
@@ -2476,18 +2754,22 @@ const ProtobufCMessageDescriptor drivebackup__v1__dismiss_job_request__descripto
   (ProtobufCMessageInit) drivebackup__v1__dismiss_job_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCEnumValue drivebackup__v1__job_type__enum_values_by_number[2] =
+static const ProtobufCEnumValue drivebackup__v1__job_type__enum_values_by_number[4] =
 {
   { "JOB_TYPE_UNSPECIFIED", "DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED", 0 },
   { "JOB_TYPE_BACKUP", "DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_BACKUP", 1 },
+  { "JOB_TYPE_VERIFY", "DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_VERIFY", 2 },
+  { "JOB_TYPE_RESTORE", "DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_RESTORE", 3 },
 };
 static const ProtobufCIntRange drivebackup__v1__job_type__value_ranges[] = {
-{0, 0},{0, 2}
+{0, 0},{0, 4}
 };
-static const ProtobufCEnumValueIndex drivebackup__v1__job_type__enum_values_by_name[2] =
+static const ProtobufCEnumValueIndex drivebackup__v1__job_type__enum_values_by_name[4] =
 {
   { "JOB_TYPE_BACKUP", 1 },
+  { "JOB_TYPE_RESTORE", 3 },
   { "JOB_TYPE_UNSPECIFIED", 0 },
+  { "JOB_TYPE_VERIFY", 2 },
 };
 const ProtobufCEnumDescriptor drivebackup__v1__job_type__descriptor =
 {
@@ -2496,9 +2778,9 @@ const ProtobufCEnumDescriptor drivebackup__v1__job_type__descriptor =
   "JobType",
   "Drivebackup__V1__JobType",
   "drivebackup.v1",
-  2,
+  4,
   drivebackup__v1__job_type__enum_values_by_number,
-  2,
+  4,
   drivebackup__v1__job_type__enum_values_by_name,
   1,
   drivebackup__v1__job_type__value_ranges,
@@ -2644,6 +2926,42 @@ const ProtobufCEnumDescriptor drivebackup__v1__sync_mode__descriptor =
   drivebackup__v1__sync_mode__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
+static const ProtobufCEnumValue drivebackup__v1__error_policy__enum_values_by_number[6] =
+{
+  { "ERROR_POLICY_UNSPECIFIED", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED", 0 },
+  { "ERROR_POLICY_REPORT", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_REPORT", 1 },
+  { "ERROR_POLICY_IGNORE", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_IGNORE", 2 },
+  { "ERROR_POLICY_ENOSPC", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_ENOSPC", 3 },
+  { "ERROR_POLICY_STOP", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_STOP", 4 },
+  { "ERROR_POLICY_AUTO", "DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_AUTO", 5 },
+};
+static const ProtobufCIntRange drivebackup__v1__error_policy__value_ranges[] = {
+{0, 0},{0, 6}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__error_policy__enum_values_by_name[6] =
+{
+  { "ERROR_POLICY_AUTO", 5 },
+  { "ERROR_POLICY_ENOSPC", 3 },
+  { "ERROR_POLICY_IGNORE", 2 },
+  { "ERROR_POLICY_REPORT", 1 },
+  { "ERROR_POLICY_STOP", 4 },
+  { "ERROR_POLICY_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__error_policy__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.ErrorPolicy",
+  "ErrorPolicy",
+  "Drivebackup__V1__ErrorPolicy",
+  "drivebackup.v1",
+  6,
+  drivebackup__v1__error_policy__enum_values_by_number,
+  6,
+  drivebackup__v1__error_policy__enum_values_by_name,
+  1,
+  drivebackup__v1__error_policy__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
 static const ProtobufCEnumValue drivebackup__v1__side__enum_values_by_number[4] =
 {
   { "SIDE_UNSPECIFIED", "DRIVEBACKUP__V1__SIDE__SIDE_UNSPECIFIED", 0 },
@@ -2676,7 +2994,7 @@ const ProtobufCEnumDescriptor drivebackup__v1__side__descriptor =
   drivebackup__v1__side__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
-static const ProtobufCEnumValue drivebackup__v1__operation__enum_values_by_number[6] =
+static const ProtobufCEnumValue drivebackup__v1__operation__enum_values_by_number[7] =
 {
   { "OPERATION_UNSPECIFIED", "DRIVEBACKUP__V1__OPERATION__OPERATION_UNSPECIFIED", 0 },
   { "OPERATION_READ", "DRIVEBACKUP__V1__OPERATION__OPERATION_READ", 1 },
@@ -2684,17 +3002,19 @@ static const ProtobufCEnumValue drivebackup__v1__operation__enum_values_by_numbe
   { "OPERATION_FLUSH", "DRIVEBACKUP__V1__OPERATION__OPERATION_FLUSH", 3 },
   { "OPERATION_OPEN", "DRIVEBACKUP__V1__OPERATION__OPERATION_OPEN", 4 },
   { "OPERATION_FINISH", "DRIVEBACKUP__V1__OPERATION__OPERATION_FINISH", 5 },
+  { "OPERATION_VERIFY", "DRIVEBACKUP__V1__OPERATION__OPERATION_VERIFY", 6 },
 };
 static const ProtobufCIntRange drivebackup__v1__operation__value_ranges[] = {
-{0, 0},{0, 6}
+{0, 0},{0, 7}
 };
-static const ProtobufCEnumValueIndex drivebackup__v1__operation__enum_values_by_name[6] =
+static const ProtobufCEnumValueIndex drivebackup__v1__operation__enum_values_by_name[7] =
 {
   { "OPERATION_FINISH", 5 },
   { "OPERATION_FLUSH", 3 },
   { "OPERATION_OPEN", 4 },
   { "OPERATION_READ", 1 },
   { "OPERATION_UNSPECIFIED", 0 },
+  { "OPERATION_VERIFY", 6 },
   { "OPERATION_WRITE", 2 },
 };
 const ProtobufCEnumDescriptor drivebackup__v1__operation__descriptor =
@@ -2704,9 +3024,9 @@ const ProtobufCEnumDescriptor drivebackup__v1__operation__descriptor =
   "Operation",
   "Drivebackup__V1__Operation",
   "drivebackup.v1",
-  6,
+  7,
   drivebackup__v1__operation__enum_values_by_number,
-  6,
+  7,
   drivebackup__v1__operation__enum_values_by_name,
   1,
   drivebackup__v1__operation__value_ranges,

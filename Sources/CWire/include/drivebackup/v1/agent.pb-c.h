@@ -83,10 +83,15 @@ struct  Drivebackup__V1__AgentInfo
    */
   size_t n_allowed_directories;
   char **allowed_directories;
+  /*
+   * What is wrong with the agent itself (its state cannot be kept, for instance), a sentence each.
+   */
+  size_t n_problems;
+  char **problems;
 };
 #define DRIVEBACKUP__V1__AGENT_INFO__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__agent_info__descriptor) \
-    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, 0,NULL, 0,NULL }
+    , (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, (char *)protobuf_c_empty_string, 0, 0,NULL, 0,NULL, 0,NULL }
 
 
 struct  Drivebackup__V1__WatchEventsRequest

@@ -18,6 +18,8 @@ PROTOBUF_C__BEGIN_DECLS
 
 typedef struct Drivebackup__V1__BackupRequest Drivebackup__V1__BackupRequest;
 typedef struct Drivebackup__V1__StartGroupRequest Drivebackup__V1__StartGroupRequest;
+typedef struct Drivebackup__V1__VerifyRequest Drivebackup__V1__VerifyRequest;
+typedef struct Drivebackup__V1__RestoreRequest Drivebackup__V1__RestoreRequest;
 
 
 /* --- enums --- */
@@ -37,33 +39,6 @@ typedef enum _Drivebackup__V1__TargetMode {
   DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_EXISTING = 2
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__TARGET_MODE)
 } Drivebackup__V1__TargetMode;
-typedef enum _Drivebackup__V1__ErrorPolicy {
-  /*
-   * As report.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED = 0,
-  /*
-   * The job fails.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_REPORT = 1,
-  /*
-   * The range is left out and recorded as missing.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_IGNORE = 2,
-  /*
-   * The job is paused when there is no space, and fails otherwise.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_ENOSPC = 3,
-  /*
-   * The job is paused.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_STOP = 4,
-  /*
-   * As enospc.
-   */
-  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_AUTO = 5
-    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__ERROR_POLICY)
-} Drivebackup__V1__ErrorPolicy;
 /*
  * What happens when old content that a guest is about to overwrite cannot be saved.
  */
@@ -113,11 +88,29 @@ typedef enum _Drivebackup__V1__GroupCompletion {
    */
   DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_INDIVIDUAL = 1,
   /*
-   * All of them, or none. Not implemented yet.
+   * All of them, or none.
    */
   DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_GROUPED = 2
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__GROUP_COMPLETION)
 } Drivebackup__V1__GroupCompletion;
+/*
+ * What a manifest has of a backup's content.
+ */
+typedef enum _Drivebackup__V1__Checksum {
+  /*
+   * As xxh3-128.
+   */
+  DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_UNSPECIFIED = 0,
+  /*
+   * Finds damage.
+   */
+  DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_XXH3_128 = 1,
+  /*
+   * Finds forgery, too, and costs more.
+   */
+  DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_SHA_256 = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__CHECKSUM)
+} Drivebackup__V1__Checksum;
 
 /* --- messages --- */
 
@@ -173,11 +166,11 @@ struct  Drivebackup__V1__BackupRequest
    */
   protobuf_c_boolean manual_dismiss;
   /*
-   * What to do when the drive cannot be read. Only `report` is implemented.
+   * What to do when the drive cannot be read.
    */
   Drivebackup__V1__ErrorPolicy on_source_error;
   /*
-   * What to do when the target cannot be written. Only `report` is implemented.
+   * What to do when the target cannot be written. A flush that fails fails the job under every policy.
    */
   Drivebackup__V1__ErrorPolicy on_target_error;
   /*
@@ -201,10 +194,14 @@ struct  Drivebackup__V1__BackupRequest
    * When the job fails or is cancelled keep what there is of a new target, as TARGET.partial.
    */
   protobuf_c_boolean keep_target;
+  /*
+   * What the manifest is to have of the content.
+   */
+  Drivebackup__V1__Checksum checksum;
 };
 #define DRIVEBACKUP__V1__BACKUP_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__backup_request__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED, 0, DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED, 0, 0 }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED, 0, DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED, 0, 0, DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_UNSPECIFIED }
 
 
 /*
@@ -231,6 +228,90 @@ struct  Drivebackup__V1__StartGroupRequest
 #define DRIVEBACKUP__V1__START_GROUP_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__start_group_request__descriptor) \
     , 0,NULL, DRIVEBACKUP__V1__GROUP_COMPLETION__GROUP_COMPLETION_UNSPECIFIED, 0, (char *)protobuf_c_empty_string }
+
+
+/*
+ * A backup to read back.
+ */
+struct  Drivebackup__V1__VerifyRequest
+{
+  ProtobufCMessage base;
+  /*
+   * The backup's absolute path on the agent's host.
+   */
+  char *target;
+  /*
+   * The job's name; empty for one of the agent's choosing.
+   */
+  char *job_id;
+  /*
+   * The limit of reading in bytes a second; 0 is unlimited.
+   */
+  int64_t speed;
+  /*
+   * End the stream after `started`.
+   */
+  protobuf_c_boolean detach;
+};
+#define DRIVEBACKUP__V1__VERIFY_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__verify_request__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0 }
+
+
+/*
+ * A backup to write back.
+ */
+struct  Drivebackup__V1__RestoreRequest
+{
+  ProtobufCMessage base;
+  /*
+   * The backup's absolute path on the agent's host.
+   */
+  char *target;
+  /*
+   * The drive that is overwritten; empty when `file` is given.
+   */
+  char *drive;
+  /*
+   * The absolute path of the image that is made; empty when `drive` is given.
+   */
+  char *file;
+  /*
+   * The new image's format, "raw" or "qcow2"; empty for the backup's.
+   */
+  char *format;
+  /*
+   * Replace a file of that name once the new one is whole and durable.
+   */
+  protobuf_c_boolean overwrite;
+  /*
+   * The limit of copying in bytes a second; 0 is unlimited.
+   */
+  int64_t speed;
+  /*
+   * The job's name; empty for one of the agent's choosing.
+   */
+  char *job_id;
+  /*
+   * Makes a retry harmless, as in BackupRequest.
+   */
+  char *request_key;
+  /*
+   * End the stream after `started`.
+   */
+  protobuf_c_boolean detach;
+  /*
+   * What to do when the backup cannot be read.
+   */
+  Drivebackup__V1__ErrorPolicy on_source_error;
+  /*
+   * What to do when the image or the drive cannot be written.
+   */
+  Drivebackup__V1__ErrorPolicy on_target_error;
+};
+#define DRIVEBACKUP__V1__RESTORE_REQUEST__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__restore_request__descriptor) \
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED }
 
 
 /* Drivebackup__V1__BackupRequest methods */
@@ -271,6 +352,44 @@ Drivebackup__V1__StartGroupRequest *
 void   drivebackup__v1__start_group_request__free_unpacked
                      (Drivebackup__V1__StartGroupRequest *message,
                       ProtobufCAllocator *allocator);
+/* Drivebackup__V1__VerifyRequest methods */
+void   drivebackup__v1__verify_request__init
+                     (Drivebackup__V1__VerifyRequest         *message);
+size_t drivebackup__v1__verify_request__get_packed_size
+                     (const Drivebackup__V1__VerifyRequest   *message);
+size_t drivebackup__v1__verify_request__pack
+                     (const Drivebackup__V1__VerifyRequest   *message,
+                      uint8_t             *out);
+size_t drivebackup__v1__verify_request__pack_to_buffer
+                     (const Drivebackup__V1__VerifyRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Drivebackup__V1__VerifyRequest *
+       drivebackup__v1__verify_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   drivebackup__v1__verify_request__free_unpacked
+                     (Drivebackup__V1__VerifyRequest *message,
+                      ProtobufCAllocator *allocator);
+/* Drivebackup__V1__RestoreRequest methods */
+void   drivebackup__v1__restore_request__init
+                     (Drivebackup__V1__RestoreRequest         *message);
+size_t drivebackup__v1__restore_request__get_packed_size
+                     (const Drivebackup__V1__RestoreRequest   *message);
+size_t drivebackup__v1__restore_request__pack
+                     (const Drivebackup__V1__RestoreRequest   *message,
+                      uint8_t             *out);
+size_t drivebackup__v1__restore_request__pack_to_buffer
+                     (const Drivebackup__V1__RestoreRequest   *message,
+                      ProtobufCBuffer     *buffer);
+Drivebackup__V1__RestoreRequest *
+       drivebackup__v1__restore_request__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   drivebackup__v1__restore_request__free_unpacked
+                     (Drivebackup__V1__RestoreRequest *message,
+                      ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
 typedef void (*Drivebackup__V1__BackupRequest_Closure)
@@ -278,6 +397,12 @@ typedef void (*Drivebackup__V1__BackupRequest_Closure)
                   void *closure_data);
 typedef void (*Drivebackup__V1__StartGroupRequest_Closure)
                  (const Drivebackup__V1__StartGroupRequest *message,
+                  void *closure_data);
+typedef void (*Drivebackup__V1__VerifyRequest_Closure)
+                 (const Drivebackup__V1__VerifyRequest *message,
+                  void *closure_data);
+typedef void (*Drivebackup__V1__RestoreRequest_Closure)
+                 (const Drivebackup__V1__RestoreRequest *message,
                   void *closure_data);
 
 /* --- services --- */
@@ -294,6 +419,14 @@ struct Drivebackup__V1__Backups_Service
                       const Drivebackup__V1__StartGroupRequest *input,
                       Drivebackup__V1__JobEvent_Closure closure,
                       void *closure_data);
+  void (*verify)(Drivebackup__V1__Backups_Service *service,
+                 const Drivebackup__V1__VerifyRequest *input,
+                 Drivebackup__V1__JobEvent_Closure closure,
+                 void *closure_data);
+  void (*restore)(Drivebackup__V1__Backups_Service *service,
+                  const Drivebackup__V1__RestoreRequest *input,
+                  Drivebackup__V1__JobEvent_Closure closure,
+                  void *closure_data);
 };
 typedef void (*Drivebackup__V1__Backups_ServiceDestroy)(Drivebackup__V1__Backups_Service *);
 void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
@@ -303,7 +436,9 @@ void drivebackup__v1__backups__init (Drivebackup__V1__Backups_Service *service,
 #define DRIVEBACKUP__V1__BACKUPS__INIT(function_prefix__) \
     { DRIVEBACKUP__V1__BACKUPS__BASE_INIT,\
       function_prefix__ ## start,\
-      function_prefix__ ## start_group  }
+      function_prefix__ ## start_group,\
+      function_prefix__ ## verify,\
+      function_prefix__ ## restore  }
 void drivebackup__v1__backups__start(ProtobufCService *service,
                                      const Drivebackup__V1__BackupRequest *input,
                                      Drivebackup__V1__JobEvent_Closure closure,
@@ -312,16 +447,26 @@ void drivebackup__v1__backups__start_group(ProtobufCService *service,
                                            const Drivebackup__V1__StartGroupRequest *input,
                                            Drivebackup__V1__JobEvent_Closure closure,
                                            void *closure_data);
+void drivebackup__v1__backups__verify(ProtobufCService *service,
+                                      const Drivebackup__V1__VerifyRequest *input,
+                                      Drivebackup__V1__JobEvent_Closure closure,
+                                      void *closure_data);
+void drivebackup__v1__backups__restore(ProtobufCService *service,
+                                       const Drivebackup__V1__RestoreRequest *input,
+                                       Drivebackup__V1__JobEvent_Closure closure,
+                                       void *closure_data);
 
 /* --- descriptors --- */
 
 extern const ProtobufCEnumDescriptor    drivebackup__v1__target_mode__descriptor;
-extern const ProtobufCEnumDescriptor    drivebackup__v1__error_policy__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__cbw_error_policy__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__staging_full_policy__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__group_completion__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__checksum__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__start_group_request__descriptor;
+extern const ProtobufCMessageDescriptor drivebackup__v1__verify_request__descriptor;
+extern const ProtobufCMessageDescriptor drivebackup__v1__restore_request__descriptor;
 extern const ProtobufCServiceDescriptor drivebackup__v1__backups__descriptor;
 
 PROTOBUF_C__END_DECLS

@@ -16,6 +16,7 @@ PROTOBUF_C__BEGIN_DECLS
 
 #include "drivebackup/v1/errors.pb-c.h"
 
+typedef struct Drivebackup__V1__Range Drivebackup__V1__Range;
 typedef struct Drivebackup__V1__Progress Drivebackup__V1__Progress;
 typedef struct Drivebackup__V1__StagingUsage Drivebackup__V1__StagingUsage;
 typedef struct Drivebackup__V1__JobError Drivebackup__V1__JobError;
@@ -47,7 +48,15 @@ typedef enum _Drivebackup__V1__JobType {
   /*
    * A copy of a drive at a point in time.
    */
-  DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_BACKUP = 1
+  DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_BACKUP = 1,
+  /*
+   * A backup is read back and compared with its manifest.
+   */
+  DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_VERIFY = 2,
+  /*
+   * A backup is written to a new image or to a drive.
+   */
+  DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_RESTORE = 3
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__JOB_TYPE)
 } Drivebackup__V1__JobType;
 typedef enum _Drivebackup__V1__JobState {
@@ -135,6 +144,36 @@ typedef enum _Drivebackup__V1__SyncMode {
   DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_BITMAP = 5
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__SYNC_MODE)
 } Drivebackup__V1__SyncMode;
+/*
+ * What a job does about an error of the drive or of the target.
+ */
+typedef enum _Drivebackup__V1__ErrorPolicy {
+  /*
+   * As report.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED = 0,
+  /*
+   * The job fails.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_REPORT = 1,
+  /*
+   * The range is left out and recorded as missing.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_IGNORE = 2,
+  /*
+   * The job is paused when there is no space, and fails otherwise.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_ENOSPC = 3,
+  /*
+   * The job is paused.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_STOP = 4,
+  /*
+   * As enospc.
+   */
+  DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_AUTO = 5
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__ERROR_POLICY)
+} Drivebackup__V1__ErrorPolicy;
 typedef enum _Drivebackup__V1__Side {
   DRIVEBACKUP__V1__SIDE__SIDE_UNSPECIFIED = 0,
   DRIVEBACKUP__V1__SIDE__SIDE_SOURCE = 1,
@@ -154,7 +193,11 @@ typedef enum _Drivebackup__V1__Operation {
   /*
    * Closing, renaming, flushing the directory.
    */
-  DRIVEBACKUP__V1__OPERATION__OPERATION_FINISH = 5
+  DRIVEBACKUP__V1__OPERATION__OPERATION_FINISH = 5,
+  /*
+   * What was read is not what the manifest says.
+   */
+  DRIVEBACKUP__V1__OPERATION__OPERATION_VERIFY = 6
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__OPERATION)
 } Drivebackup__V1__Operation;
 typedef enum _Drivebackup__V1__ErrorAction {
@@ -179,6 +222,20 @@ typedef enum _Drivebackup__V1__ErrorAction {
 } Drivebackup__V1__ErrorAction;
 
 /* --- messages --- */
+
+/*
+ * Bytes of the virtual disk.
+ */
+struct  Drivebackup__V1__Range
+{
+  ProtobufCMessage base;
+  int64_t offset;
+  int64_t length;
+};
+#define DRIVEBACKUP__V1__RANGE__INIT \
+ { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__range__descriptor) \
+    , 0, 0 }
+
 
 /*
  * How far a job is, in bytes. `current` never exceeds `total`.
@@ -302,10 +359,54 @@ struct  Drivebackup__V1__Job
    * Set between the fixing of the point in time and the job's end.
    */
   Drivebackup__V1__StagingUsage *staging;
+  /*
+   * Bytes of the drive that are not in the target because they could not be read or written.
+   */
+  int64_t missing_bytes;
+  /*
+   * Which these are, the first 256 ranges.
+   */
+  size_t n_missing;
+  Drivebackup__V1__Range **missing;
+  /*
+   * The error that the job is paused by; set while `pause_reason` is error.
+   */
+  Drivebackup__V1__IOErrorEvent *pause_error;
+  /*
+   * Why nothing can be done to the target now (a process that was abandoned still uses it); empty when it can.
+   */
+  char *target_busy;
+  /*
+   * How many operations have failed.
+   */
+  uint64_t error_count;
+  /*
+   * The last of these, merged as their events are, at most 16.
+   */
+  size_t n_errors;
+  Drivebackup__V1__IOErrorEvent **errors;
+  /*
+   * The manifest's absolute path; empty where there is none.
+   */
+  char *manifest;
+  /*
+   * The name of the group it was started in; empty for a job of its own.
+   */
+  char *group;
+  /*
+   * It completes or fails together with the other jobs of its group.
+   */
+  protobuf_c_boolean grouped;
+  /*
+   * How often the agent was restarted while the job ran.
+   */
+  uint32_t restarts;
+  Drivebackup__V1__ErrorPolicy on_source_error;
+  Drivebackup__V1__ErrorPolicy on_target_error;
 };
 #define DRIVEBACKUP__V1__JOB__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__job__descriptor) \
-    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, NULL }
+    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, NULL, 0, 0,NULL, NULL, (char *)protobuf_c_empty_string, 0, 0,NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED }
 
 
 typedef enum {
@@ -392,10 +493,14 @@ struct  Drivebackup__V1__StateChanged
    * Set when the new state is paused.
    */
   Drivebackup__V1__PauseReason pause_reason;
+  /*
+   * The error that the job is paused by; set when the reason is error.
+   */
+  Drivebackup__V1__IOErrorEvent *pause_error;
 };
 #define DRIVEBACKUP__V1__STATE_CHANGED__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__state_changed__descriptor) \
-    , DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED }
+    , DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, NULL }
 
 
 /*
@@ -463,10 +568,15 @@ struct  Drivebackup__V1__Completed
    */
   int64_t missing_bytes;
   Drivebackup__V1__Progress *progress;
+  /*
+   * Which these are, the first 256 ranges.
+   */
+  size_t n_missing;
+  Drivebackup__V1__Range **missing;
 };
 #define DRIVEBACKUP__V1__COMPLETED__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__completed__descriptor) \
-    , DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, 0, NULL }
+    , DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, 0, NULL, 0,NULL }
 
 
 struct  Drivebackup__V1__Failed
@@ -606,6 +716,25 @@ struct  Drivebackup__V1__DismissJobRequest
     , (char *)protobuf_c_empty_string }
 
 
+/* Drivebackup__V1__Range methods */
+void   drivebackup__v1__range__init
+                     (Drivebackup__V1__Range         *message);
+size_t drivebackup__v1__range__get_packed_size
+                     (const Drivebackup__V1__Range   *message);
+size_t drivebackup__v1__range__pack
+                     (const Drivebackup__V1__Range   *message,
+                      uint8_t             *out);
+size_t drivebackup__v1__range__pack_to_buffer
+                     (const Drivebackup__V1__Range   *message,
+                      ProtobufCBuffer     *buffer);
+Drivebackup__V1__Range *
+       drivebackup__v1__range__unpack
+                     (ProtobufCAllocator  *allocator,
+                      size_t               len,
+                      const uint8_t       *data);
+void   drivebackup__v1__range__free_unpacked
+                     (Drivebackup__V1__Range *message,
+                      ProtobufCAllocator *allocator);
 /* Drivebackup__V1__Progress methods */
 void   drivebackup__v1__progress__init
                      (Drivebackup__V1__Progress         *message);
@@ -1026,6 +1155,9 @@ void   drivebackup__v1__dismiss_job_request__free_unpacked
                       ProtobufCAllocator *allocator);
 /* --- per-message closures --- */
 
+typedef void (*Drivebackup__V1__Range_Closure)
+                 (const Drivebackup__V1__Range *message,
+                  void *closure_data);
 typedef void (*Drivebackup__V1__Progress_Closure)
                  (const Drivebackup__V1__Progress *message,
                   void *closure_data);
@@ -1196,9 +1328,11 @@ extern const ProtobufCEnumDescriptor    drivebackup__v1__job_state__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__job_result__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__pause_reason__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__sync_mode__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__error_policy__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__side__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__operation__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__error_action__descriptor;
+extern const ProtobufCMessageDescriptor drivebackup__v1__range__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__progress__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__staging_usage__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__job_error__descriptor;

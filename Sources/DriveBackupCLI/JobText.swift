@@ -43,7 +43,7 @@ enum JobText {
         let names = "backup of \(ColumnText.printable(job.drive)) to \(ColumnText.printable(job.target))"
         var lines = ["\(ColumnText.printable(job.id)): \(names)\(kind)"]
         func add(_ title: String, _ text: String) {
-            lines.append("  \(ColumnText.padded(title, to: 8)) \(ColumnText.printable(text))")
+            lines.append("  \(ColumnText.padded(title, to: 9)) \(ColumnText.printable(text))")
         }
         var state = state(job)
         if job.pauseReason == .error { state += " because of an error" }
@@ -61,11 +61,40 @@ enum JobText {
             let time = TimeText.words(TimeText.span(from: start, to: job.endedAt))
             add("ended", "\(TimeText.instant(nanoseconds: job.endedAt)), after \(time)")
         }
+        let policies = [job.onSourceError, job.onTargetError].map { $0.isUnspecified ? "report" : $0.name }
+        if policies != ["report", "report"] {
+            add("errors of", "the drive: \(policies[0]), of the target: \(policies[1])")
+        }
+        if let error = job.pauseError { add("paused by", place(error)) }
+        if job.missingBytes > 0 {
+            add("missing", ByteSize.text(job.missingBytes))
+            let shown = job.missing.prefix(shownRanges)
+            for range in shown { add("", "\(range.length) bytes at \(range.offset)") }
+            if job.missing.count > shown.count || JobStory.isCut(job.missing, of: job.missingBytes) {
+                add("", "and more (--json lists the first 256)")
+            }
+        }
+        if job.errorCount > 0 {
+            add("failures", "\(job.errorCount), the last of them:")
+            for error in job.errors { add("", place(error)) }
+        }
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
         if let next = next(job) { add("next", "\(prefix) job \(next) \(job.id)") }
         return lines
+    }
+
+    /// How many ranges people are shown.
+    private static let shownRanges = 8
+
+    /// An error with what programs decide by: `target write, 65536 bytes at 1048576, errno 28, stop: Couldn't write ...`.
+    private static func place(_ error: IOErrorEvent) -> String {
+        var words = ["\(error.side.name) \(error.operation.name)"]
+        if error.length > 0 { words.append("\(error.length) bytes at \(error.offset)") }
+        if error.errno != 0 { words.append("errno \(error.errno)") }
+        words.append(error.action.name)
+        return words.joined(separator: ", ") + ": \(JobStory.sentence(error))"
     }
 
     private static func next(_ job: Job) -> String? {

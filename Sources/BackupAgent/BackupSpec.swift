@@ -27,6 +27,8 @@ package struct BackupSpec: Sendable, Hashable {
     /// Zero: for ever.
     package var saveTimeout = Duration.seconds(5)
     package var stagingFull = BackupJob.Options.StagingFull.fail
+    package var onSourceError = ErrorPolicy.report
+    package var onTargetError = ErrorPolicy.report
 
     package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
         self.drive = drive
@@ -55,6 +57,16 @@ package struct JobInfo: Sendable, Hashable {
     package var endedAt: Int64 = 0
     package var waitsForFinalize: Bool
     package var waitsForDismiss: Bool
+    package var onSourceError = ErrorPolicy.report
+    package var onTargetError = ErrorPolicy.report
+    /// What the target lacks, and the first ranges of it.
+    package var missing = BackupJob.Missing()
+    /// What the job is paused by, where the reason is an error.
+    package var pauseError: JobIOError?
+    /// How many operations have failed.
+    package var errorCount: UInt64 = 0
+    /// The last of these, merged as their events are.
+    package var errors: [JobIOError] = []
     /// The number of its last event.
     package var lastSequence: UInt64 = 0
     /// nil before the job has staging, and after its end.

@@ -124,13 +124,12 @@ extension JobManager {
         options.saveFailure = spec.saveFailure
         options.saveTimeout = spec.saveTimeout
         options.stagingFull = spec.stagingFull
+        options.onSourceError = spec.onSourceError
+        options.onTargetError = spec.onTargetError
         let job = BackupJob(
             drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
             staging: hold.staging, buffers: buffers, control: record.control)
-        await job.onWarning { failure in
-            // Ends at once: it only tells the manager.
-            Task { await self.warn(failure, number) }
-        }
+        await listen(to: job, number)
         records[number]?.hold?.job = job
         return job
     }
@@ -312,21 +311,6 @@ extension JobManager {
         }
         record.start.fulfil(.success(event))
         logger.info("The job \(record.spec.jobID) copies \(record.spec.drive) to \(record.info.target)")
-    }
-
-    /// Tells the operator what a job's data path found worth telling.
-    private func warn(_ failure: IOFailure, _ number: JobNumber) {
-        guard let record = records[number] else { return }
-        logger.warning("The job \(record.spec.jobID): \(failure.error.message)")
-        var warning = JobIOError(failure)
-        warning.action = .warn
-        guard record.started != nil else {
-            records[number]?.earlyWarnings.append(warning)
-            return
-        }
-        guard record.machine.state != .concluded else { return }
-        let events = log.append([.ioError(warning)], job: number, id: record.spec.jobID)
-        if let last = events.last { records[number]?.info.lastSequence = last.sequence }
     }
 
     // MARK: Points in time that are exported

@@ -29,6 +29,11 @@ package actor JobManager {
         var lettingGo: LettingGo?
         /// What the operator was to know before the job had started.
         var earlyWarnings: [JobIOError] = []
+        var errors = JobErrors()
+        /// What the data path has told, and nobody has taken up.
+        let inbox = ErrorInbox()
+        /// `info.missing` is as the job would tell it.
+        var isMissingKnown = true
         var started: JobEvent?
         /// Why a job that has not started has to go.
         var startRefusal: AgentError?
@@ -162,8 +167,8 @@ package actor JobManager {
         let info = JobInfo(
             id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
-            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss
-        )
+            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss,
+            onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
         return Record(
             number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
             machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize, drains: spec.sync == .none),
@@ -240,6 +245,9 @@ package actor JobManager {
         info.state = record.machine.state
         info.result = record.machine.result
         info.pauseReason = record.machine.pauseReason
+        info.pauseError = info.pauseReason == .error ? record.machine.pauseError : nil
+        info.errorCount = record.errors.count
+        info.errors = record.errors.last
         info.error = record.machine.state == .concluded ? record.machine.failure?.error : nil
         if record.started != nil { info.progress = progress(of: record) }
         info.staging = record.started == nil ? nil : record.hold?.staging.usage
@@ -349,9 +357,14 @@ package actor JobManager {
         var kinds: [JobEvent.Kind] = []
         for effect in effects {
             switch effect {
-            case .stateChanged(let state, let previous, let reason):
-                kinds.append(.stateChanged(state, previous: previous, pauseReason: reason))
-            case .ioError(let error): kinds.append(.ioError(error))
+            case .stateChanged(let state, let previous, let reason, let error):
+                // Errors come before what they lead to.
+                kinds += (records[number]?.errors.takePending(now: clock()) ?? []).map { .ioError($0) }
+                kinds.append(
+                    .stateChanged(state, previous: previous, pauseReason: reason, pauseError: error))
+            case .ioError(let error):
+                _ = records[number]?.errors.note(error, now: clock())
+                kinds += (records[number]?.errors.takePending(now: clock()) ?? []).map { .ioError($0) }
             case .pending: kinds.append(.pending)
             case .pauseCopy:
                 record.control.pause()
@@ -378,7 +391,8 @@ package actor JobManager {
     private func end(_ result: JobResult, _ record: Record) -> JobEvent.Kind {
         let progress = progress(of: record)
         switch result {
-        case .completed, .completedWithErrors: return .completed(progress)
+        case .completed, .completedWithErrors:
+            return .completed(progress, missing: records[record.number]?.info.missing ?? BackupJob.Missing())
         case .cancelled: return .cancelled(progress)
         case .failed:
             let unknown = AgentError(.ioError, "The job failed for an unknown reason")

@@ -41,7 +41,7 @@ package protocol JobTarget: BackupTarget {
     var isProbedRaw: Bool { get }
     /// What was never written reads as zero.
     var readsAsZero: Bool { get }
-    /// What kind of operation the first error was in; nil before there is one.
+    /// In which part of `complete` the first error was; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
 
     /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more

@@ -101,17 +101,12 @@ final class TargetSession: JobTarget {
     }
 
     /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
-    /// is one of a flush: the data may be lost.
+    /// is one of a flush: the data may be lost (`.dataLost`).
     private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
-        do throws(BlockError) {
-            for written in places {
-                let (start, due) = window.withState { $0.add(written) }
-                for range in start { try await file.startWriteback(range) }
-                for range in due { try await file.waitForWriteback(range) }
-            }
-        } catch {
-            note(.flush)
-            throw error
+        for written in places {
+            let (start, due) = window.withState { $0.add(written) }
+            for range in start { try await file.startWriteback(range) }
+            for range in due { try await file.waitForWriteback(range) }
         }
     }
 
@@ -222,8 +217,8 @@ final class TargetSession: JobTarget {
         try enter(operation)
         defer { leave() }
         do throws(BlockError) { try await engine.run(body) } catch {
-            // The copy does not read: whoever does is told himself, and the job has not failed.
-            if operation != .read { note(operation) }
+            // Of reads and writes the caller knows; and neither need be the end of the job.
+            if operation == .flush || operation == .finish { note(operation) }
             throw error
         }
     }

@@ -44,8 +44,13 @@ package final class BackupJob: Sendable {
         /// How long one piece's saving may take before it counts as failed; zero is for ever.
         package var saveTimeout = Duration.seconds(5)
         package var stagingFull = StagingFull.fail
+        /// What happens when the drive cannot be read.
+        package var onSourceError = ErrorPolicy.report
+        /// What happens when the target cannot be written.
+        package var onTargetError = ErrorPolicy.report
+
         /// What cannot be read is recorded as missing, zero in the target, and the job goes on.
-        package var ignoresSourceErrors = false
+        var ignoresSourceErrors: Bool { onSourceError == .ignore }
 
         package init(
             sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 16,
@@ -208,6 +213,28 @@ package final class BackupJob: Sendable {
     package func onWarning(_ body: @escaping @Sendable (IOFailure) -> Void) async {
         await drive.engine.run { point.state.value.warn = body }
     }
+
+    /// What failed and did not end the job: each range that was left out, each error that has halted the copy (see
+    /// `JobControl.isHalted`); set before `fixPointInTime`. Called on the drive's engine.
+    package func onError(_ body: @escaping @Sendable (IOFailure, ErrorPolicy.Action) -> Void) async {
+        await drive.engine.run { point.state.value.tell = body }
+    }
+
+    /// What the target lacks, or will lack, because it could not be read or written.
+    package struct Missing: Sendable, Hashable, Codable {
+        /// Bytes of the drive.
+        package var length: UInt64 = 0
+        /// The first ranges, in order.
+        package var ranges: [ByteRange] = []
+
+        package init(length: UInt64 = 0, ranges: [ByteRange] = []) {
+            self.length = length
+            self.ranges = ranges
+        }
+    }
+
+    /// What is missing by now, with at most `limit` ranges.
+    package func missing(limit: Int) async -> Missing { await drive.engine.run { point.missing(limit: limit) } }
 
     // MARK: The copy
 

@@ -26,6 +26,8 @@ struct CopyLoop: Sendable {
         var map: ClusterMap
         var failure: BackupFailure?
         var lookup = Lookup.none
+        /// Blocks in flight that the target will lack when their clusters are done.
+        var lacking: [Range<Int>] = []
     }
 
     /// What the drive is asked about its extents, by a task of its own: the loop has to notice a cancel meanwhile.
@@ -330,20 +332,54 @@ struct CopyLoop: Sendable {
         }
         chunks.addTask {
             let failure = await body(range)
-            state.withState { state in
-                if let failure {
-                    state.map.giveUp(clusters)
-                    if state.failure == nil { state.failure = failure }
-                } else {
-                    state.map.finish(clusters)
-                }
-            }
-            if failure == nil {
+            let isDone = settle(clusters, failure)
+            if isDone {
                 point.noteDone(clusters)
                 await point.punch(clusters)
                 point.drive.passOnKept(in: range)
             }
-            control.chunkEnded(copied: failure == nil ? range.length : 0)
+            control.chunkEnded(copied: isDone ? range.length : 0)
+        }
+    }
+
+    /// In flight -> done; or to copy again after a failure, about which is done what its policy says. True when done.
+    private func settle(_ clusters: Range<Int>, _ failure: BackupFailure?) -> Bool {
+        let blocks = point.blocks(of: point.bytes(of: clusters))
+        let lacking = state.withState { state in
+            defer { state.lacking.removeAll { blocks.contains($0.lowerBound) } }
+            return state.lacking.filter { blocks.contains($0.lowerBound) }
+        }
+        var failure = failure
+        if failure == nil {
+            do throws(BlockError) { try point.noteLacking(lacking) } catch {
+                failure = .failed(IOFailure(.staging, .write, point.bytes(of: clusters), error))
+            }
+        }
+        guard let failure else {
+            state.withState { $0.map.finish(clusters) }
+            point.forgetMissing(in: clusters, but: lacking)
+            return true
+        }
+        state.withState { $0.map.giveUp(clusters) }
+        if let error = failure.ioFailure, halts(error) {
+            point.noteToCopy(clusters)
+            control.halt()
+            point.state.value.tell(error, .stop)
+        } else {
+            state.withState { state in
+                if state.failure == nil { state.failure = failure }
+            }
+        }
+        return false
+    }
+
+    /// Whether the copy stops at an error, and goes on when it is resumed. One that is ending cannot be paused.
+    private func halts(_ failure: IOFailure) -> Bool {
+        guard !isEnding, !control.isFinishing else { return false }
+        return switch failure.side {
+        case .source: options.onSourceError.action(on: failure.error) == .stop
+        case .target: options.onTargetError.action(on: failure.error) == .stop
+        case .staging: false
         }
     }
 

@@ -39,7 +39,8 @@ extension JobStory {
     func change(from previous: JobState) -> String? {
         switch state {
         case .paused where pauseReason == .error:
-            "\(id) is paused because of an error, at \(amount); drive-backup job resume \(id) tries again"
+            "\(id) is paused because of an error\(pauseError.map(Self.cause) ?? ""), at \(amount); "
+                + "drive-backup job resume \(id) tries again"
         case .paused:
             "\(id) is paused at \(amount); drive-backup job resume \(id) goes on"
         case .running where previous == .paused:
@@ -50,6 +51,12 @@ extension JobStory {
             "\(id) is being given up"
         default: nil
         }
+    }
+
+    /// ` (target write, 65536 bytes at 1048576, errno 28)`
+    private static func cause(_ error: IOErrorEvent) -> String {
+        let place = error.length > 0 ? ", \(error.length) bytes at \(error.offset)" : ""
+        return " (\(error.side.name) \(error.operation.name)\(place), errno \(error.errno))"
     }
 
     /// The line for a job that has done its work and may not end.
@@ -68,12 +75,25 @@ extension JobStory {
         return ColumnText.printable(error.message) + times + action
     }
 
+    /// `4096 bytes at 1048576, 512 bytes at 3145728 and more ('drive-backup job show' lists them)`.
+    private static func places(_ ranges: [Range], of bytes: Int64) -> String {
+        let shown = ranges.prefix(3)
+        let places = shown.map { "\($0.length) bytes at \($0.offset)" }.joined(separator: ", ")
+        guard ranges.count > shown.count || isCut(ranges, of: bytes) else { return places }
+        return places + " and more ('drive-backup job show' lists them)"
+    }
+
+    /// Whether `ranges` are not all of the missing `bytes`.
+    static func isCut(_ ranges: [Range], of bytes: Int64) -> Bool {
+        ranges.reduce(0) { $0 + $1.length } < bytes
+    }
+
     /// The last line: what was copied, where to, in what time; or what became of it. Nil before the end.
     var ending: String? {
         let time = TimeText.span(from: startedAt, to: endedAt)
         let hasTime = startedAt > 0 && endedAt > startedAt
         switch end {
-        case .completed(let result, let missing):
+        case .completed(let result, let missing, let ranges):
             let verb = result == .completed ? "backed up" : "backed up, but not whole,"
             var line = "\(verb) \(what)\(how): \(ByteSize.text(total))"
             if hasTime {
@@ -82,7 +102,8 @@ extension JobStory {
                 if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
             }
             if result != .completed {
-                line += "; \(ByteSize.text(missing)) could not be read and are missing"
+                line += "; \(ByteSize.text(missing)) could not be read or written and are missing"
+                if !ranges.isEmpty { line += ": " + Self.places(ranges, of: missing) }
             }
             return line
         case .failed(let error):

@@ -71,7 +71,7 @@ enum JobText {
         let kind = words.isEmpty ? "" : " (\(words.joined(separator: ", ")))"
         var lines = ["\(ColumnText.printable(job.id)): \(names(job))\(kind)"]
         func add(_ title: String, _ text: String) {
-            lines.append("  \(ColumnText.padded(title, to: 8)) \(ColumnText.printable(text))")
+            lines.append("  \(ColumnText.padded(title, to: 9)) \(ColumnText.printable(text))")
         }
         var state = state(job)
         if job.pauseReason == .error { state += " because of an error" }
@@ -98,9 +98,9 @@ enum JobText {
         }
         let waits = [job.manualFinalize ? "finalize" : nil, job.manualDismiss ? "dismiss" : nil].compactMap { $0 }
         if !waits.isEmpty { add("waits", "for \(waits.joined(separator: " and for "))") }
-        let policies = [("drive", job.onSourceError), ("target", job.onTargetError)].filter { !$1.isUnspecified }
-        if !policies.isEmpty {
-            add("on error", policies.map { "\($0): \($1.name)" }.joined(separator: ", "))
+        let policies = [job.onSourceError, job.onTargetError].map { $0.isUnspecified ? "report" : $0.name }
+        if policies != ["report", "report"] {
+            add("errors of", "the drive: \(policies[0]), of the target: \(policies[1])")
         }
         if !job.manifest.isEmpty { add("manifest", job.manifest) }
         addTrouble(of: job, add)
@@ -122,23 +122,32 @@ enum JobText {
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
-        if let error = job.pauseError { add("paused by", JobStory.sentence(error)) }
+        if let error = job.pauseError { add("paused by", place(error)) }
         if job.missingBytes > 0 {
-            add("missing", "\(ByteSize.text(job.missingBytes)) could not be read or written")
-            for range in job.missing {
-                add("", "\(range.length) bytes at offset \(range.offset)")
-            }
-            let named = job.missing.reduce(0) { $0 + $1.length }
-            if !job.missing.isEmpty, named < job.missingBytes {
-                add("", "and \(ByteSize.text(job.missingBytes - named)) more")
+            add("missing", ByteSize.text(job.missingBytes))
+            let shown = job.missing.prefix(shownRanges)
+            for range in shown { add("", "\(range.length) bytes at \(range.offset)") }
+            if job.missing.count > shown.count || JobStory.isCut(job.missing, of: job.missingBytes) {
+                add("", "and more (--json lists the first 256)")
             }
         }
         if job.errorCount > 0 {
-            let isCut = job.errors.count > 0 && job.errorCount > job.errors.reduce(0) { $0 + UInt64(max($1.count, 1)) }
-            add("errors", "\(job.errorCount)\(isCut ? ", the last of them:" : "")")
+            add("failures", "\(job.errorCount), the last of them:")
+            for error in job.errors { add("", place(error)) }
         }
-        for error in job.errors { add("", "\(error.side.name) \(error.operation.name): \(JobStory.sentence(error))") }
         if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
+    }
+
+    /// How many ranges people are shown.
+    private static let shownRanges = 8
+
+    /// An error with what programs decide by: `target write, 65536 bytes at 1048576, errno 28, stop: Couldn't write ...`.
+    private static func place(_ error: IOErrorEvent) -> String {
+        var words = ["\(error.side.name) \(error.operation.name)"]
+        if error.length > 0 { words.append("\(error.length) bytes at \(error.offset)") }
+        if error.errno != 0 { words.append("errno \(error.errno)") }
+        words.append(error.action.name)
+        return words.joined(separator: ", ") + ": \(JobStory.sentence(error))"
     }
 
     private static func next(_ job: Job) -> String? {

@@ -30,6 +30,21 @@ enum StagingFullWord: String, CaseIterable, ExpressibleByArgument {
     var policy: StagingFullPolicy { self == .fail ? .fail : .stall }
 }
 
+/// What `--on-source-error` and `--on-target-error` take.
+enum ErrorPolicyWord: String, CaseIterable, ExpressibleByArgument {
+    case report, ignore, enospc, stop, auto
+
+    var policy: ErrorPolicy {
+        switch self {
+        case .report: .report
+        case .ignore: .ignore
+        case .enospc: .enospc
+        case .stop: .stop
+        case .auto: .auto
+        }
+    }
+}
+
 /// What `--completion` takes.
 enum CompletionWord: String, CaseIterable, ExpressibleByArgument {
     case individual, grouped

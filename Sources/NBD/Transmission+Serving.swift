@@ -44,7 +44,7 @@ extension Transmission {
         // Paths of this host are nothing for a client.
         report(error.message)
         let (code, words): (NBDError, String) =
-            error.code == .noSpace
+            error.isNoSpace
             ? (.noSpace, "No space is left for the device") : (.inputOutput, "The device failed the request")
         refuse(request, code, words, giving: buffer)
     }

@@ -23,6 +23,8 @@ package struct AgentConfiguration: Sendable {
     package var staging: StagingOption?
     /// What does the I/O of drives; nil: the best kind that the system allows.
     package var engine: Engine?
+    /// The agent's program, which is started for each target; another one in tests, which are no agent.
+    package var targetProgram = TargetProcesses.ownProgram
     package var version: String
 
     package init(listen: [String], stateDirectory: String, runtimeDirectory: String, version: String) {
@@ -45,6 +47,7 @@ package final class Agent: Sendable {
     private let drives: DriveRegistry
     private let exports: ExportRegistry
     private let jobs: JobManager
+    private let targets: TargetProcesses
     private let log: EventLog
     private let server: RPCServer
     private let handlers: AgentHandlers
@@ -78,9 +81,13 @@ package final class Agent: Sendable {
         for line in parts.leftovers { logger.warning("\(line)") }
         let keeper = sequences
         log = EventLog(after: try await store.reservedSequence(), reserve: { keeper.reserve($0) })
+        targets = try TargetProcesses(
+            claims: claims, store: parts.store, executable: configuration.targetProgram, kind: engines.kind,
+            logger: logger)
+        try await targets.begin()
         jobs = JobManager(
-            drives: drives, exports: exports, targets: TargetSessions(claims: claims), files: parts.files,
-            buffers: BufferPool(), log: log, logger: logger)
+            drives: drives, exports: exports, targets: targets, files: parts.files, buffers: targets.buffers,
+            log: log, logger: logger)
         let identity = AgentIdentity(
             version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
         handlers = AgentHandlers(
@@ -127,6 +134,7 @@ package final class Agent: Sendable {
         await server.shutDown(within: Self.patience.clients)
         await sequences.finish()
         await drives.closeAll()
+        await targets.shutDown()
         store.close()
         await engines.shutDown()
         directories.release()

@@ -27,6 +27,7 @@ extension JobInfo {
         job.staging = staging.map { usage in
             StagingUsage(used: Int64(clamping: usage.used), limit: Int64(clamping: usage.limit))
         }
+        job.targetBusy = targetBusy ?? ""
         return job
     }
 }

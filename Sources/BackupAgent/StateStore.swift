@@ -89,6 +89,7 @@ package final class StateStore: Sendable {
                 table.column("readOnly", .boolean).notNull()
             }
         }
+        migrateLeftovers(&migrator)
         return migrator
     }
 
@@ -179,7 +180,7 @@ package final class StateStore: Sendable {
         try? database.close()
     }
 
-    private func read<Value: Sendable>(
+    func read<Value: Sendable>(
         _ what: String, _ body: @escaping @Sendable (Database) throws -> Value
     ) async throws(AgentError) -> Value {
         do { return try await database.read(body) } catch {
@@ -187,7 +188,7 @@ package final class StateStore: Sendable {
         }
     }
 
-    private func write(
+    func write(
         _ what: String, _ body: @escaping @Sendable (Database) throws -> Void
     ) async throws(AgentError) {
         do { try await database.write(body) } catch {

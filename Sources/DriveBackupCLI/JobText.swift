@@ -64,6 +64,7 @@ enum JobText {
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
+        if !job.targetBusy.isEmpty { add("target", job.targetBusy) }
         if let next = next(job) { add("next", "\(prefix) job \(next) \(job.id)") }
         return lines
     }

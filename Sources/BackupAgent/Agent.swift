@@ -25,6 +25,8 @@ package struct AgentConfiguration: Sendable {
     package var engine: Engine?
     package var history = HistoryLimits()
     package var hooks = HookOptions()
+    /// The agent's program, which is started for each target; another one in tests, which are no agent.
+    package var targetProgram = TargetProcesses.ownProgram
     package var version: String
 
     package init(listen: [String], stateDirectory: String, runtimeDirectory: String, version: String) {
@@ -49,6 +51,7 @@ package final class Agent: Sendable {
     private let drives: DriveRegistry
     private let exports: ExportRegistry
     private let jobs: JobManager
+    private let targets: TargetProcesses
     private let log: EventLog
     private let server: RPCServer
     private let handlers: AgentHandlers
@@ -90,9 +93,13 @@ package final class Agent: Sendable {
         self.writer = writer
         let hooks = Hooks(configuration.hooks, logger: logger)
         self.hooks = hooks
+        targets = try TargetProcesses(
+            claims: claims, store: parts.store, executable: configuration.targetProgram, kind: engines.kind,
+            logger: logger)
+        try await targets.begin()
         jobs = JobManager(
-            drives: drives, exports: exports, targets: TargetSessions(claims: claims), files: parts.files,
-            buffers: BufferPool(), log: log,
+            drives: drives, exports: exports, targets: targets, files: parts.files,
+            buffers: targets.buffers, log: log,
             history: JobHistory(
                 store: parts.store, writer: writer, problems: problems, keys: past.keys, lastNumber: past.job,
                 reservedNumber: past.job + JobHistory.reservation),
@@ -154,6 +161,7 @@ package final class Agent: Sendable {
         log.close()
         await server.shutDown(within: Self.patience.clients)
         await drives.closeAll()
+        await targets.shutDown()
         // One that does not answer would not answer to this either.
         if isKept { store.close() }
         await engines.shutDown()

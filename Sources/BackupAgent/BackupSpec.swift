@@ -71,4 +71,6 @@ package struct JobInfo: Sendable, Hashable {
     package var lastSequence: UInt64 = 0
     /// nil before the job has staging, and after its end.
     package var staging: Staging.Usage?
+    /// Why nothing can be done to the target now; nil when it can.
+    package var targetBusy: String?
 }

@@ -48,7 +48,7 @@ struct HookProcess: Sendable {
         var child: pid_t = 0
         var variables = environment.map { strdup($0) } + [nil]
         defer { for text in variables { free(text) } }
-        let error = cblockio_spawn(executable, &variables, &input, &output, &child)
+        let error = cblockio_spawn_hook(executable, &variables, &input, &output, &child)
         guard error == 0 else { return Outcome(end: .notStarted(errno: -error)) }
         var watch = Watch(child: child, input: input, output: output, text: self.input)
         return watch.run(limit: limit, grace: grace)

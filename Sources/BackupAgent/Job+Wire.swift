@@ -34,6 +34,7 @@ extension JobInfo {
         job.errors = errors.map(\.wire)
         job.onSourceError = onSourceError.wire
         job.onTargetError = onTargetError.wire
+        job.targetBusy = targetBusy ?? ""
         return job
     }
 }

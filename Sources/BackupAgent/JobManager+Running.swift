@@ -110,7 +110,9 @@ extension JobManager {
 
     private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
-            error: AgentError(error, of: .destination, subject: target.name),
+            error: target.endedWhileFlushing
+                ? AgentError(.flushInterrupted, error.message, subject: target.name)
+                : AgentError(error, of: .destination, subject: target.name),
             // Nothing went wrong with one that was given up.
             ioError: error.code == .cancelled
                 ? nil

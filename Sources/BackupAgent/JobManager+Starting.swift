@@ -181,13 +181,12 @@ extension JobManager {
         guard let record = records[number] else { throw cancelledAtStart("") }
         let stop = record.stop
         let done = OneShot<Result<Value, AgentError>>()
-        own(
-            number,
-            Task {
-                do throws(AgentError) { done.fulfil(.success(try await body())) } catch {
-                    done.fulfil(.failure(error))
-                }
-            })
+        let task = Task {
+            do throws(AgentError) { done.fulfil(.success(try await body())) } catch {
+                done.fulfil(.failure(error))
+            }
+        }
+        own(number, task)
         let result = await withTaskGroup(of: Result<Value, AgentError>?.self) { group in
             group.addTask { await done.wait() }
             group.addTask {
@@ -199,6 +198,8 @@ extension JobManager {
             return first
         }
         if let result { return try result.get() }
+        // Who can leave what hangs does so now.
+        task.cancel()
         own(
             number,
             Task {

@@ -201,14 +201,14 @@ package actor JobManager {
 
     /// Jobs that have not been dismissed, oldest first; with `all` the last ended ones, too.
     package func list(all: Bool) -> [JobInfo] {
-        let past = all ? dismissed.compactMap { ended[$0] }.map(\.info) : []
+        let past = all ? dismissed.compactMap { self.past($0) } : []
         return past + records.keys.sorted().compactMap { records[$0].map(current) }
     }
 
     /// The job of this id, or the last one that had it.
     package func get(_ id: String) throws(AgentError) -> JobInfo {
         if let record = live(id) { return current(record) }
-        if let number = last(id), let past = ended[number] { return past.info }
+        if let number = last(id), let past = past(number) { return past }
         throw Self.notFound(id)
     }
 
@@ -251,6 +251,14 @@ package actor JobManager {
         info.error = record.machine.state == .concluded ? record.machine.failure?.error : nil
         if record.started != nil { info.progress = progress(of: record) }
         info.staging = record.started == nil ? nil : record.hold?.staging.usage
+        info.targetBusy = targets.busy(record.number)
+        return info
+    }
+
+    /// A job that was dismissed, of which a process may still be there.
+    private func past(_ number: JobNumber) -> JobInfo? {
+        var info = ended[number]?.info
+        info?.targetBusy = targets.busy(number)
         return info
     }
 

@@ -36,14 +36,14 @@ package enum JobVerb: String, Sendable, Hashable, CaseIterable {
 }
 
 /// What a backup copies, of the modes that exist so far. Raw values are those of `drivebackup.v1.SyncMode`.
-package enum BackupSync: Int32, Sendable, Hashable {
+package enum BackupSync: Int32, Sendable, Hashable, Codable {
     case full = 1
     case top
     case none
 }
 
 /// A job's number inside one run of the agent. Ids are used again, numbers never.
-package struct JobNumber: Sendable, Hashable, Comparable {
+package struct JobNumber: Sendable, Hashable, Comparable, Codable {
     let value: UInt64
 
     package static func < (one: JobNumber, other: JobNumber) -> Bool { one.value < other.value }

@@ -3,8 +3,8 @@ package import BlockIO
 package import DiskImages
 
 /// What a backup's target has to be, as data, so that a process of its own can be told it.
-package struct TargetSpec: Sendable {
-    package enum Mode: Sendable, Hashable {
+package struct TargetSpec: Sendable, Codable {
+    package enum Mode: Sendable, Hashable, Codable {
         /// A new image; a file of that name is replaced at the end, if that was asked for.
         case new(overwrite: Bool)
         /// An image that exists.
@@ -12,7 +12,7 @@ package struct TargetSpec: Sendable {
     }
 
     /// A file that the image names as what lies below it.
-    package struct Backing: Sendable, Hashable {
+    package struct Backing: Sendable, Hashable, Codable {
         package var path: String
         package var format: ImageFormat
         /// Device and inode, of what it lies on, too.
@@ -43,6 +43,8 @@ package protocol JobTarget: BackupTarget {
     var readsAsZero: Bool { get }
     /// In which part of `complete` the first error was; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
+    /// The process that the target is in has ended while it made the target durable: nobody knows whether it is.
+    var endedWhileFlushing: Bool { get }
 
     /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more
     /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is
@@ -50,7 +52,11 @@ package protocol JobTarget: BackupTarget {
     func giveUp(keep: Bool) async -> Bool
 }
 
-/// Opens targets; the place where a process boundary goes.
+extension JobTarget {
+    var endedWhileFlushing: Bool { false }
+}
+
+/// Opens targets, in this process or in one for each.
 package protocol TargetOpener: Sendable {
     /// Checks what can be checked about a target without making or changing anything, and takes nothing: for groups, in which
     /// the first target is not to be made when the second one cannot be.
@@ -59,4 +65,11 @@ package protocol TargetOpener: Sendable {
     /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing
     /// was made or changed.
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget
+
+    /// Why nothing can be done to the target of a job, ended or not: an abandoned process still uses it.
+    func busy(_ job: JobNumber) -> String?
+}
+
+extension TargetOpener {
+    package func busy(_ job: JobNumber) -> String? { nil }
 }

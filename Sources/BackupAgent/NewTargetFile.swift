@@ -19,7 +19,7 @@ final class NewTargetFile: Sendable {
     private let name: String
     private let partialName: String
     private let overwrites: Bool
-    private let claims: FileClaims
+    private let claims: any TargetClaims
     private let job: JobNumber
     private let jobID: String
     /// An unfinished target of an earlier backup that is to be replaced.
@@ -28,7 +28,7 @@ final class NewTargetFile: Sendable {
 
     /// Checks that the target can be made; makes and changes nothing, but claims the files that have its
     /// names.
-    init(checking spec: TargetSpec, overwrites: Bool, claims: FileClaims) throws(AgentError) {
+    init(checking spec: TargetSpec, overwrites: Bool, claims: any TargetClaims) throws(AgentError) {
         let (parent, name) = try PathPolicy.split(spec.path)
         directory = try Self.openDirectory(parent, for: spec.path)
         path = directory.path(of: name)
@@ -68,6 +68,8 @@ final class NewTargetFile: Sendable {
             do throws(BlockError) {
                 let identity = try FileIdentity.of(descriptor, path: partialPath).identity
                 made.withLock { $0 = identity }
+                claims.made(
+                    TargetLeftover(jobID: jobID, path: path, identity: identity, overwrites: overwrites))
                 try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: partialPath)
                 return descriptor
             } catch {
@@ -137,7 +139,7 @@ extension NewTargetFile {
     /// What stands in the way of a new target in its directory.
     private struct Place {
         let directory: Directory
-        let claims: FileClaims
+        let claims: any TargetClaims
         let job: JobNumber
         let jobID: String
 

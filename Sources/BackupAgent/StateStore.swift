@@ -75,6 +75,7 @@ package final class StateStore: Sendable {
         var migrator = DatabaseMigrator()
         registerDrives(in: &migrator)
         registerHistory(in: &migrator)
+        registerLeftovers(in: &migrator)
         return migrator
     }
 

@@ -18,10 +18,10 @@ final class TargetPlace: Sendable {
     let path: String
     /// The names of a new target; nil for one that existed.
     private let new: NewTargetFile?
-    private let claims: FileClaims
+    private let claims: any TargetClaims
     private let holder: FileClaims.Holder
 
-    init(path: String, new: NewTargetFile?, claims: FileClaims, holder: FileClaims.Holder) {
+    init(path: String, new: NewTargetFile?, claims: any TargetClaims, holder: FileClaims.Holder) {
         self.path = path
         self.new = new
         self.claims = claims

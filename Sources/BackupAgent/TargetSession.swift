@@ -21,7 +21,7 @@ internal import Synchronization
 // (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can
 // be.
 
-/// A job's target in this process.
+/// A job's target in this process, which is one of its own (`TargetServer`) or a test's.
 final class TargetSession: JobTarget {
     /// How long a target that is given up may take before it is left behind.
     static let patience = Duration.seconds(2)
@@ -36,6 +36,8 @@ final class TargetSession: JobTarget {
     private let file: HostFile
     private let place: TargetPlace
     private let engine: any IOEngine
+    /// The engine is the target's own.
+    private let endsEngine: Bool
     private let size: UInt64
     private let window: EngineIsolated<WritebackWindow>
     private let isClosed: EngineIsolated<Bool>
@@ -62,8 +64,10 @@ final class TargetSession: JobTarget {
     }
 
     init(
-        _ opened: TargetPlace.Image, place: TargetPlace, file: HostFile, keeper: LockKeeper, spec: TargetSpec
+        _ opened: TargetPlace.Image, place: TargetPlace, file: HostFile, keeper: LockKeeper, spec: TargetSpec,
+        endsEngine: Bool = true
     ) {
+        self.endsEngine = endsEngine
         name = place.path
         device = opened.device
         format = opened.format
@@ -204,7 +208,7 @@ final class TargetSession: JobTarget {
         }
         if let keeper { await engine.blocking { keeper.close() } }
         place.release()
-        await engine.shutDown()
+        if endsEngine { await engine.shutDown() }
         gone.fulfil(isComplete)
     }
 

@@ -1,14 +1,17 @@
-package import BlockIO
+internal import BlockIO
 internal import DiskImages
 
-/// Opens targets in this process, each on an engine of its own.
+/// Opens targets in this process, each on an engine of its own, or all on one.
 package struct TargetSessions: TargetOpener {
-    private let claims: FileClaims
+    private let claims: any TargetClaims
     private let kind: EngineKind
+    /// The engine of all targets, which stays; nil: each has one that ends with it.
+    private let engine: (any IOEngine)?
 
-    package init(claims: FileClaims, kind: EngineKind = .threads) {
+    init(claims: any TargetClaims, kind: EngineKind = .threads, engine: (any IOEngine)? = nil) {
         self.claims = claims
         self.kind = kind
+        self.engine = engine
     }
 
     package func check(_ spec: TargetSpec) async throws(AgentError) {
@@ -23,7 +26,7 @@ package struct TargetSessions: TargetOpener {
             }
         }
         claims.release(.target(spec.job, jobID: spec.jobID))
-        await engine.shutDown()
+        await end(engine)
         try checked.get()
     }
 
@@ -31,17 +34,23 @@ package struct TargetSessions: TargetOpener {
         let engine = try engine(for: spec)
         do throws(AgentError) {
             return try await engine.run { () async throws(AgentError) in
-                let opening = TargetOpening(spec: spec, claims: claims, engine: engine)
+                let opening = TargetOpening(
+                    spec: spec, claims: claims, engine: engine, endsEngine: self.engine == nil)
                 return try await opening.run()
             }
         } catch {
             claims.release(.target(spec.job, jobID: spec.jobID))
-            await engine.shutDown()
+            await end(engine)
             throw error
         }
     }
 
+    private func end(_ engine: any IOEngine) async {
+        if self.engine == nil { await engine.shutDown() }
+    }
+
     private func engine(for spec: TargetSpec) throws(AgentError) -> any IOEngine {
+        if let engine { return engine }
         do throws(BlockError) { return try kind.makeEngine(name: "target \(spec.jobID)") } catch {
             throw AgentError(error, of: .target, subject: spec.path)
         }
@@ -51,8 +60,9 @@ package struct TargetSessions: TargetOpener {
 /// One target's way from a spec to a session. Runs on the target's engine.
 private struct TargetOpening {
     let spec: TargetSpec
-    let claims: FileClaims
+    let claims: any TargetClaims
     let engine: any IOEngine
+    let endsEngine: Bool
 
     func run() async throws(AgentError) -> TargetSession {
         switch spec.mode {
@@ -109,7 +119,8 @@ private struct TargetOpening {
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
             let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec,
+                endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)
             throw error
@@ -137,7 +148,8 @@ private struct TargetOpening {
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
             let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec,
+                endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)
             throw error

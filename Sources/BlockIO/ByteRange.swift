@@ -55,6 +55,21 @@ package struct ByteRange: Sendable, Hashable, Codable {
     }
 }
 
+extension ByteRange: Codable {
+    private enum CodingKeys: CodingKey { case offset, length }
+
+    /// Another process may say anything; a range ends within 64 bits.
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        offset = try values.decode(UInt64.self, forKey: .offset)
+        length = try values.decode(UInt64.self, forKey: .length)
+        guard !offset.addingReportingOverflow(length).overflow else {
+            throw DecodingError.dataCorruptedError(
+                forKey: .length, in: values, debugDescription: "the range ends beyond 64 bits")
+        }
+    }
+}
+
 extension ByteRange: CustomStringConvertible {
     package var description: String { "\(length) bytes at offset \(offset)" }
 }

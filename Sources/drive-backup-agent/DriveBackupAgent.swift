@@ -3,8 +3,16 @@ internal import BackupAgent
 internal import Glibc
 internal import Logging
 
-/// `drive-backup-agent`: options and wiring; what it does is in the BackupAgent library.
+/// The agent, or the process of one of its targets, which needs nothing of the agent's.
 @main
+enum Program {
+    static func main() async {
+        if TargetServer.isWanted { TargetServer.run() }
+        await DriveBackupAgent.main()
+    }
+}
+
+/// `drive-backup-agent`: options and wiring; what it does is in the BackupAgent library.
 struct DriveBackupAgent: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "drive-backup-agent",

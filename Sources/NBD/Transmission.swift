@@ -60,6 +60,26 @@ final class Transmission: Sendable {
         func beginWait() { waits.wrappingAdd(1, ordering: .relaxed) }
         func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
 
+        /// The payload that is being received.
+        private let payload = Mutex<(bytes: Int, began: ContinuousClock.Instant)?>(nil)
+
+        func beginPayload(_ bytes: Int, at now: ContinuousClock.Instant = .now) {
+            payload.withLock { $0 = (bytes, now) }
+            beginWait()
+        }
+
+        func endPayload() {
+            endWait()
+            payload.withLock { $0 = nil }
+        }
+
+        /// A payload has been on its way for longer than it may, when others wait: however steadily it trickles.
+        func isLate(at now: ContinuousClock.Instant, _ limits: NBDLimits) -> Bool {
+            guard let (bytes, began) = payload.withLock({ $0 }) else { return false }
+            let microseconds = bytes * 1_000_000 / max(1, limits.payloadBytesPerSecond)
+            return now - began > limits.stall + .microseconds(microseconds)
+        }
+
         func hangUp() { ended.store(true, ordering: .relaxed) }
 
         var hasHungUp: Bool { ended.load(ordering: .relaxed) }
@@ -180,8 +200,8 @@ final class Transmission: Sendable {
         bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: input.bytes[..<done]))
         input.drop(done)
         guard done < bytes.count else { return true }
-        progress.beginWait()
-        defer { progress.endWait() }
+        progress.beginPayload(bytes.count)
+        defer { progress.endPayload() }
         while done < bytes.count {
             // In pieces, so that the watchdog sees a slow client move.
             let end = min(done + Self.payloadPiece, bytes.count)

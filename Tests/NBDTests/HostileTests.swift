@@ -83,6 +83,56 @@ struct HostileTests {
         #expect(limits.memory.used == 0)
     }
 
+    @Test("clients whose announced payloads trickle are let go when others need the memory")
+    func trickling() async throws {
+        var limits = Self.limits(stall: .milliseconds(300))
+        limits.payloadBytesPerSecond = 1 << 40
+        let test = try await ServerUnderTest.start(limits: limits)
+        let disk = try test.addDisk("a", bytes: 64 << 20)
+        var hostile: [Task<Void, any Error>] = []
+        for _ in 0..<2 {
+            let client = try await RawClient.open(test.path)
+            try await client.send(RawClient.request(1, length: 32 << 20))
+            hostile.append(
+                Task {
+                    let piece = [UInt8](repeating: 7, count: 1 << 20)
+                    // Slow, but never as slow as to stand still.
+                    for _ in 0..<32 {
+                        try await client.send(piece)
+                        try await Task.sleep(for: .milliseconds(100))
+                    }
+                    client.socket.shutDown()
+                })
+        }
+        while limits.memory.used < 64 << 20 { await Task.yield() }
+        let good = try await RawClient.open(test.path)
+        let payload = [UInt8](repeating: 5, count: 32 << 20)
+        #expect(try await good.ask(1, length: 32 << 20, payload: payload).error == 0)
+        // They are hung up on while they send, or thereafter.
+        for task in hostile { _ = await task.result }
+        // One at least had to go; when nobody waited any more, the other one could take its time.
+        #expect(disk.calls.filter { $0.operation == .write }.count < 3)
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test("a payload has its time by its length")
+    func timeOfPayloads() {
+        let progress = Transmission.Progress()
+        let limits = NBDLimits()
+        let start = ContinuousClock.now
+        #expect(!progress.isLate(at: start + .seconds(1000), limits))
+        progress.beginPayload(32_000_000, at: start)
+        #expect(progress.isWaiting)
+        for second in 0...37 {
+            progress.moved()
+            #expect(!progress.isLate(at: start + .seconds(second), limits))
+        }
+        #expect(progress.isLate(at: start + .seconds(38), limits))
+        progress.endPayload()
+        #expect(!progress.isWaiting && !progress.isLate(at: start + .seconds(38), limits))
+    }
+
     @Test("a client that leaves in the middle of a write has written nothing", arguments: EngineKind.allCases)
     func leaving(kind: EngineKind) async throws {
         let limits = Self.limits()

@@ -14,7 +14,7 @@ final class Connection: Sendable {
 
     let socket: Socket
     private let input = ReceiveBuffer()
-    private let progress = Transmission.Progress()
+    let progress = Transmission.Progress()
     private let limits: NBDLimits
     private let log: @Sendable (String) -> Void
     private let began = ContinuousClock.now

@@ -57,7 +57,11 @@ final class Transmission: Sendable {
         private let ended = Atomic(false)
 
         func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
-        func beginWait() { waits.wrappingAdd(1, ordering: .relaxed) }
+        /// That it begins is a move: the client has had no time yet, whenever the watchdog looked last.
+        func beginWait() {
+            moved()
+            waits.wrappingAdd(1, ordering: .relaxed)
+        }
         func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
 
         /// The payload that is being received.

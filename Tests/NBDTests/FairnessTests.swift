@@ -30,6 +30,44 @@ struct FairnessTests {
         #expect(low.count == 1 || low != Array(low[0]..<low[0] + low.count))
         try await test.stop()
     }
+
+    @Test("the longest requests have their turns among forty busy clients", arguments: EngineKind.allCases)
+    func turnsOfLongRequests(kind: EngineKind) async throws {
+        var limits = NBDLimits.patient
+        // So small that the busy ones could do with all of it.
+        limits.memory = RequestMemory(capacity: 8 << 20)
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        let disk = try test.addDisk("a", bytes: 4 << 20)
+        disk.hold()
+        var busy: [RawClient] = []
+        let request = RawClient.request(0, length: 64 << 10)
+        for _ in 0..<40 {
+            let client = try await RawClient.open(test.path, structured: false)
+            try await client.send((0..<16).flatMap { _ in request })
+            busy.append(client)
+        }
+        while limits.memory.waiting < 40 { await Task.yield() }
+        let long = try await RawClient.open(test.path)
+        try await long.send(RawClient.request(0, length: 2 << 20))
+        while limits.memory.waiting < 41 { await Task.yield() }
+        let isOver = Locked(false)
+        let tasks = busy.map { client in
+            Task {
+                while !isOver.value {
+                    _ = try await client.reply(length: 64 << 10)
+                    try await client.send(request)
+                }
+                for _ in 0..<16 { _ = try await client.reply(length: 64 << 10) }
+            }
+        }
+        disk.release()
+        #expect(try await long.reply().error == 0)
+        for _ in 0..<5 { #expect(try await long.ask(0, length: 2 << 20).error == 0) }
+        isOver.withLock { $0 = true }
+        for task in tasks { try await task.value }
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
 }
 
 /// A disk whose every other block is a hole, which describes one block at a time and never waits.

@@ -68,6 +68,49 @@ struct RequestMemoryTests {
         #expect(memory.used == 0)
     }
 
+    @Test("among busy clients the longest request waits for what they hold, not for what they ask for later")
+    func busyClients() async throws {
+        var generator = SeededGenerator(testSeed())
+        for _ in 0..<testRounds(20) {
+            let busy = (0..<40).map { _ in RequestMemory.Account() }
+            var lent: [(account: RequestMemory.Account, buffer: IOBuffer)] = []
+            func takeAll() {
+                for account in busy.shuffled(using: &generator) {
+                    for size in [piece, 1 << 20, 64 << 10, 4096] {
+                        while let buffer = memory.takeIfAvailable(size, for: account) {
+                            lent.append((account, buffer))
+                        }
+                    }
+                }
+            }
+            func giveAny() {
+                let (account, buffer) = lent.remove(at: Int.random(in: 0..<lent.count, using: &generator))
+                memory.give(buffer, from: account)
+            }
+            // They earn credit until they hold nearly all there is.
+            while memory.used <= (64 << 20) - piece {
+                takeAll()
+                for _ in 0..<lent.count / 2 { giveAny() }
+                takeAll()
+            }
+            var waiting: [(account: RequestMemory.Account, task: Task<IOBuffer?, Never>)] = []
+            for account in busy.prefix(5) where memory.held(by: account) > 0 {
+                waiting.append((account, await wait(piece, for: account)))
+            }
+            let large = RequestMemory.Account()
+            let asking = await wait(piece, for: large)
+            while memory.held(by: large) == 0 {
+                #expect((64 << 20) - memory.used < piece, "there is no room for it yet")
+                for account in busy { #expect(memory.takeIfAvailable(4096, for: account) == nil) }
+                giveAny()
+            }
+            memory.give(try #require(await asking.value), from: large)
+            while !lent.isEmpty { giveAny() }
+            for (account, task) in waiting { memory.give(try #require(await task.value), from: account) }
+            #expect(memory.used == 0)
+        }
+    }
+
     @Test("when one that waited leaves, those behind it have what is there")
     func leaving() async throws {
         let holders = try fill()

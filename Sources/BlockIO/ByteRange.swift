@@ -1,7 +1,7 @@
 /// A run of bytes: where it starts and how long it is, both in bytes.
 ///
 /// Offset and length travel together everywhere; `end` never exceeds `UInt64.max`.
-package struct ByteRange: Sendable, Hashable, Codable {
+package struct ByteRange: Sendable, Hashable {
     /// The first byte's offset.
     package let offset: UInt64
     /// The number of bytes; zero is allowed.

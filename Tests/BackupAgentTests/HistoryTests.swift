@@ -248,7 +248,7 @@ struct HistoryTests {
         _ = await isHeld.wait()
         life.runJob(1)
         #expect(life.log.events(after: 0).isEmpty, "an event is shown that is not kept")
-        await life.log.waitForEvent(after: 0)
+        await life.log.waitForEvent(after: life.before + 7)
         #expect(life.log.events(after: 0).count == 5)
         #expect(life.problems.sentences.count == 1)
         letGo.signal()
@@ -267,6 +267,7 @@ struct HistoryTests {
         for number in 1...100 { life.runJob(UInt64(number)) }
         #expect(await life.writer.finish(within: .seconds(600)))
         life.store.close()
+        #expect(!FileManager.default.fileExists(atPath: path + "-wal"), "it was not closed")
         var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
         if how == "noise" {
             bytes = Data((0..<8192).map { _ in UInt8.random(in: 0...255) })

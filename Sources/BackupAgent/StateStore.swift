@@ -45,9 +45,9 @@ package final class StateStore: Sendable {
                 // What was answered must be there after a power cut.
                 try database.execute(sql: "PRAGMA synchronous = FULL")
             }
-            // Before the first write: what is damaged stays as it is.
             var looking = Configuration()
             looking.readonly = true
+            // Before the first write: what is damaged stays as it is. Where nothing can be opened yet, the next line says why.
             if let database = try? DatabaseQueue(path: path, configuration: looking) { try check(database) }
             let database = try DatabaseQueue(path: path, configuration: configuration)
             try migrations.migrate(database)

@@ -30,8 +30,10 @@ enum JobText {
         for job in jobs {
             let bytes = job.progress?.current ?? 0
             table.add([
-                job.id, state(job), duration(job).map(TimeText.words) ?? "", ByteSize.text(bytes), rate(job) ?? "",
-                "\(job.errorCount)", job.endedAt > 0 ? TimeText.instant(nanoseconds: job.endedAt) : "", job.target,
+                job.id, state(job), duration(job).map(TimeText.words) ?? "", ByteSize.text(bytes),
+                rate(job) ?? "",
+                "\(job.errorCount)", job.endedAt > 0 ? TimeText.instant(nanoseconds: job.endedAt) : "",
+                job.target,
             ])
         }
         return table
@@ -94,11 +96,17 @@ enum JobText {
             add("group", job.group + (job.grouped ? ", all complete or none" : ""))
         }
         if job.restarts > 0 {
-            add("restarts", "the agent was restarted \(job.restarts == 1 ? "once" : "\(job.restarts) times") meanwhile")
+            add(
+                "restarts",
+                "the agent was restarted \(job.restarts == 1 ? "once" : "\(job.restarts) times") meanwhile")
         }
-        let waits = [job.manualFinalize ? "finalize" : nil, job.manualDismiss ? "dismiss" : nil].compactMap { $0 }
+        let waits = [job.manualFinalize ? "finalize" : nil, job.manualDismiss ? "dismiss" : nil].compactMap {
+            $0
+        }
         if !waits.isEmpty { add("waits", "for \(waits.joined(separator: " and for "))") }
-        let policies = [("drive", job.onSourceError), ("target", job.onTargetError)].filter { !$1.isUnspecified }
+        let policies = [("drive", job.onSourceError), ("target", job.onTargetError)].filter {
+            !$1.isUnspecified
+        }
         if !policies.isEmpty {
             add("on error", policies.map { "\($0): \($1.name)" }.joined(separator: ", "))
         }
@@ -122,7 +130,7 @@ enum JobText {
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
-        if let error = job.pauseError { add("paused by", JobStory.sentence(error)) }
+        if let error = job.pauseError { add("cause", JobStory.sentence(error)) }
         if job.missingBytes > 0 {
             add("missing", "\(ByteSize.text(job.missingBytes)) could not be read or written")
             for range in job.missing {
@@ -134,10 +142,14 @@ enum JobText {
             }
         }
         if job.errorCount > 0 {
-            let isCut = job.errors.count > 0 && job.errorCount > job.errors.reduce(0) { $0 + UInt64(max($1.count, 1)) }
+            let isCut =
+                job.errors.count > 0
+                && job.errorCount > job.errors.reduce(0) { $0 + UInt64(max($1.count, 1)) }
             add("errors", "\(job.errorCount)\(isCut ? ", the last of them:" : "")")
         }
-        for error in job.errors { add("", "\(error.side.name) \(error.operation.name): \(JobStory.sentence(error))") }
+        for error in job.errors {
+            add("", "\(error.side.name) \(error.operation.name): \(JobStory.sentence(error))")
+        }
         if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
     }
 

@@ -22,7 +22,9 @@ private struct Life {
     /// The numbers of the lives before.
     let before: UInt64
 
-    init(in directory: String, limits: HistoryLimits = HistoryLimits(), store given: StateStore? = nil) async throws {
+    init(in directory: String, limits: HistoryLimits = HistoryLimits(), store given: StateStore? = nil)
+        async throws
+    {
         let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
         let problems = AgentProblems(logger: logger)
         let store = try given ?? StateStore.open(directory: directory)
@@ -89,7 +91,8 @@ struct HistoryTests {
 
     init() throws { directory = try TemporaryDirectory() }
 
-    @Test("over kills a watcher misses nothing that was kept, sees nothing twice, and all it has seen is there")
+    @Test(
+        "over kills a watcher misses nothing that was kept, sees nothing twice, and all it has seen is there")
     func kills() async throws {
         let seed = testSeed()
         var random = SeededGenerator(seed)
@@ -113,7 +116,9 @@ struct HistoryTests {
                 // The files as a kill leaves them: nothing is being written while the database is asked.
                 let next = directory.file("\(history)-\(kill)")
                 let here = place
-                try await life.store.read("copy") { _ in try FileManager.default.copyItem(atPath: here, toPath: next) }
+                try await life.store.read("copy") { _ in
+                    try FileManager.default.copyItem(atPath: here, toPath: next)
+                }
                 _ = await life.writer.finish(within: .seconds(600))
                 life.store.close()
                 place = next
@@ -233,7 +238,9 @@ struct HistoryTests {
         #expect(await life.writer.finish(within: .seconds(600)))
     }
 
-    @Test("a state directory that hangs makes no watcher wait for long; what happened meanwhile is kept when it goes on")
+    @Test(
+        "a state directory that hangs makes no watcher wait for long; what happened meanwhile is kept when it goes on"
+    )
     func hungStore() async throws {
         let life = try await Life(in: directory.path)
         let isHeld = OneShot<Void>()
@@ -292,8 +299,10 @@ struct HistoryTests {
     func fingerprints() {
         let plain = BackupSpec(drive: "vm1", target: "/t", sync: .full)
         let changes: [(inout BackupSpec) -> Void] = [
-            { $0.drive = "vm2" }, { $0.target = "/u" }, { $0.sync = .top }, { $0.format = .raw }, { $0.format = .qcow2 },
-            { $0.mode = .existing }, { $0.overwrites = true }, { $0.speedBytesPerSecond = 1 }, { $0.jobID = "x" },
+            { $0.drive = "vm2" }, { $0.target = "/u" }, { $0.sync = .top }, { $0.format = .raw },
+            { $0.format = .qcow2 },
+            { $0.mode = .existing }, { $0.overwrites = true }, { $0.speedBytesPerSecond = 1 },
+            { $0.jobID = "x" },
             { $0.waitsForFinalize = true }, { $0.waitsForDismiss = true }, { $0.keepsTarget = true },
             { $0.saveFailure = .breakGuestWrite }, { $0.saveTimeout = .zero }, { $0.stagingFull = .stall },
             { $0.target = "/t\" format=raw" },
@@ -307,6 +316,7 @@ struct HistoryTests {
             change(&same)
             #expect(spec.fingerprint == same.fingerprint)
         }
-        #expect(plain.fingerprint == #"drive="vm1" target="/t" jobID="vm1" sync=1"#, "it is kept over updates")
+        #expect(
+            plain.fingerprint == #"drive="vm1" target="/t" jobID="vm1" sync=1"#, "it is kept over updates")
     }
 }

@@ -25,7 +25,8 @@ struct HookTests {
         grace: Duration = .seconds(600)
     ) async throws -> HookProcess.Outcome {
         let process = HookProcess(
-            executable: try script(body), environment: ["PATH=/usr/bin:/bin", "DRIVE_BACKUP_JOB=vm1"], input: input,
+            executable: try script(body), environment: ["PATH=/usr/bin:/bin", "DRIVE_BACKUP_JOB=vm1"],
+            input: input,
             limit: limit, grace: grace)
         return await withCheckedContinuation { continuation in
             Thread.detachNewThread { continuation.resume(returning: process.run()) }
@@ -52,9 +53,13 @@ struct HookTests {
     func surroundings() async throws {
         let descriptor = open("/dev/null", O_RDONLY)
         defer { close(descriptor) }
-        let outcome = try await run("env | grep -v '^PWD=' | sort; pwd; for fd in /proc/$$/fd/*; do echo ${fd##*/}; done")
+        let outcome = try await run(
+            "env | grep -v '^PWD=' | sort; pwd; for fd in /proc/$$/fd/*; do echo ${fd##*/}; done")
         let descriptors = outcome.lines.drop { $0 != "/" }.dropFirst().filter { $0 != "10" && $0 != "255" }
-        #expect(outcome.lines.prefix { $0 != "/" }.filter { !$0.hasPrefix("_=") } == ["DRIVE_BACKUP_JOB=vm1", "PATH=/usr/bin:/bin"])
+        #expect(
+            outcome.lines.prefix { $0 != "/" }.filter { !$0.hasPrefix("_=") } == [
+                "DRIVE_BACKUP_JOB=vm1", "PATH=/usr/bin:/bin",
+            ])
         // The shell's own copy of its script is not ours.
         #expect(Array(descriptors.prefix(3)) == ["0", "1", "2"] && !descriptors.contains("\(descriptor)"))
     }
@@ -70,7 +75,9 @@ struct HookTests {
         let numbers = (try? String(contentsOfFile: pids, encoding: .utf8)) ?? ""
         for pid in numbers.split(whereSeparator: \.isWhitespace).compactMap({ pid_t($0) }) {
             // The child of the child is reaped by init, or stays a zombie where there is none that does.
-            while kill(pid, 0) == 0, try String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8).contains(") S") {
+            while kill(pid, 0) == 0,
+                try String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8).contains(") S")
+            {
                 await Task.yield()
             }
         }
@@ -85,7 +92,8 @@ struct HookTests {
 
     @Test("one that prints much is read to the end and remembered in part")
     func prints() async throws {
-        let outcome = try await run("i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); done; head -c 3000000 /dev/zero")
+        let outcome = try await run(
+            "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); done; head -c 3000000 /dev/zero")
         #expect(outcome.end == .exited(0))
         #expect(outcome.lines.count == HookProcess.lineLimit.count && outcome.isCut)
         #expect(outcome.lines.first == "line 0")
@@ -112,19 +120,25 @@ struct HookTests {
         }
     }
 
-    @Test("each job that completed or failed has its hook, a few at once, those beyond the bound none; one that was cancelled has none")
+    @Test(
+        "each job that completed or failed has its hook, a few at once, those beyond the bound none; one that was cancelled has none"
+    )
     func many() async throws {
         var options = HookOptions()
-        options.onCompleted = try script("echo completed $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "c")
-        options.onFailed = try script("echo $DRIVE_BACKUP_RESULT $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "f")
+        options.onCompleted = try script(
+            "echo completed $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "c")
+        options.onFailed = try script(
+            "echo $DRIVE_BACKUP_RESULT $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "f")
         let hooks = Hooks(options, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         var expected: [String] = []
         for number in 0..<60 {
             let result: JobResult = [.completed, .failed, .cancelled, .completedWithErrors][number % 4]
             hooks.ended(
                 JobInfo(
-                    id: "job\(number)", drive: "d", target: "/t", state: .concluded, result: result, progress: .none,
-                    speedBytesPerSecond: 0, sync: .full, createdAt: 1, waitsForFinalize: false, waitsForDismiss: false))
+                    id: "job\(number)", drive: "d", target: "/t", state: .concluded, result: result,
+                    progress: .none,
+                    speedBytesPerSecond: 0, sync: .full, createdAt: 1, waitsForFinalize: false,
+                    waitsForDismiss: false))
             switch result {
             case .cancelled: break
             case .failed: expected.append("failed job\(number)")

@@ -200,9 +200,9 @@ def test_the_help_tells_what_is_there():
     done = subprocess.run([binary("drive-backup-agent"), "--help"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 0
     for word in ("--listen", "--state-directory", "--runtime-directory", "--allow-directory", "--drive", "read-only",
-                 "--export", "--staging", "--engine"):
+                 "--export", "--staging", "--engine", "--history-age", "--history-count", "--on-completed", "--on-failed"):
         assert word in done.stdout, word
-    for word in ("--on-completed", "--on-failed", "--config"):
+    for word in ("--config",):
         assert word not in done.stdout, word
     version = subprocess.run([binary("drive-backup-agent"), "--version"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert version.returncode == 0 and version.stdout.strip()

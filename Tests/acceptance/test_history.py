@@ -7,11 +7,10 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from harness import PATIENCE, assert_events, kind
-from images import KiB, MiB, raw
+from images import MiB, raw
 
 SIZE = 1 * MiB
 
@@ -308,31 +307,3 @@ def test_a_hook_that_cannot_be_run_stops_the_start(start_agent, tmp_path, option
         assert option in agent.start_refused().err
     finally:
         agent.close()
-
-
-# A long life.
-
-
-def test_a_thousand_jobs_leave_memory_and_descriptors_as_they_were(start_agent, images, targets):
-    agent = start_agent(("vm1", raw(images / "s.raw", 64 * KiB, [(0, 64 * KiB)])))
-
-    def jobs(count):
-        for _ in range(count):
-            agent.ok("start", "vm1", targets / "t", "--overwrite", "--sync", "full")
-
-    def resident():
-        status = Path(f"/proc/{agent.process.pid}/status").read_text()
-        return next(int(line.split()[1]) * KiB for line in status.splitlines() if line.startswith("VmRSS:"))
-
-    def descriptors():
-        return len(os.listdir(f"/proc/{agent.process.pid}/fd"))
-
-    # Until all that is bounded is full: events and ended jobs in memory, SQLite's cache, the allocator's arenas.
-    jobs(500)
-    memory, files = resident(), descriptors()
-    jobs(1000)
-    wait_for(lambda: descriptors() <= files, f"{files} descriptors were open, now {descriptors()} are")
-    grown = resident() - memory
-    print(f"memory {memory / MiB:.1f} MiB, grown by {grown / MiB:.2f} MiB; {files} descriptors")
-    assert grown < 4 * MiB, f"memory has grown from {memory} by {grown} bytes"
-    assert len(agent.ok("job", "list", "--all").objects) == 1500

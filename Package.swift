@@ -58,7 +58,8 @@ let targets: [Target] = [
     swift(
         "BackupAgent",
         [
-            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb,
+            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire",
+            grdb,
             lifecycle, logging, unixSignals,
         ]),
 

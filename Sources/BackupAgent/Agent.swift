@@ -239,7 +239,8 @@ private struct Past: Sendable {
             try await store.reserve(.job, upTo: job + JobHistory.reservation)
         } catch {
             problems.raise(
-                .numbers, "\(error.message): the next start of the agent may use the numbers of events and jobs again")
+                .numbers,
+                "\(error.message): the next start of the agent may use the numbers of events and jobs again")
         }
     }
 

@@ -163,7 +163,8 @@ package final class EventLog: Sendable {
             state.stored = max(state.stored, sequence)
             if !state.isPending { state.showsUnkept = false }
             let next = state.kept.partition(after: state.stored)
-            let end = next < state.kept.count && !state.showsUnkept ? state.kept[next].sequence - 1 : state.last
+            let end =
+                next < state.kept.count && !state.showsUnkept ? state.kept[next].sequence - 1 : state.last
             state.visible = max(state.visible, end)
             trim(&state)
             return takeReady(&state)

@@ -157,7 +157,8 @@ final class HistoryWriter: Sendable {
 
     /// Writes a batch, however often that fails; false when it is given up because the agent ends.
     private func keep(_ batch: Batch, _ log: EventLog) async -> Bool {
-        let stored = StateStore.HistoryBatch(batch.entries, sequence: batch.sequence, jobNumber: batch.jobNumber)
+        let stored = StateStore.HistoryBatch(
+            batch.entries, sequence: batch.sequence, jobNumber: batch.jobNumber)
         let store = store
         var pause = Duration.seconds(1)
         while true {
@@ -203,7 +204,9 @@ final class HistoryWriter: Sendable {
         }
         if lost > 0 {
             problems.raise(
-                .lostHistory, "The state directory could not be written for long: \(lost) entries are missing in the history")
+                .lostHistory,
+                "The state directory could not be written for long: \(lost) entries are missing in the history"
+            )
         }
         if !isBehind { problems.clear(.history) }
         if batch.sequence != nil || batch.jobNumber != nil { problems.clear(.numbers) }
@@ -223,7 +226,8 @@ final class HistoryWriter: Sendable {
         let now = clock()
         do throws(AgentError) {
             let isMore = try await store.forget(
-                before: now - limits.age.nanoseconds, beyond: limits.count, keyTime: now - RequestKeys.lifetime,
+                before: now - limits.age.nanoseconds, beyond: limits.count,
+                keyTime: now - RequestKeys.lifetime,
                 limit: Self.step)
             if isMore { state.withLock { $0.mayForget = true } }
         } catch {

@@ -96,7 +96,8 @@ package final class Hooks: Sendable {
         if isDue { start(call) }
         if isRefused {
             logger.warning(
-                "The hook \(call.executable) is not run for the job \(call.jobID): too many wait, or the agent stops")
+                "The hook \(call.executable) is not run for the job \(call.jobID): too many wait, or the agent stops"
+            )
         }
     }
 
@@ -139,7 +140,9 @@ package final class Hooks: Sendable {
 
     /// All that a program finds in its environment.
     private static func environment(_ call: Call) -> [String] {
-        let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        let path =
+            getenv("PATH").map { String(cString: $0) }
+            ?? "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return ["PATH=\(path)", "DRIVE_BACKUP_JOB=\(call.jobID)", "DRIVE_BACKUP_RESULT=\(call.result)"]
     }
 

@@ -15,7 +15,8 @@ extension JobManager {
     /// Whether all the jobs are still known, running or ended.
     func areKnown(_ numbers: [JobNumber]) async -> Bool {
         for number in numbers where !isInMemory(number) {
-            guard await history?.read({ store throws(AgentError) in try await store.job(number) }) != nil else {
+            guard await history?.read({ store throws(AgentError) in try await store.job(number) }) != nil
+            else {
                 return false
             }
         }
@@ -35,7 +36,8 @@ extension JobManager {
         }
         for body in first ?? [] {
             // What cannot be read is told when the job's events are asked for.
-            guard let event = try? Self.decoded(body) as DriveBackupWire.JobEvent, case .started(let started) = event.event
+            guard let event = try? Self.decoded(body) as DriveBackupWire.JobEvent,
+                case .started(let started) = event.event
             else { continue }
             return JobEvent(
                 sequence: event.sequence, time: event.time, job: number, jobID: event.jobID,
@@ -56,6 +58,7 @@ extension JobManager {
 
     /// The number of the job of this id, or of the last one that had it, however long ago.
     func lookUp(_ id: String) async throws(AgentError) -> JobNumber {
+        // Memory is asked first; what it says of one it does not have is said below.
         if let number = try? number(of: id) { return number }
         if let kept = try await kept(id) { return kept.number }
         return try number(of: id)

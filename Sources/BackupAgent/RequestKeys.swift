@@ -55,7 +55,8 @@ struct RequestKeys: Sendable {
         let key = Self.key(of: specs)
         guard !key.isEmpty else { return [] }
         let entry = Kept(
-            key: key, request: Self.request(of: specs), jobID: specs.first?.jobID ?? "", jobs: jobs, time: now)
+            key: key, request: Self.request(of: specs), jobID: specs.first?.jobID ?? "", jobs: jobs, time: now
+        )
         insert(entry)
         return [.remembered(entry)]
     }

@@ -167,12 +167,16 @@ extension StateStore {
     /// - Parameters:
     ///   - time: nanoseconds since 1970-01-01 UTC, as `keyTime`.
     ///   - keyTime: request keys from before it are forgotten.
-    func forget(before time: Int64, beyond count: Int, keyTime: Int64, limit: Int) async throws(AgentError) -> Bool {
+    func forget(before time: Int64, beyond count: Int, keyTime: Int64, limit: Int) async throws(AgentError)
+        -> Bool
+    {
         try await writeRelaxed("forget old jobs in") { database in
             try database.execute(sql: "DELETE FROM requestKey WHERE time < ?", arguments: [keyTime])
             let keyed = try Set(
-                String.fetchAll(database, sql: "SELECT jobs FROM requestKey").flatMap { $0.split(separator: " ") }
-                    .compactMap { Int64($0) })
+                String.fetchAll(database, sql: "SELECT jobs FROM requestKey").flatMap {
+                    $0.split(separator: " ")
+                }
+                .compactMap { Int64($0) })
             let total = try Int.fetchOne(database, sql: "SELECT count(*) FROM endedJob") ?? 0
             let surplus = max(0, total - count)
             let oldest = try Row.fetchAll(
@@ -190,7 +194,8 @@ extension StateStore {
             }
             // Events of jobs that have not ended, or whose end nobody has seen.
             let old = try Row.fetchAll(
-                database, sql: "SELECT sequence, time FROM event ORDER BY sequence LIMIT ?", arguments: [limit * 8])
+                database, sql: "SELECT sequence, time FROM event ORDER BY sequence LIMIT ?",
+                arguments: [limit * 8])
             let orphans: [Int64] = old.prefix { $0["time"] < time }.map { $0["sequence"] }
             if let last = orphans.last {
                 try database.execute(
@@ -270,7 +275,8 @@ extension StateStore {
     func requestKeys(since time: Int64) async throws(AgentError) -> [RequestKeys.Kept] {
         try await read("read request keys in") { database in
             try Row.fetchAll(
-                database, sql: "SELECT key, request, jobID, jobs, time FROM requestKey WHERE time >= ? ORDER BY time",
+                database,
+                sql: "SELECT key, request, jobID, jobs, time FROM requestKey WHERE time >= ? ORDER BY time",
                 arguments: [time]
             ).map { row in
                 let jobs: String = row["jobs"]

@@ -33,9 +33,11 @@ extension StateStore {
 
     private static func setAside(_ path: String, _ error: AgentError, scratch: String) -> Opened {
         let name = "\(path).damaged-\(timeStamp())"
-        for suffix in ["", "-wal", "-shm"] where rename(path + suffix, name + suffix) != 0 && errno != ENOENT {
+        for suffix in ["", "-wal", "-shm"] where rename(path + suffix, name + suffix) != 0 && errno != ENOENT
+        {
             let why = AgentError(
-                .ioError, "\(error.message), and it couldn't be set aside: \(BlockError.describe(errno: errno))")
+                .ioError,
+                "\(error.message), and it couldn't be set aside: \(BlockError.describe(errno: errno))")
             return openUnwritable(path, why, scratch: scratch)
         }
         do throws(AgentError) {
@@ -56,7 +58,8 @@ extension StateStore {
             error.reason,
             "Nothing can be kept in the agent's state: \(error.message) (mend that and start the agent again)",
             subject: path)
-        let told = "\(error.message). Drives, exports and jobs are not kept, and clients can add none that are kept"
+        let told =
+            "\(error.message). Drives, exports and jobs are not kept, and clients can add none that are kept"
         let copy = "\(scratch)/state-copy.sqlite"
         defer { for suffix in ["", "-wal", "-shm"] { unlink(copy + suffix) } }
         for suffix in ["", "-wal", "-shm"] { unlink(copy + suffix) }

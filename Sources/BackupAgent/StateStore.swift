@@ -45,11 +45,11 @@ package final class StateStore: Sendable {
                 // What was answered must be there after a power cut.
                 try database.execute(sql: "PRAGMA synchronous = FULL")
             }
+            var looking = Configuration()
+            looking.readonly = true
+            // Before the first write: what is damaged stays as it is. Where nothing can be opened yet, the next line says why.
+            if let database = try? DatabaseQueue(path: path, configuration: looking) { try check(database) }
             let database = try DatabaseQueue(path: path, configuration: configuration)
-            let damage = try database.read { try String.fetchOne($0, sql: "PRAGMA quick_check(1)") }
-            guard damage == nil || damage == "ok" else {
-                throw DatabaseError(resultCode: .SQLITE_CORRUPT, message: damage)
-            }
             try migrations.migrate(database)
             let newer = try database.read { try migrations.hasBeenSuperseded($0) }
             guard !newer else {
@@ -62,6 +62,21 @@ package final class StateStore: Sendable {
             throw error
         } catch {
             throw failure("open the agent's state in \(path)", error, path: path)
+        }
+    }
+
+    private static func check(_ database: DatabaseQueue) throws {
+        let damage: String?
+        do {
+            damage = try database.read { try String.fetchOne($0, sql: "PRAGMA quick_check(1)") }
+        } catch let error as DatabaseError
+            where ![.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode.primaryResultCode)
+        {
+            // It cannot be read by one that may not write; who may sees why.
+            return
+        }
+        guard damage == nil || damage == "ok" else {
+            throw DatabaseError(resultCode: .SQLITE_CORRUPT, message: damage)
         }
     }
 
@@ -227,7 +242,7 @@ package final class StateStore: Sendable {
             return AgentError(.ioError, "Couldn't \(what): \(error)", subject: path)
         }
         let why =
-            switch error.resultCode {
+            switch error.resultCode.primaryResultCode {
             case .SQLITE_NOTADB, .SQLITE_CORRUPT:
                 "it is damaged or no database"
             case .SQLITE_FULL: "no space is left"
@@ -236,7 +251,7 @@ package final class StateStore: Sendable {
             default: error.message ?? "error \(error.resultCode.rawValue)"
             }
         let reason: AgentError.Reason =
-            switch error.resultCode {
+            switch error.resultCode.primaryResultCode {
             case .SQLITE_FULL: .noSpace
             case .SQLITE_NOTADB, .SQLITE_CORRUPT: .stateDamaged
             default: .ioError

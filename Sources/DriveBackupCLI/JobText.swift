@@ -30,8 +30,10 @@ enum JobText {
         for job in jobs {
             let bytes = job.progress?.current ?? 0
             table.add([
-                job.id, state(job), duration(job).map(TimeText.words) ?? "", ByteSize.text(bytes), rate(job) ?? "",
-                "\(job.errorCount)", job.endedAt > 0 ? TimeText.instant(nanoseconds: job.endedAt) : "", job.target,
+                job.id, state(job), duration(job).map(TimeText.words) ?? "", ByteSize.text(bytes),
+                rate(job) ?? "",
+                "\(job.errorCount)", job.endedAt > 0 ? TimeText.instant(nanoseconds: job.endedAt) : "",
+                job.target,
             ])
         }
         return table
@@ -94,9 +96,13 @@ enum JobText {
             add("group", job.group + (job.grouped ? ", all complete or none" : ""))
         }
         if job.restarts > 0 {
-            add("restarts", "the agent was restarted \(job.restarts == 1 ? "once" : "\(job.restarts) times") meanwhile")
+            add(
+                "restarts",
+                "the agent was restarted \(job.restarts == 1 ? "once" : "\(job.restarts) times") meanwhile")
         }
-        let waits = [job.manualFinalize ? "finalize" : nil, job.manualDismiss ? "dismiss" : nil].compactMap { $0 }
+        let waits = [job.manualFinalize ? "finalize" : nil, job.manualDismiss ? "dismiss" : nil].compactMap {
+            $0
+        }
         if !waits.isEmpty { add("waits", "for \(waits.joined(separator: " and for "))") }
         let policies = [job.onSourceError, job.onTargetError].map { $0.isUnspecified ? "report" : $0.name }
         if policies != ["report", "report"] {

@@ -18,7 +18,8 @@ public struct JobCalls: Sendable {
             let response = try await client.call(JobsMethods.list, request)
             jobs += response.jobs
             // An agent that says that there is more, and gives nothing new, has nothing more to say.
-            guard response.more, let last = response.jobs.last?.lastSequence, last > request.afterSequence else {
+            guard response.more, let last = response.jobs.last?.lastSequence, last > request.afterSequence
+            else {
                 return jobs
             }
             request.afterSequence = last

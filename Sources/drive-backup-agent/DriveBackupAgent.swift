@@ -47,7 +47,9 @@ struct DriveBackupAgent: AsyncParsableCommand {
             """, valueName: "address"))
     var listen: [String] = []
 
-    @Option(help: ArgumentHelp("Where drives that clients add, and the history of jobs, are kept.", valueName: "dir"))
+    @Option(
+        help: ArgumentHelp(
+            "Where drives that clients add, and the history of jobs, are kept.", valueName: "dir"))
     var stateDirectory = "/var/lib/drive-backup"
 
     @Option(help: ArgumentHelp("Where what only matters until a reboot is kept.", valueName: "dir"))
@@ -93,7 +95,8 @@ struct DriveBackupAgent: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "How long ended jobs and their events are kept: days, or a number with m, h, d or w.", valueName: "age"))
+            "How long ended jobs and their events are kept: days, or a number with m, h, d or w.",
+            valueName: "age"))
     var historyAge = "90d"
 
     @Option(help: ArgumentHelp("How many ended jobs are kept at most.", valueName: "n"))

@@ -332,8 +332,7 @@ package actor JobManager {
                 kinds.append(
                     .stateChanged(state, previous: previous, pauseReason: reason, pauseError: error))
             case .ioError(let error):
-                _ = records[number]?.errors.note(error, now: clock())
-                kinds += (records[number]?.errors.takePending(now: clock()) ?? []).map { .ioError($0) }
+                kinds += (records[number]?.errors.noteLast(error, now: clock()) ?? []).map { .ioError($0) }
             case .pending: kinds.append(.pending)
             case .pauseCopy:
                 record.control.pause()

@@ -43,7 +43,7 @@ enum JobText {
         let names = "backup of \(ColumnText.printable(job.drive)) to \(ColumnText.printable(job.target))"
         var lines = ["\(ColumnText.printable(job.id)): \(names)\(kind)"]
         func add(_ title: String, _ text: String) {
-            lines.append("  \(ColumnText.padded(title, to: 9)) \(ColumnText.printable(text))")
+            lines.append("  \(ColumnText.padded(title, to: 8)) \(ColumnText.printable(text))")
         }
         var state = state(job)
         if job.pauseReason == .error { state += " because of an error" }
@@ -63,9 +63,9 @@ enum JobText {
         }
         let policies = [job.onSourceError, job.onTargetError].map { $0.isUnspecified ? "report" : $0.name }
         if policies != ["report", "report"] {
-            add("errors of", "the drive: \(policies[0]), of the target: \(policies[1])")
+            add("policies", "\(policies[0]) for errors of the drive, \(policies[1]) for those of the target")
         }
-        if let error = job.pauseError { add("paused by", place(error)) }
+        if let error = job.pauseError { add("cause", place(error)) }
         if job.missingBytes > 0 {
             add("missing", ByteSize.text(job.missingBytes))
             let shown = job.missing.prefix(shownRanges)

@@ -225,6 +225,83 @@ struct JobStateMachineTests {
         #expect(job.result == .cancelled)
     }
 
+    // MARK: Errors that pause a job
+
+    private static let writeError = JobIOError(
+        side: .target, operation: .write, range: nil, errno: 28, message: "No space.", action: .stop)
+    private static let readError = JobIOError(
+        side: .source, operation: .read, range: nil, errno: 5, message: "It failed.", action: .stop)
+
+    @Test("an error that halts the copy pauses the job once nothing is in flight, and is the reason")
+    func pausedByError() throws {
+        var job = machine(in: .running)
+        #expect(job.handle(.copyHalted(Self.writeError)) == [.pauseCopy])
+        #expect(job.state == .running && job.pauseReason == nil)
+        #expect(job.handle(.copyHalted(Self.readError)) == [], "the first is the reason")
+        #expect(throws: JobStateMachine.Refusal.alreadyPaused) { try job.handle(.pause) }
+        #expect(
+            job.handle(.quiescent) == [
+                .stateChanged(.paused, previous: .running, pauseReason: .error, pauseError: Self.writeError)
+            ])
+        #expect(job.pauseReason == .error && job.pauseError == Self.writeError)
+        #expect(throws: JobStateMachine.Refusal.alreadyPaused) { try job.handle(.pause) }
+        #expect(throws: JobStateMachine.Refusal.wrongState(.paused, .finalize)) { try job.handle(.finalize) }
+        #expect(try job.handle(.setSpeed) == [])
+        #expect(
+            try job.handle(.resume) == [
+                .resumeCopy, .stateChanged(.running, previous: .paused, pauseReason: nil),
+            ])
+        #expect(job.pauseError == nil)
+        // The fault is still there.
+        #expect(job.handle(.copyHalted(Self.readError)) == [.pauseCopy])
+        _ = job.handle(.quiescent)
+        #expect(job.pauseError == Self.readError)
+    }
+
+    @Test("a resume takes back a user's pause and an error's alike; what is heard of too late changes nothing")
+    func errorAndUser() throws {
+        var job = machine(in: .paused)
+        #expect(
+            job.handle(.copyHalted(Self.writeError)) == [
+                .stateChanged(.paused, previous: .paused, pauseReason: .error, pauseError: Self.writeError)
+            ])
+        _ = try job.handle(.resume)
+        #expect(job.state == .running && job.pauseError == nil)
+        _ = try job.handle(.pause)
+        #expect(job.handle(.copyHalted(Self.writeError)) == [.pauseCopy])
+        #expect(try job.handle(.resume) == [.resumeCopy], "before it has come to rest")
+        #expect(job.handle(.quiescent) == [])
+        for state in [JobState.created, .pending, .aborting, .concluded] {
+            var job = machine(in: state)
+            let before = job
+            #expect(job.handle(.copyHalted(Self.writeError)) == [] && job == before)
+        }
+    }
+
+    @Test("a job that an error has paused can be cancelled; of sync none it drains then")
+    func cancelledWhilePausedByError() throws {
+        for drains in [false, true] {
+            var job = JobStateMachine(waitsForFinalize: false, drains: drains)
+            _ = job.handle(.started)
+            _ = job.handle(.copyHalted(Self.writeError))
+            _ = job.handle(.quiescent)
+            let effects = try job.handle(.cancel)
+            let change = JobStateMachine.Effect.stateChanged(.aborting, previous: .paused, pauseReason: nil)
+            #expect(effects == (drains ? [.resumeCopy, change, .finishCopy] : [change, .stopCopy]))
+            #expect(job.pauseReason == nil && job.pauseError == nil)
+        }
+    }
+
+    @Test("a job whose target lacks something has completed with errors")
+    func completedWithErrors() {
+        var job = machine(in: .running)
+        #expect(job.handle(.incomplete) == [])
+        _ = job.handle(.copied)
+        _ = try? job.handle(.finalize)
+        _ = job.handle(.targetCompleted)
+        #expect(job.result == .completedWithErrors)
+    }
+
     // MARK: Jobs of sync none
 
     private func draining() throws -> JobStateMachine {
@@ -333,15 +410,27 @@ struct JobStateMachineTests {
                 // to.
                 var events: [JobStateMachine.Event] = [.quiescent]
                 if job.state == .created { events.append(.started) }
-                if copies, job.state != .created { events += [.copied, .copyFailed(failure)] }
+                if copies, job.state != .created { events += [.copied, .copyFailed(failure), .incomplete] }
+                // Late ones, too: they are on their way while the job ends.
+                if job.state != .created { events.append(.copyHalted(Self.writeError)) }
                 if copies, job.state == .aborting { events.append(.copyStopped) }
                 if completes == 1, abandons == 0 { events += [.targetCompleted, .targetFailed(failure)] }
                 if abandons == 1 { events.append(.targetAbandoned) }
                 if random.oneIn(20) { events.append(.mustFail(failure)) }
                 let wasEnded = ends > 0
+                let before = job
                 let effects: [JobStateMachine.Effect]
                 if random.oneIn(3), let verb = JobVerb.allCases.randomElement(using: &random) {
-                    effects = (try? job.handle(verb, isForced: random.oneIn(4))) ?? []
+                    do throws(JobStateMachine.Refusal) {
+                        effects = try job.handle(verb, isForced: random.oneIn(4))
+                        // A pause may have been asked for and not reached, a finalize be under way.
+                        let verbs = Self.allowed[before.state, default: []].union(
+                            before.state == .created || before.state == .running ? [.resume] : [])
+                        #expect(verbs.contains(verb), "\(verb) in \(before.state), seed \(seed)")
+                    } catch {
+                        #expect(job == before, "a refusal changes nothing, seed \(seed)")
+                        effects = []
+                    }
                 } else if let event = events.randomElement(using: &random) {
                     switch event {
                     case .copied, .copyFailed, .copyStopped: copies = false
@@ -363,6 +452,15 @@ struct JobStateMachineTests {
                 #expect(!wasEnded || effects.allSatisfy { $0 == .dismissed }, "nothing follows the end")
                 #expect(abandons <= 1 && ends <= 1, "seed \(seed)")
                 #expect((job.result != nil) == (job.state == .concluded))
+                #expect((job.pauseReason != nil) == (job.state == .paused))
+                if job.pauseReason == .error { #expect(job.pauseError != nil) }
+                // Whatever the way, the states follow each other in one of theirs.
+                var state = before.state
+                for case .stateChanged(let new, let previous, let reason, let error) in effects {
+                    #expect(previous == state && (reason == .error) == (error != nil), "seed \(seed)")
+                    state = new
+                }
+                #expect(state == job.state)
             }
         }
     }

@@ -148,7 +148,8 @@ package actor JobManager {
         let info = JobInfo(
             id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
-            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss,
+            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
+            waitsForDismiss: spec.waitsForDismiss,
             onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
         return Record(
             number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,

@@ -77,7 +77,8 @@ struct JobErrorsTests {
                 told += new
             }
             told += errors.takePending(now: now)
-            #expect(told.reduce(0) { $0 + UInt64($1.count) } == noted && errors.count == noted, "seed \(seed)")
+            #expect(
+                told.reduce(0) { $0 + UInt64($1.count) } == noted && errors.count == noted, "seed \(seed)")
             #expect(errors.last == told.suffix(JobErrors.bound), "seed \(seed)")
         }
     }

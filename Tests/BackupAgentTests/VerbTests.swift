@@ -63,7 +63,9 @@ private struct Storm: Sendable {
             if words.hasSuffix("it is being finalized already") { return verb == .finalize ? nil : words }
             // "... in the state X a job refuses VERB": not one that accepts it.
             let refusing = State.allCases.filter { Self.accepting[verb]?.contains($0) != true }
-            let isRight = refusing.contains { words.hasSuffix("in the state \($0.word) a job refuses \(verb.rawValue)") }
+            let isRight = refusing.contains {
+                words.hasSuffix("in the state \($0.word) a job refuses \(verb.rawValue)")
+            }
             return isRight ? nil : words
         }
     }
@@ -75,9 +77,15 @@ private func complaints(about events: [BackupAgent.JobEvent]) -> [String] {
     var state: BackupAgent.JobState?
     for event in events {
         guard case .stateChanged(let new, let previous, let reason, let error) = event.kind else { continue }
-        if previous != state { wrong.append("\(String(describing: previous)) after \(String(describing: state))") }
-        if (new == .paused) != (reason != nil) { wrong.append("\(new) with the reason \(String(describing: reason))") }
-        if (reason == .error) != (error != nil) { wrong.append("paused by an error without one, or the other way") }
+        if previous != state {
+            wrong.append("\(String(describing: previous)) after \(String(describing: state))")
+        }
+        if (new == .paused) != (reason != nil) {
+            wrong.append("\(new) with the reason \(String(describing: reason))")
+        }
+        if (reason == .error) != (error != nil) {
+            wrong.append("paused by an error without one, or the other way")
+        }
         state = new
     }
     if state != .concluded { wrong.append("it ends as \(String(describing: state))") }
@@ -144,7 +152,8 @@ struct VerbTests {
             // Refused where it has ended already.
             _ = try? await agent.client.jobs.cancel("vm1")
             _ = try await agent.end(of: "vm1")
-            let late = await storm.rage(JobVerb.allCases.filter { $0 != .dismiss }, count: 5, seed: random.next())
+            let late = await storm.rage(
+                JobVerb.allCases.filter { $0 != .dismiss }, count: 5, seed: random.next())
             #expect(late == [], "seed \(seed), round \(round)")
             var events: [WireEvent] = []
             for try await event in try await agent.client.jobs.watch("vm1") { events.append(event) }

@@ -159,16 +159,22 @@ struct PolicyTests {
         }
         #expect(failure == nil && bench.isSame() && bench.missing == [])
         let told = bench.told.withLock { $0 }
-        #expect(told.allSatisfy { $0.action == .stop && $0.failure.side == side && $0.failure.error.errno == EIO })
+        #expect(
+            told.allSatisfy { $0.action == .stop && $0.failure.side == side && $0.failure.error.errno == EIO }
+        )
         let place = told.first?.failure.range
         if side == .source { #expect(place == ByteRange(offset: 6 << 16, length: 4096)) }
         if side == .target { #expect(place == bench.bytes(4, count: 4)) }
         // All else had been copied before.
-        #expect(bench.source.calls.filter { $0.operation == .read }.map(\.range) == [bench.bytes(4, count: 4)])
-        #expect(bench.target.calls.filter { $0.operation == .write }.map(\.range) == [bench.bytes(4, count: 4)])
+        #expect(
+            bench.source.calls.filter { $0.operation == .read }.map(\.range) == [bench.bytes(4, count: 4)])
+        #expect(
+            bench.target.calls.filter { $0.operation == .write }.map(\.range) == [bench.bytes(4, count: 4)])
     }
 
-    @Test("no space pauses under enospc and auto, and anything else fails", arguments: [ErrorPolicy.enospc, .auto])
+    @Test(
+        "no space pauses under enospc and auto, and anything else fails",
+        arguments: [ErrorPolicy.enospc, .auto])
     func noSpace(policy: ErrorPolicy) {
         for errno in [ENOSPC, EDQUOT, EIO, EFBIG] {
             let bench = Bench(onTargetError: policy)
@@ -208,7 +214,9 @@ struct PolicyTests {
         let told = bench.told.withLock { $0 }
         #expect(told.map(\.failure.range) == blocks && told.allSatisfy { $0.action == .ignore })
         for block in blocks {
-            let tries = bench.source.calls.count { $0.operation == .read && $0.range.overlaps(block.prefix(4096)) }
+            let tries = bench.source.calls.count {
+                $0.operation == .read && $0.range.overlaps(block.prefix(4096))
+            }
             #expect(tries == 2 + ErrorPolicy.pauses.count)
         }
         // A quarter of a second for each piece that has some.

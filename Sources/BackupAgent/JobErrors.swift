@@ -66,6 +66,13 @@ struct JobErrors: Sendable, Hashable {
         return tell(pending, now)
     }
 
+    /// Notes an error that ends the job: it is told at once, after all that was not told yet.
+    mutating func noteLast(_ error: JobIOError, now: Int64) -> [JobIOError] {
+        let before = takePending(now: now)
+        count += UInt64(error.count)
+        return before + tell([error], now)
+    }
+
     private func isDue(_ kind: Kind, _ now: Int64) -> Bool {
         guard let time = times[kind] else { return true }
         // The wall clock may have been set back.

@@ -167,7 +167,8 @@ package actor JobManager {
         let info = JobInfo(
             id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
-            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss,
+            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
+            waitsForDismiss: spec.waitsForDismiss,
             onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
         return Record(
             number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
@@ -371,8 +372,7 @@ package actor JobManager {
                 kinds.append(
                     .stateChanged(state, previous: previous, pauseReason: reason, pauseError: error))
             case .ioError(let error):
-                _ = records[number]?.errors.note(error, now: clock())
-                kinds += (records[number]?.errors.takePending(now: clock()) ?? []).map { .ioError($0) }
+                kinds += (records[number]?.errors.noteLast(error, now: clock()) ?? []).map { .ioError($0) }
             case .pending: kinds.append(.pending)
             case .pauseCopy:
                 record.control.pause()

@@ -234,7 +234,9 @@ package final class BackupJob: Sendable {
     }
 
     /// What is missing by now, with at most `limit` ranges.
-    package func missing(limit: Int) async -> Missing { await drive.engine.run { point.missing(limit: limit) } }
+    package func missing(limit: Int) async -> Missing {
+        await drive.engine.run { point.missing(limit: limit) }
+    }
 
     // MARK: The copy
 

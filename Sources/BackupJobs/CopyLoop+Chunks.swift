@@ -9,7 +9,8 @@ extension CopyLoop {
 
     private var writer: PieceWriter {
         PieceWriter(
-            target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero, clusterSize: clusterSize,
+            target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero,
+            clusterSize: clusterSize,
             policy: options.onTargetError, clock: clock
         ) { [state, point] failure in
             // On the drive's engine, as all that is asked of the target is.

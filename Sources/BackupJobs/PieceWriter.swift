@@ -45,6 +45,7 @@ struct PieceWriter: Sendable {
         guard policy.action(on: error) == .ignore else { return failure(run, bytes, error) }
         var failed = clusters(of: run).map { (range: $0, error: error) }
         for pause in [.zero] + ErrorPolicy.pauses {
+            // Only the task of a request that was abandoned is not allowed to sleep.
             if pause > .zero, (try? await clock.sleep(pause)) == nil { return .cancelled }
             var still: [(range: ByteRange, error: BlockError)] = []
             for (range, _) in failed {

@@ -41,7 +41,9 @@ struct BackupOptions: ParsableArguments {
     var onSourceError: ErrorPolicyWord = .report
 
     @Option(
-        help: "When the target cannot be written: the same. A flush that fails fails the job under every policy.")
+        help:
+            "When the target cannot be written: the same. A flush that fails fails the job under every policy."
+    )
     var onTargetError: ErrorPolicyWord = .report
 
     @Option(

@@ -35,7 +35,6 @@ extension JobStory {
         }
     }
 
-    private var pauseCause: String { pauseError.map { ": \(ColumnText.printable($0.message))" } ?? "" }
 
     /// The line for a change of state that `previous` was before; nil if it says nothing new.
     func change(from previous: JobState) -> String? {

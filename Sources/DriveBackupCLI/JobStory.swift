@@ -76,7 +76,8 @@ struct JobStory: Hashable {
             if let progress = completed.progress { note(progress) }
             finish(
                 .completed(
-                    completed.result, missingBytes: completed.missingBytes, missing: completed.missing), event)
+                    completed.result, missingBytes: completed.missingBytes, missing: completed.missing), event
+            )
         case .failed(let failed):
             if let progress = failed.progress { note(progress) }
             finish(.failed(failed.error ?? JobError()), event)

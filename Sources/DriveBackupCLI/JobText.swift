@@ -73,7 +73,7 @@ enum JobText {
         let kind = words.isEmpty ? "" : " (\(words.joined(separator: ", ")))"
         var lines = ["\(ColumnText.printable(job.id)): \(names(job))\(kind)"]
         func add(_ title: String, _ text: String) {
-            lines.append("  \(ColumnText.padded(title, to: 9)) \(ColumnText.printable(text))")
+            lines.append("  \(ColumnText.padded(title, to: 8)) \(ColumnText.printable(text))")
         }
         var state = state(job)
         if job.pauseReason == .error { state += " because of an error" }
@@ -106,7 +106,7 @@ enum JobText {
         if !waits.isEmpty { add("waits", "for \(waits.joined(separator: " and for "))") }
         let policies = [job.onSourceError, job.onTargetError].map { $0.isUnspecified ? "report" : $0.name }
         if policies != ["report", "report"] {
-            add("errors of", "the drive: \(policies[0]), of the target: \(policies[1])")
+            add("policies", "\(policies[0]) for errors of the drive, \(policies[1]) for those of the target")
         }
         if !job.manifest.isEmpty { add("manifest", job.manifest) }
         addTrouble(of: job, add)
@@ -128,7 +128,7 @@ enum JobText {
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
-        if let error = job.pauseError { add("paused by", place(error)) }
+        if let error = job.pauseError { add("cause", place(error)) }
         if job.missingBytes > 0 {
             add("missing", ByteSize.text(job.missingBytes))
             let shown = job.missing.prefix(shownRanges)

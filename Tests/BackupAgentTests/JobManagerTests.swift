@@ -9,11 +9,13 @@ import Testing
 @testable import BackupAgent
 
 /// Targets that do what a test says: succeed, fail, or hang until they are let go.
-private final class SimTargets: TargetOpener {
+final class SimTargets: TargetOpener {
     struct Script: Sendable {
         var openHangs = false
         var openFails: AgentError?
         var writeHangs = false
+        /// Looked at by each write.
+        var writeFails: BlockError?
         var readHangs = false
         var completeHangs = false
         var completeFails: BlockError?
@@ -60,6 +62,7 @@ private final class SimTarget: JobTarget {
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         if script.writeHangs { await targets.hang() }
+        if let error = targets.script.withLock({ $0.writeFails }) { throw error }
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {

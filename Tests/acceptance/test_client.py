@@ -89,9 +89,9 @@ def test_help():
     for word in ("--sync", "--format", "--mode", "--overwrite", "--speed", "--job-id", "--request-key", "--detach",
                  "--manual-finalize", "--manual-dismiss", "full", "top", "none", "absolute-paths", "existing",
                  "--on-cbw-error", "break-snapshot", "break-guest-write", "--cbw-timeout", "--staging-full", "stall",
-                 "--keep-target"):
+                 "--keep-target", "--on-source-error", "--on-target-error", "report", "ignore", "enospc", "stop", "auto"):
         assert word in start.out, word
-    for word in ("--rebase", "--compress", "--on-source-error"):
+    for word in ("--rebase", "--compress"):
         assert word not in start.out, word
     assert run_client("help", "start", as_json=False).code == 0
     assert run_client("--version", as_json=False).code == 0

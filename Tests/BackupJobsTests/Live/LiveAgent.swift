@@ -173,10 +173,13 @@ final class LiveAgent: Sendable {
             switch action {
             case .report: history.complain("an error that ends the job is told twice: \(failure)")
             case .ignore:
-                let blocks = Int(failure.range.offset / 4096)..<Int(failure.range.end.dividedRoundingUp(by: 4096))
+                let blocks =
+                    Int(failure.range.offset / 4096)..<Int(failure.range.end.dividedRoundingUp(by: 4096))
                 history.state.withLock { $0.leftOut.formUnion(blocks) }
             case .stop:
-                if !control.isHalted { history.complain("an error that is to halt the job has not: \(failure)") }
+                if !control.isHalted {
+                    history.complain("an error that is to halt the job has not: \(failure)")
+                }
             }
         }
     }

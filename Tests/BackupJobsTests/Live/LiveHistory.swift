@@ -340,7 +340,9 @@ final class LiveHistory: Sendable {
         }
         for block in state.missing {
             let cluster = block * 8 / unitsPerCluster
-            let isUnreadable = options.ignoresSourceErrors && !state.permanentlyBad.isDisjoint(with: block * 8..<block * 8 + 8)
+            let isUnreadable =
+                options.ignoresSourceErrors
+                && !state.permanentlyBad.isDisjoint(with: block * 8..<block * 8 + 8)
             if !isUnreadable, unwritable.map({ clusters(of: $0).contains(cluster) }) != true {
                 return complain("block \(block) is missing, and nothing was wrong with it")
             }

@@ -51,7 +51,7 @@ final class TargetConnection: Sendable {
 
     var holder: FileClaims.Holder { .target(job, jobID: jobID) }
 
-    /// The file that the process has made, if it has made one.
+    /// The file that the process has made or may have made, if there is one.
     var made: TargetLeftover? { state.withLock { $0.made } }
 
     // MARK: Asking

@@ -89,7 +89,10 @@ final class TargetProcess: JobTarget {
             guard let place = bounce.slice.offset(in: processes.memory) else {
                 preconditionFailure("the pool's buffers lie in the shared memory")
             }
-            try check()
+            do throws(BlockError) { try check() } catch {
+                bounces.give(bounce)
+                throw error
+            }
             let outcome = await connection.ask(.read(piece, memory: UInt64(place))) { [bounces] in
                 bounces.give(bounce)
             }

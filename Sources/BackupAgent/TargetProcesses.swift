@@ -63,7 +63,10 @@ package final class TargetProcesses: TargetOpener {
 
     /// Removes, in the background, what earlier agents have left to be removed.
     package func begin() async throws(AgentError) {
-        try await leftovers.begin { [weak self] file in await self?.remove(file) ?? Self.stopped }
+        try await leftovers.begin { [weak self] file in
+            guard let self else { return Self.stopped }
+            return await self.remove(file)
+        }
     }
 
     private static var stopped: BlockError { BlockError(.cancelled, "The agent is stopping") }

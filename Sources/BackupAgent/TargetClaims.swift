@@ -1,5 +1,4 @@
 package import BlockIO
-internal import Glibc
 
 /// Where a target's opening asks who uses which file. The agent knows (`FileClaims`); a target's process asks the agent.
 protocol TargetClaims: Sendable {
@@ -65,10 +64,6 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
     /// only be the one that was made, or one that somebody makes at this moment, who has lost nothing yet.
     private func isOurs(_ descriptor: Int32, path: String) throws(BlockError) -> Bool {
         if let identity { return try FileIdentity.of(descriptor, path: path).identity == identity }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else {
-            throw BlockError("Couldn't examine \(path)", errno: errno)
-        }
-        return status.st_size == 0 && status.st_uid == geteuid()
+        return try Descriptor.isEmptyAndOwn(descriptor, path: path)
     }
 }

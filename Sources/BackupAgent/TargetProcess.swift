@@ -132,7 +132,8 @@ final class TargetProcess: JobTarget {
             if let operation { note(failed ?? operation) }
             throw error
         case .gone(let ending):
-            if state.withLock({ $0.isGivenUp }) { throw givenUp() }
+            // When it was to end that is not an error of its own.
+            try check()
             if let operation { note(operation) }
             throw BlockError(
                 .inputOutput,

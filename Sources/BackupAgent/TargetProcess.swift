@@ -70,7 +70,8 @@ final class TargetProcess: JobTarget {
             let piece = ByteRange(offset: range.offset + UInt64(done), length: UInt64(count))
             let bounce = try await bounces.take()
             defer { bounces.give(bounce) }
-            bounce[0..<count].bytes.copyMemory(from: UnsafeRawBufferPointer(buffer[done..<done + count].bytes))
+            bounce[0..<count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(buffer[done..<done + count].bytes))
             try await write(piece, from: bounce[0..<count])
             done += count
         }
@@ -101,7 +102,8 @@ final class TargetProcess: JobTarget {
             defer { bounces.give(bounce) }
             // The copy does not read: whoever does is told himself, and the job has not failed.
             try judge(outcome, nil, piece)
-            buffer[done..<done + count].bytes.copyMemory(from: UnsafeRawBufferPointer(bounce[0..<count].bytes))
+            buffer[done..<done + count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(bounce[0..<count].bytes))
             done += count
         }
     }

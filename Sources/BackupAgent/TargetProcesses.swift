@@ -96,7 +96,8 @@ package final class TargetProcesses: TargetOpener {
         let (reply, connection) = try await ask(.open(spec), spec)
         guard case .opened(let opened) = reply else {
             connection.abandon()
-            throw AgentError(.ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
+            throw AgentError(
+                .ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
         }
         return TargetProcess(opened, connection, self, path: spec.path)
     }
@@ -197,7 +198,9 @@ package final class TargetProcesses: TargetOpener {
             if let file { _ = await leftovers.settle(file.path, within: Self.patience.starting) }
             done.fulfil(())
         }
-        guard await done.wait(atMost: Self.patience.ending) == nil, busy(connection.job) != nil else { return }
+        guard await done.wait(atMost: Self.patience.ending) == nil, busy(connection.job) != nil else {
+            return
+        }
         logger.warning(
             """
             The process \(processID) of the job \(connection.jobID) hangs in a system call on its target and was \

@@ -56,7 +56,9 @@ struct TargetProcessTests {
         }
     }
 
-    @Test("what is written is read again and is in the file", arguments: [ImageFormat.raw, .qcow2], TargetHome.allCases)
+    @Test(
+        "what is written is read again and is in the file", arguments: [ImageFormat.raw, .qcow2],
+        TargetHome.allCases)
     func contents(format: ImageFormat, home: TargetHome) async throws {
         var random = SeededGenerator(testSeed())
         let target = try await home.opener().open(spec("t", size: 3 << 20, format: format))
@@ -128,10 +130,14 @@ struct TargetProcessTests {
             #expect(outcomes[0] != nil && outcomes[0] == outcomes[1], "\(spec.path)")
             #expect(try await snapshot(directory.path) == before, "\(spec.path)")
         }
-        for opener in openers { await #expect(throws: AgentError.self) { try await opener.check(spec("exists")) } }
+        for opener in openers {
+            await #expect(throws: AgentError.self) { try await opener.check(spec("exists")) }
+        }
         for opener in openers { try await opener.check(spec("t")) }
         // What was refused to one job is another's.
-        for opener in openers { #expect(await refusal(opener, spec("exists", 2, size: 8 << 20, mode: .existing)) == nil) }
+        for opener in openers {
+            #expect(await refusal(opener, spec("exists", 2, size: 8 << 20, mode: .existing)) == nil)
+        }
     }
 
     @Test("another job's target is refused until it is given up", arguments: TargetHome.allCases)
@@ -151,7 +157,8 @@ struct TargetProcessTests {
     func leftovers() async throws {
         let state = try TemporaryDirectory()
         let store = try StateStore.open(directory: state.path)
-        let script = "echo > a.partial; echo > b.partial; echo mine > c.partial; : > d.partial; echo > e.partial; : > e"
+        let script =
+            "echo > a.partial; echo > b.partial; echo mine > c.partial; : > d.partial; echo > e.partial; : > e"
         _ = try await runProcess("sh", ["-c", script], directory: directory.path)
         func identity(_ name: String) -> FileIdentity? { FileIdentity.of(path: directory.file(name)) }
         func leftover(_ name: String, _ identity: FileIdentity?) -> TargetLeftover {
@@ -182,7 +189,9 @@ struct TargetProcessTests {
                 claims: FileClaims(), store: nil, executable: program,
                 logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
             let error = await refusal(processes, spec("t"))
-            #expect(error?.reason == .ioError && error?.message.contains(words) == true, "\(error?.message ?? "")")
+            #expect(
+                error?.reason == .ioError && error?.message.contains(words) == true, "\(error?.message ?? "")"
+            )
             await processes.shutDown()
         }
     }
@@ -205,10 +214,12 @@ struct TargetProcessTests {
             if let frame = try frames.next() { found.append(frame) }
         }
         #expect(found.map(\.id) == [1, 2, 3, .max])
-        guard case .write(let range, let memory) = try found[0].request(), case .remove(let same) = try found[1].request(),
+        guard case .write(let range, let memory) = try found[0].request(),
+            case .remove(let same) = try found[1].request(),
             case .failed(let told, let operation) = try found[2].reply(), case .done = try found[3].reply()
         else { throw TestKitError("other frames: \(found)") }
-        #expect(range == ByteRange(7..<9) && memory == 5 && same == file && told == error && operation == .flush)
+        #expect(
+            range == ByteRange(7..<9) && memory == 5 && same == file && told == error && operation == .flush)
         #expect(throws: BlockError.self) { try found[0].reply() }
         #expect(throws: BlockError.self) { try found[3].request() }
         #expect(throws: BlockError.self) { try found[2].request() }

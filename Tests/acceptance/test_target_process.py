@@ -102,6 +102,32 @@ def test_a_killed_process_leaves_an_existing_target_where_it_is(agent, targets):
     agent.backup("vm1", targets / "t", "--mode", "existing", "--format", "raw")
 
 
+def test_a_process_that_dies_while_it_makes_the_target_durable(agent, targets):
+    agent.ok("start", "vm1", targets / "t", "--sync", "full", "--manual-finalize", "--detach")
+    watch = agent.stream("job", "watch", "vm1")
+    watch.until_kind("pending")
+    process = process_of(agent, "vm1")
+    os.kill(process, signal.SIGSTOP)
+    agent.ok("job", "finalize", "vm1")
+    os.kill(process, signal.SIGKILL)
+    assert watch.end() == 1
+    failed = next(event["failed"]["error"] for event in watch.events if kind(event) == "failed")
+    assert failed["reason"] == "FLUSH_INTERRUPTED", failed
+    until(lambda: list(targets.iterdir()) == [], "what the job has made is removed")
+
+
+def test_what_is_to_be_kept_of_a_killed_process_is_kept(agent, targets):
+    agent.slow_job("vm1", targets / "t", "--keep-target")
+    process = process_of(agent, "vm1")
+    os.kill(process, signal.SIGSTOP)
+    agent.ok("job", "cancel", "vm1")
+    assert agent.stream("job", "watch", "vm1").end() == 4
+    until(lambda: is_gone(process) and not agent.job("vm1").get("target_busy"), "the target is free")
+    assert list(targets.iterdir()) == [targets / "t.partial"]
+    agent.refused("start", "vm1", targets / "t", "--sync", "full", says="t.partial")
+    agent.backup("vm1", targets / "t", "--overwrite")
+
+
 def test_a_process_ends_with_its_agent(agent, targets):
     agent.slow_job("vm1", targets / "t")
     process = process_of(agent, "vm1")

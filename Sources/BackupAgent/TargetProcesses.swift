@@ -71,14 +71,20 @@ package final class TargetProcesses: TargetOpener {
 
     private static var stopped: BlockError { BlockError(.cancelled, "The agent is stopping") }
 
-    /// Kills all that is left, and waits for none of it. Nothing is opened afterwards.
+    /// Kills all that is left, and waits for none that hangs. Nothing is opened afterwards.
     package func shutDown() async {
         let connections = state.withLock { state in
             state.isShutDown = true
             return state.connections.values
         }
-        for connection in connections { connection.shutDown() }
+        for connection in connections { connection.abandon() }
         await leftovers.end()
+        await withTaskGroup(of: Void.self) { group in
+            for connection in connections {
+                group.addTask { _ = await connection.gone.wait(atMost: Self.patience.ending) }
+            }
+        }
+        for connection in connections where connection.gone.value == nil { connection.forget() }
         await engine.shutDown()
     }
 

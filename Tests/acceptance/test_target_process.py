@@ -207,6 +207,13 @@ def test_an_agent_ends_whatever_its_targets_hang_in_and_the_next_one_removes_wha
     agent.backup("vm1", freezing.path / "t")
 
 
+def test_an_agent_ends_while_its_targets_hang(agent, freezing):
+    hang(agent, freezing)
+    code, _ = agent.terminate()
+    assert code == 0
+    assert "left behind" not in agent.log(), "the end was not one in order"
+
+
 def test_a_start_that_hangs_can_be_cancelled(agent, targets, freezing):
     freezing.freeze()
     start = agent.stream("start", "vm1", str(freezing.path / "t"), "--sync", "full")

@@ -26,8 +26,11 @@ package final class TargetProcesses: TargetOpener {
 
     /// The program that is running, even when its file was replaced since it was started.
     package static let ownProgram = "/proc/self/exe"
-    /// How long a job's end waits for what it leaves to be removed, and a start for what an earlier job has left.
-    private static let patience = (ending: Duration.milliseconds(250), starting: Duration.seconds(2))
+    /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
+    /// what an earlier job has left.
+    private static let patience = (
+        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(2)
+    )
 
     /// What the buffers of all jobs lie in.
     let memory: SharedMemory
@@ -204,7 +207,9 @@ package final class TargetProcesses: TargetOpener {
             if let file { _ = await leftovers.settle(file.path, within: Self.patience.starting) }
             done.fulfil(())
         }
-        guard await done.wait(atMost: Self.patience.ending) == nil, busy(connection.job) != nil else {
+        if await connection.gone.wait(atMost: Self.patience.ending) != nil {
+            // What is left is to be removed, which takes time only where that hangs, too.
+            _ = await done.wait(atMost: Self.patience.removing)
             return
         }
         logger.warning(

@@ -29,7 +29,7 @@ package final class TargetProcesses: TargetOpener {
     /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
     /// what an earlier job has left.
     private static let patience = (
-        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(2)
+        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(10)
     )
 
     /// What the buffers of all jobs lie in.

@@ -18,7 +18,9 @@ extension AgentError.Reason {
             .failedPrecondition
         case .imageCorrupt, .stateDamaged: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted
-        case .ioError, .flushInterrupted, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled, .agentRestarted: .aborted
+        case .ioError, .flushInterrupted, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled,
+            .agentRestarted:
+            .aborted
         case .fieldUnimplemented, .stateSuperseded: .unimplemented
         case .agentStopping: .unavailable
         }

@@ -107,7 +107,8 @@ package final class FileClaims: Sendable {
     func abandon(_ holder: Holder, process: Int32) {
         claims.withLock { claims in
             for identity in claims.keys {
-                for index in claims[identity, default: []].indices where claims[identity]?[index].holder == holder {
+                for index in claims[identity, default: []].indices
+                where claims[identity]?[index].holder == holder {
                     claims[identity]?[index].abandoned = process
                 }
             }

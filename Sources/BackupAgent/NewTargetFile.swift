@@ -64,12 +64,14 @@ final class NewTargetFile: Sendable {
                 claims.release(orphan, ofTarget: job)
                 try directory.remove(partialName)
             }
+            var file = TargetLeftover(jobID: jobID, path: path, identity: nil, overwrites: overwrites)
+            claims.made(file)
             let descriptor = try directory.create(partialName, mode: Self.mode)
             do throws(BlockError) {
                 let identity = try FileIdentity.of(descriptor, path: partialPath).identity
                 made.withLock { $0 = identity }
-                claims.made(
-                    TargetLeftover(jobID: jobID, path: path, identity: identity, overwrites: overwrites))
+                file.identity = identity
+                claims.made(file)
                 try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: partialPath)
                 return descriptor
             } catch {

@@ -9,11 +9,11 @@ extension StateStore {
             try database.create(table: "leftover") { table in
                 table.column("job", .text).notNull()
                 table.column("path", .text).notNull()
-                // The bits of unsigned numbers.
-                table.column("device", .integer).notNull()
-                table.column("inode", .integer).notNull()
+                // The bits of unsigned numbers; NULL where it is not known whether the file was made.
+                table.column("device", .integer)
+                table.column("inode", .integer)
                 table.column("overwrites", .boolean).notNull()
-                table.primaryKey(["path", "device", "inode"])
+                table.uniqueKey(["path", "device", "inode"])
             }
         }
     }
@@ -23,12 +23,14 @@ extension StateStore {
         try await read("read the targets to remove in") { database in
             let sql = "SELECT job, path, device, inode, overwrites FROM leftover ORDER BY path"
             return try Row.fetchAll(database, sql: sql).map { row in
-                let (device, inode): (Int64, Int64) = (row["device"], row["inode"])
+                let (device, inode): (Int64?, Int64?) = (row["device"], row["inode"])
+                var identity: FileIdentity?
+                if let device, let inode {
+                    identity = FileIdentity(
+                        fileOn: UInt64(bitPattern: device), inode: UInt64(bitPattern: inode))
+                }
                 return TargetLeftover(
-                    jobID: row["job"], path: row["path"],
-                    identity: FileIdentity(
-                        fileOn: UInt64(bitPattern: device), inode: UInt64(bitPattern: inode)),
-                    overwrites: row["overwrites"])
+                    jobID: row["job"], path: row["path"], identity: identity, overwrites: row["overwrites"])
             }
         }
     }
@@ -40,10 +42,7 @@ extension StateStore {
                 sql: """
                     INSERT OR REPLACE INTO leftover (job, path, device, inode, overwrites) VALUES (?, ?, ?, ?, ?)
                     """,
-                arguments: [
-                    file.jobID, file.path, Int64(bitPattern: file.identity.device),
-                    Int64(bitPattern: file.identity.inode), file.overwrites,
-                ])
+                arguments: [file.jobID, file.path, file.device, file.inode, file.overwrites])
         }
     }
 
@@ -51,11 +50,13 @@ extension StateStore {
     func remove(_ file: TargetLeftover) async throws(AgentError) {
         try await write("forget the removed target in") { database in
             try database.execute(
-                sql: "DELETE FROM leftover WHERE path = ? AND device = ? AND inode = ?",
-                arguments: [
-                    file.path, Int64(bitPattern: file.identity.device),
-                    Int64(bitPattern: file.identity.inode),
-                ])
+                sql: "DELETE FROM leftover WHERE path = ? AND device IS ? AND inode IS ?",
+                arguments: [file.path, file.device, file.inode])
         }
     }
+}
+
+extension TargetLeftover {
+    fileprivate var device: Int64? { identity.map { Int64(bitPattern: $0.device) } }
+    fileprivate var inode: Int64? { identity.map { Int64(bitPattern: $0.inode) } }
 }

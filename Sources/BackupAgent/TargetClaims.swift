@@ -13,7 +13,7 @@ protocol TargetClaims: Sendable {
     /// Gives up one file that the target of `job` has.
     func release(_ identity: FileIdentity, ofTarget job: JobNumber)
 
-    /// Tells of a file that was made and has to be removed by somebody if its job does not end well.
+    /// Tells of a file that is made now, or was, and has to be removed by somebody if its job does not end well.
     func made(_ file: TargetLeftover)
 }
 
@@ -27,7 +27,8 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
     package var jobID: String
     /// The target's true path, without `.partial`.
     package var path: String
-    package var identity: FileIdentity
+    /// nil: the job was about to make the file, and nobody knows whether it has. Then it is empty.
+    package var identity: FileIdentity?
     /// It was to replace a file: once it has, one of two backups must be left, and it stays.
     package var overwrites: Bool
 
@@ -44,16 +45,25 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
             return
         }
         let partial = name + NewTargetFile.suffix
-        for candidate in overwrites ? [partial] : [partial, name] {
-            guard let entry = try directory.entry(candidate), entry.identity == identity else { continue }
+        for candidate in overwrites || identity == nil ? [partial] : [partial, name] {
+            guard let entry = try directory.entry(candidate), entry.kind == .regular,
+                identity == nil || entry.identity == identity
+            else { continue }
             let descriptor = try directory.open(candidate, readOnly: true)
             defer { Descriptor.close(descriptor) }
             let path = directory.path(of: candidate)
             // Another file may have got the name meanwhile.
-            guard try FileIdentity.of(descriptor, path: path).identity == identity else { continue }
+            guard try isOurs(descriptor, path: path) else { continue }
             try ImageLock.acquire(descriptor, holding: [], unsharing: .all, path: path)
             try directory.remove(candidate)
         }
         try directory.synchronize()
+    }
+
+    /// The name was free when the job was about to make the file. One that has it now, is empty and the agent's user's can
+    /// only be the one that was made, or one that somebody makes at this moment, who has lost nothing yet.
+    private func isOurs(_ descriptor: Int32, path: String) throws(BlockError) -> Bool {
+        if let identity { return try FileIdentity.of(descriptor, path: path).identity == identity }
+        return try Descriptor.isEmptyAndOwn(descriptor, path: path)
     }
 }

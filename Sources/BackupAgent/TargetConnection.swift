@@ -51,7 +51,7 @@ final class TargetConnection: Sendable {
 
     var holder: FileClaims.Holder { .target(job, jobID: jobID) }
 
-    /// The file that the process has made, if it has made one.
+    /// The file that the process has made or may have made, if there is one.
     var made: TargetLeftover? { state.withLock { $0.made } }
 
     // MARK: Asking
@@ -184,9 +184,10 @@ final class TargetConnection: Sendable {
         for continuation in leaving { continuation.resume(returning: .abandoned) }
     }
 
-    /// Abandons the process at the agent's own end: nothing of it is heard any more.
-    func shutDown() {
-        abandon()
+    /// Leaves a process that is still there to itself, at the agent's own end: nothing of it is heard any more. Whoever
+    /// waits for it goes on waiting, since the engine that he runs on ends, too.
+    func forget() {
+        state.withLock { $0.waiting = [:] }
         process.socket.shutDown()
     }
 }

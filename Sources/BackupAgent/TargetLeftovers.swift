@@ -42,7 +42,9 @@ actor TargetLeftovers {
     /// Remembers a file that is to be removed, over a restart as well.
     func record(_ file: TargetLeftover) async {
         do throws(AgentError) { try await store?.add(file) } catch {
-            logger.error("\(error.message); should the agent end before it has removed \(file.path).partial, that stays")
+            logger.error(
+                "\(error.message); should the agent end before it has removed \(file.path).partial, that stays"
+            )
         }
     }
 
@@ -71,7 +73,8 @@ actor TargetLeftovers {
         while let failure = await attempt(file).wait() ?? nil, !Task.isCancelled {
             if !isTold {
                 logger.warning(
-                    "Couldn't remove yet what the job \(file.jobID) has left of \(file.path): \(failure.message)")
+                    "Couldn't remove yet what the job \(file.jobID) has left of \(file.path): \(failure.message)"
+                )
             }
             isTold = true
             // Ended early at the agent's end.
@@ -102,7 +105,8 @@ actor TargetLeftovers {
     /// The file is gone. It is forgotten before another can be made that has its number.
     private func forget(_ file: TargetLeftover) async {
         do throws(AgentError) { try await store?.remove(file) } catch {
-            logger.error("\(error.message); another file that gets its number may be taken for it after a restart")
+            logger.error(
+                "\(error.message); another file that gets its number may be taken for it after a restart")
         }
         entries.removeValue(forKey: file)?.gone()
     }

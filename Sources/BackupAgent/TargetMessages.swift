@@ -41,7 +41,7 @@ enum TargetReply: Sendable, Codable {
     /// The job has none any more.
     case released
     case releasedFile(FileIdentity)
-    /// This file was made now.
+    /// This file is made now, or was.
     case made(TargetLeftover)
 }
 

@@ -70,7 +70,8 @@ final class TargetProcess: JobTarget {
             let piece = ByteRange(offset: range.offset + UInt64(done), length: UInt64(count))
             let bounce = try await bounces.take()
             defer { bounces.give(bounce) }
-            bounce[0..<count].bytes.copyMemory(from: UnsafeRawBufferPointer(buffer[done..<done + count].bytes))
+            bounce[0..<count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(buffer[done..<done + count].bytes))
             try await write(piece, from: bounce[0..<count])
             done += count
         }
@@ -89,7 +90,10 @@ final class TargetProcess: JobTarget {
             guard let place = bounce.slice.offset(in: processes.memory) else {
                 preconditionFailure("the pool's buffers lie in the shared memory")
             }
-            try check()
+            do throws(BlockError) { try check() } catch {
+                bounces.give(bounce)
+                throw error
+            }
             let outcome = await connection.ask(.read(piece, memory: UInt64(place))) { [bounces] in
                 bounces.give(bounce)
             }
@@ -98,7 +102,8 @@ final class TargetProcess: JobTarget {
             defer { bounces.give(bounce) }
             // The copy does not read: whoever does is told himself, and the job has not failed.
             try judge(outcome, nil, piece)
-            buffer[done..<done + count].bytes.copyMemory(from: UnsafeRawBufferPointer(bounce[0..<count].bytes))
+            buffer[done..<done + count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(bounce[0..<count].bytes))
             done += count
         }
     }
@@ -129,7 +134,8 @@ final class TargetProcess: JobTarget {
             if let operation { note(failed ?? operation) }
             throw error
         case .gone(let ending):
-            if state.withLock({ $0.isGivenUp }) { throw givenUp() }
+            // When it was to end that is not an error of its own.
+            try check()
             if let operation { note(operation) }
             throw BlockError(
                 .inputOutput,

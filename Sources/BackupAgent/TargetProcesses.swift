@@ -26,8 +26,11 @@ package final class TargetProcesses: TargetOpener {
 
     /// The program that is running, even when its file was replaced since it was started.
     package static let ownProgram = "/proc/self/exe"
-    /// How long a job's end waits for what it leaves to be removed, and a start for what an earlier job has left.
-    private static let patience = (ending: Duration.milliseconds(250), starting: Duration.seconds(2))
+    /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
+    /// what an earlier job has left.
+    private static let patience = (
+        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(10)
+    )
 
     /// What the buffers of all jobs lie in.
     let memory: SharedMemory
@@ -63,19 +66,28 @@ package final class TargetProcesses: TargetOpener {
 
     /// Removes, in the background, what earlier agents have left to be removed.
     package func begin() async throws(AgentError) {
-        try await leftovers.begin { [weak self] file in await self?.remove(file) ?? Self.stopped }
+        try await leftovers.begin { [weak self] file in
+            guard let self else { return Self.stopped }
+            return await self.remove(file)
+        }
     }
 
     private static var stopped: BlockError { BlockError(.cancelled, "The agent is stopping") }
 
-    /// Kills all that is left, and waits for none of it. Nothing is opened afterwards.
+    /// Kills all that is left, and waits for none that hangs. Nothing is opened afterwards.
     package func shutDown() async {
         let connections = state.withLock { state in
             state.isShutDown = true
             return state.connections.values
         }
-        for connection in connections { connection.shutDown() }
+        for connection in connections { connection.abandon() }
         await leftovers.end()
+        await withTaskGroup(of: Void.self) { group in
+            for connection in connections {
+                group.addTask { _ = await connection.gone.wait(atMost: Self.patience.ending) }
+            }
+        }
+        for connection in connections where connection.gone.value == nil { connection.forget() }
         await engine.shutDown()
     }
 
@@ -93,7 +105,8 @@ package final class TargetProcesses: TargetOpener {
         let (reply, connection) = try await ask(.open(spec), spec)
         guard case .opened(let opened) = reply else {
             connection.abandon()
-            throw AgentError(.ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
+            throw AgentError(
+                .ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
         }
         return TargetProcess(opened, connection, self, path: spec.path)
     }
@@ -194,7 +207,11 @@ package final class TargetProcesses: TargetOpener {
             if let file { _ = await leftovers.settle(file.path, within: Self.patience.starting) }
             done.fulfil(())
         }
-        guard await done.wait(atMost: Self.patience.ending) == nil, busy(connection.job) != nil else { return }
+        if await connection.gone.wait(atMost: Self.patience.ending) != nil {
+            // What is left is to be removed, which takes time only where that hangs, too.
+            _ = await done.wait(atMost: Self.patience.removing)
+            return
+        }
         logger.warning(
             """
             The process \(processID) of the job \(connection.jobID) hangs in a system call on its target and was \

@@ -197,7 +197,9 @@ private final class RemoteClaims: TargetClaims {
 
     func release(_ holder: FileClaims.Holder) { line.send(.released, id: 0) }
 
-    func release(_ identity: FileIdentity, ofTarget job: JobNumber) { line.send(.releasedFile(identity), id: 0) }
+    func release(_ identity: FileIdentity, ofTarget job: JobNumber) {
+        line.send(.releasedFile(identity), id: 0)
+    }
 
     func made(_ file: TargetLeftover) { line.send(.made(file), id: 0) }
 }

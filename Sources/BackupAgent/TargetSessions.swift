@@ -119,7 +119,8 @@ private struct TargetOpening {
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
             let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec,
+            return TargetSession(
+                image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)
@@ -148,7 +149,8 @@ private struct TargetOpening {
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
             let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec,
+            return TargetSession(
+                image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)

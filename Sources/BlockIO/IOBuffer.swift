@@ -57,7 +57,8 @@ package struct IOSlice: Sendable {
 
     /// Where in `memory` the part lies, in bytes; nil when it does not.
     package func offset(in memory: SharedMemory) -> Int? {
-        guard buffer.memory === memory, let start = buffer.bytes.baseAddress, let base = memory.bytes.baseAddress
+        guard buffer.memory === memory, let start = buffer.bytes.baseAddress,
+            let base = memory.bytes.baseAddress
         else { return nil }
         return base.distance(to: start) + positions.lowerBound
     }

@@ -35,7 +35,6 @@ extension JobStory {
         }
     }
 
-
     /// The line for a change of state that `previous` was before; nil if it says nothing new.
     func change(from previous: JobState) -> String? {
         switch state {

@@ -57,7 +57,9 @@ struct TargetHistory: Sendable {
         // Gone with the directory otherwise.
         defer { try? FileManager.default.removeItem(atPath: path) }
         try write(template.image, to: path)
-        guard let inode = FileIdentity.of(path: path)?.inode else { throw TestKitError("\(path) is not there") }
+        guard let inode = FileIdentity.of(path: path)?.inode else {
+            throw TestKitError("\(path) is not there")
+        }
         let diskUnit = max(shape.unit, generator.oneIn(2) ? 512 : 4096)
         var files = [inode: SimFile(template.image, unit: diskUnit)]
         var model = GuestModel(
@@ -72,7 +74,8 @@ struct TargetHistory: Sendable {
             let canLosePower = shape.kind == .existing && number > 0
             let ending: Ending =
                 number == sessions - 1
-                ? .close : canLosePower && generator.oneIn(5) ? .powerLoss : generator.oneIn(6) ? .close : .kill
+                ? .close
+                : canLosePower && generator.oneIn(5) ? .powerLoss : generator.oneIn(6) ? .close : .kill
             let session = Session(
                 path: path, shape: shape, rules: rules, ending: ending, isFirst: number == 0,
                 model: Locked(model), isBegun: Locked(isBegun), problem: Locked(nil))

@@ -132,7 +132,8 @@ struct MetadataPages {
         let changed = bytes.lowerBound / sector * sector..<(bytes.upperBound + sector - 1) / sector * sector
         if page.isDirty {
             page.dirty =
-                min(page.dirty.lowerBound, changed.lowerBound)..<max(
+                min(
+                    page.dirty.lowerBound, changed.lowerBound)..<max(
                     page.dirty.upperBound, changed.upperBound)
         } else {
             page.dirty = changed

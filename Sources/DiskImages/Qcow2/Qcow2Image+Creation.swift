@@ -92,8 +92,8 @@ extension Qcow2Image {
                 try await ensureRefcountBlock(for: cluster)
                 try await setRefcount(of: cluster, to: 1)
             }
-            try await writeBack()
         }
+        try await withWriteback { () async throws(BlockError) in try await writeBack() }
     }
 
     /// Enough for every cluster that the image can come to have.

@@ -5,11 +5,19 @@ extension Qcow2Image {
     /// Where the L2 table with this number is, to be changed: made if there was none, and a copy of our own if it was
     /// shared with an internal snapshot. It stays there as long as the image is open.
     func writableL2Table(_ index: UInt64) async throws(BlockError) -> UInt64 {
-        if let table = try await l2Table(index), !table.isShared { return table.host }
-        return try await withMetadataLock { () async throws(BlockError) -> UInt64 in
+        while true {
+            if let table = try await l2Table(index), !table.isShared { return table.host }
+            if let table = try await makeL2Table(index) { return table }
+            try await waitForReserve()
+        }
+    }
+
+    /// nil when there is no cluster in reserve.
+    private func makeL2Table(_ index: UInt64) async throws(BlockError) -> UInt64? {
+        try await withMetadataLock { () async throws(BlockError) -> UInt64? in
             let old = try await l2Table(index)
             if let old, !old.isShared { return old.host }
-            let cluster = try await allocateLocked(1).clusters
+            guard let cluster = takeReserved(1)?.clusters else { return nil }
             let host = cluster.lowerBound * clusterSize
             do throws(BlockError) {
                 try await fillTable(at: host, from: old?.host)

@@ -13,6 +13,9 @@ package import BlockIO
 /// A target has no journal: its metadata goes to the page cache, in the same order and without flushes, before a request
 /// returns (`persistMappings`). So a kill leaves at worst leaks, and everything for which a request has returned is found.
 struct WritebackState {
+    /// Held by the one who writes tables. What it flushes takes long; refcounts, new tables and the allocator, which guests
+    /// wait for, are under the metadata lock, which it takes for its short steps only.
+    var lock = EngineLock()
     /// A mapping changed since the last write-back began.
     private(set) var isNeeded = false
     /// How many changes of mappings there were; and up to which one, in a target, they outlive the process.
@@ -52,14 +55,14 @@ extension Qcow2Image {
         guard isolated.value.allocator.isPrepared else { return try await file.flush() }
         if let failure = isolated.value.allocator.failure { throw failure }
         try await notingDamage { () async throws(BlockError) in
-            if options.isDrive { try await flushDrive() } else { try await withMetadataLock(flushAll) }
+            if options.isDrive { try await flushDrive() } else { try await withWriteback(flushAll) }
         }
     }
 
     private func flushDrive() async throws(BlockError) {
         let state = isolated.value.writeback
         if !state.isNeeded, !state.isRunning { return try await file.flush() }
-        let isWrittenBack = try await withMetadataLock { () async throws(BlockError) -> Bool in
+        let isWrittenBack = try await withWriteback { () async throws(BlockError) -> Bool in
             // One that began after we came has written, and flushed, everything that we are about.
             if isolated.value.writeback.completed > state.begun { return true }
             guard isolated.value.writeback.isNeeded else { return false }
@@ -75,7 +78,7 @@ extension Qcow2Image {
     func keepMetadataBounded() async throws(BlockError) {
         let isMostlyDirty = isolated.value.pages.isMostlyDirty
         if isMostlyDirty, isolated.value.pages.isNearlyFull || !options.isDrive {
-            try await withMetadataLock { () async throws(BlockError) in
+            try await withWriteback { () async throws(BlockError) in
                 if isolated.value.pages.isMostlyDirty { try await writeBack() }
             }
         } else if options.isDrive, isMostlyDirty || isolated.value.journal?.isMostlyFull ?? false,
@@ -90,7 +93,7 @@ extension Qcow2Image {
         isolated.value.writeback.background = Task(executorPreference: engine) { [self] in
             // The pages stay dirty and the journal full after an error, so that whoever next needs them clean
             // meets it.
-            try? await withMetadataLock { () async throws(BlockError) in
+            try? await withWriteback { () async throws(BlockError) in
                 if isolated.value.writeback.isNeeded { try await writeBack() }
             }
             isolated.value.writeback.background = nil
@@ -115,13 +118,13 @@ extension Qcow2Image {
     /// Waits until `records` more fit into the journal.
     func makeRoomInJournal(for records: Int) async throws(BlockError) {
         while let journal = isolated.value.journal, journal.room < records {
-            try await withMetadataLock { () async throws(BlockError) in
+            try await withWriteback { () async throws(BlockError) in
                 if let journal = isolated.value.journal, journal.room < records { try await writeBack() }
             }
         }
     }
 
-    /// Writes all dirty pages in their order. Under the lock, so that no table can appear meanwhile.
+    /// Writes all pages that are dirty now in their order. Under `withWriteback`, without the metadata lock.
     ///
     /// `isForReuse` says that it is done to use again what was freed; without `settles` the caller sees to what was.
     func writeBack(isForReuse: Bool = false, settles: Bool = true) async throws(BlockError) {
@@ -132,7 +135,7 @@ extension Qcow2Image {
         let isReplaying = isolated.value.writeback.isReplaying
         let freed = isReplaying ? [] : isolated.value.allocator.takeFreed()
         // In the same step as what was noted above: what changes from here on belongs to the next time.
-        let tables = copyDirtyPages(.l2)
+        let tables = copyTables()
         let flushesTables = options.rules.flushesUnmapping || !isForReuse
         var flushes: Flushes = [.l1]
         if options.rules.flushesDataFirst { flushes.insert(.data) }
@@ -148,7 +151,7 @@ extension Qcow2Image {
         if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
         isolated.value.writeback.completed = number
-        if options.isDrive, settles { try await settleFreed() }
+        if options.isDrive, settles { try await withMetadataLock(settleFreed) }
     }
 
     /// Writes a target's changed metadata to the page cache until all mappings that were changed so far outlive this
@@ -157,15 +160,20 @@ extension Qcow2Image {
         guard !options.isDrive, options.rules.persistsMappings else { return }
         let wanted = isolated.value.writeback.changes
         guard isolated.value.writeback.persisted < wanted else { return }
-        try await withMetadataLock { () async throws(BlockError) in
+        try await withWriteback { () async throws(BlockError) in
             guard isolated.value.writeback.persisted < wanted else { return }
             if let failure = isolated.value.allocator.failure { throw failure }
             // In one step with the copy of the tables, in which they all are.
             let changes = isolated.value.writeback.changes
-            let tables = copyDirtyPages(.l2)
+            let tables = copyTables()
             let hasUnsafeTable = isolated.value.writeback.hasUnsafeTable && !isNew
-            try await writeInOrder(tables, flushing: hasUnsafeTable ? [.tables] : [])
             isolated.value.writeback.hasUnsafeTable = false
+            do throws(BlockError) {
+                try await writeInOrder(tables, flushing: hasUnsafeTable ? [.tables] : [])
+            } catch {
+                if hasUnsafeTable { isolated.value.writeback.hasUnsafeTable = true }
+                throw error
+            }
             isolated.value.writeback.persisted = changes
         }
     }
@@ -181,23 +189,43 @@ extension Qcow2Image {
     }
 
     private func writeInOrder(
-        _ tables: CopiedPages, flushing flushes: Flushes
+        _ tables: CopiedTables, flushing flushes: Flushes
     ) async throws(BlockError) {
-        defer { for part in tables.parts { part.page.unpin() } }
+        defer { for part in tables.l2.parts + tables.l1.parts { part.page.unpin() } }
         do throws(BlockError) {
-            try await growFile()
-            if options.rules.countsFirst { try await writeRefcounts() }
+            // What the copies need is counted already.
+            if options.rules.countsFirst { try await withMetadataLock(writeCounts) }
             if flushes.contains(.data) { try await file.flush() }
-            for part in tables.parts {
-                try await file.write(part.range, from: tables.buffer[part.place])
-            }
-            if flushes.contains(.tables), !tables.parts.isEmpty { try await file.flush() }
+            try await write(tables.l2)
+            if flushes.contains(.tables), !tables.l2.parts.isEmpty { try await file.flush() }
+            try await write(tables.l1)
+            if flushes.contains(.l1), !tables.l1.parts.isEmpty { try await file.flush() }
         } catch {
-            for part in tables.parts { isolated.value.pages.markDirty(part.page, part.dirty) }
+            for part in tables.l2.parts + tables.l1.parts {
+                isolated.value.pages.markDirty(part.page, part.dirty)
+            }
             throw error
         }
-        if try await writePages(.l1), flushes.contains(.l1) { try await file.flush() }
-        if !options.rules.countsFirst { try await writeRefcounts() }
+        if !options.rules.countsFirst { try await withMetadataLock(writeCounts) }
+    }
+
+    private func writeCounts() async throws(BlockError) {
+        try await growFile()
+        try await writeRefcounts()
+    }
+
+    private func write(_ copied: CopiedPages) async throws(BlockError) {
+        for part in copied.parts { try await file.write(part.range, from: copied.buffer[part.place]) }
+    }
+
+    /// Both in one step: no L1 entry is among them whose table is not.
+    private func copyTables() -> CopiedTables {
+        CopiedTables(l2: copyDirtyPages(.l2), l1: copyDirtyPages(.l1))
+    }
+
+    private struct CopiedTables {
+        var l2: CopiedPages
+        var l1: CopiedPages
     }
 
     /// Copies what is dirty of the pages of a kind as it is now and calls them clean; they are pinned.
@@ -302,10 +330,14 @@ extension Qcow2Image {
     }
 
     /// Makes everything durable and gives back what was reserved for nothing and what has been freed, as far as no
-    /// request can still be using it. Under the lock.
+    /// request can still be using it. Under `withWriteback`, without the metadata lock.
     func flushAll() async throws(BlockError) {
         if let failure = isolated.value.allocator.failure { throw failure }
         try await writeBack()
+        try await withMetadataLock(giveBack)
+    }
+
+    private func giveBack() async throws(BlockError) {
         let reserve = isolated.value.allocator.reserve
         isolated.value.journal?.setReserve([])
         isolated.value.allocator.setReserve([])
@@ -337,13 +369,14 @@ extension Qcow2Image {
     /// The end of a drive that was written; see `close`.
     func settleDrive() async throws(BlockError) {
         guard options.isDrive, !isReadOnly else { return }
+        while let refill = isolated.value.allocator.refill { await refill.value }
         while let background = isolated.value.writeback.background { await background.value }
         if let failure = isolated.value.allocator.failure {
             if isolated.value.journal?.isEmpty ?? false { try await removeJournal() }
             throw failure
         }
         if isolated.value.allocator.isPrepared {
-            try await notingDamage { () async throws(BlockError) in try await withMetadataLock(flushAll) }
+            try await notingDamage { () async throws(BlockError) in try await withWriteback(flushAll) }
         }
         try await removeJournal()
     }

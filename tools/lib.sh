@@ -22,6 +22,8 @@ build     liburing-dev        liburing.h
 build     libprotobuf-c-dev   protobuf-c/protobuf-c.h
 build     zlib1g-dev          zlib.h
 build     libzstd-dev         zstd.h
+build     libxxhash-dev       xxhash.h
+build     libssl-dev          openssl/evp.h
 build     libsqlite3-dev      sqlite3.h
 generate  protobuf-compiler   protoc
 generate  protobuf-c-compiler protoc-gen-c
@@ -38,6 +40,7 @@ test      python3-libnbd      system-python:nbd
 test      fio                 fio
 test      qemu-system-@system@ qemu-system-@machine@
 test      busybox-static      static:/bin/busybox
+test      python3-xxhash      system-python:xxhash
 test      cpio                cpio
 test      dpkg                dpkg-deb
 test      e2fsprogs           debugfs

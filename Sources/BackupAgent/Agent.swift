@@ -162,7 +162,8 @@ package final class Agent: Sendable {
             try JobFiles.makeDirectory(journalDirectory)
             files = JobFiles(
                 recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
-                stagingLimit: staging.limit)
+                stagingLimit: staging.limit,
+                manifestDirectory: configuration.stateDirectory + "/manifests")
             leftovers = try files.prepare()
         }
     }

@@ -21,8 +21,10 @@ extension JobManager {
         case nil:
             appendProgress(number)
             report(.copied, number)
-        case .cancelled: report(.copyStopped, number)
-        case .failed(let failure): report(.copyFailed(jobFailure(failure, number)), number)
+        case .cancelled:
+            tellSpoilt(number)
+            report(.copyStopped, number)
+        case .failed(let failure): report(.copyFailed(noting(jobFailure(failure, number), number)), number)
         }
     }
 
@@ -67,10 +69,13 @@ extension JobManager {
     /// Completes the target. The drive is given back before anybody hears of it.
     func complete(_ number: JobNumber) async {
         guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
+        if let failure = await finishContent(number, job, target) {
+            return report(.targetFailed(noting(failure, number)), number)
+        }
         do throws(BlockError) {
             try await job.complete()
         } catch {
-            report(.targetFailed(finishFailure(error, target)), number)
+            report(.targetFailed(noting(finishFailure(error, target), number)), number)
             return
         }
         await letGo(number)
@@ -103,7 +108,7 @@ extension JobManager {
             error: error, ioError: JobIOError(failure, failedOperation: record?.target?.failedOperation))
     }
 
-    private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
+    func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
             error: AgentError(error, of: .destination, subject: target.name),
             // Nothing went wrong with one that was given up.

@@ -61,7 +61,7 @@ package struct JobIOError: Sendable, Hashable {
     /// Raw values are those of `drivebackup.v1.Side`.
     package enum Side: Int32, Sendable, Hashable { case source = 1, target, staging }
     /// Raw values are those of `drivebackup.v1.Operation`.
-    package enum Operation: Int32, Sendable, Hashable { case read = 1, write, flush, open, finish }
+    package enum Operation: Int32, Sendable, Hashable { case read = 1, write, flush, open, finish, verify }
     /// What was done about it. Raw values are those of `drivebackup.v1.ErrorAction`.
     package enum Action: Int32, Sendable, Hashable { case report = 1, warn = 4 }
 

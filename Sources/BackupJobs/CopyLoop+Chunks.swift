@@ -35,9 +35,22 @@ extension CopyLoop {
         }
         // From here on the buffer belongs to the request, which may outlive the chunk.
         let writer = PieceWriter(target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero)
-        return await requests.perform { [buffers] in
+        return await requests.perform { [buffers, sums] in
             defer { buffers.give(buffer) }
-            return await writer.write(piece, from: slice)
+            // While the target writes, so that it costs the copy nothing but this thread's time.
+            async let noted = note(piece, slice, sums)
+            let failure = await writer.write(piece, from: slice)
+            // Before the clusters are done: what counts as done has its digests.
+            return await noted ?? failure
+        }
+    }
+
+    private func note(_ piece: ByteRange, _ slice: IOSlice, _ sums: BlockSums?) async -> BackupFailure? {
+        do throws(BlockError) {
+            try await sums?.note(piece, slice)
+            return nil
+        } catch {
+            return .failed(IOFailure(.staging, .write, piece, error))
         }
     }
 

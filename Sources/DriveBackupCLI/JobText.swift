@@ -40,7 +40,13 @@ enum JobText {
     static func story(_ job: Job, prefix: String) -> [String] {
         let words = [job.sync.isUnspecified ? "" : job.sync.name, job.format].filter { !$0.isEmpty }
         let kind = words.isEmpty ? "" : " (\(words.joined(separator: ", ")))"
-        let names = "backup of \(ColumnText.printable(job.drive)) to \(ColumnText.printable(job.target))"
+        let (drive, target) = (ColumnText.printable(job.drive), ColumnText.printable(job.target))
+        let names =
+            switch job.type {
+            case .verify: "verify of \(target)"
+            case .restore: "restore to \(drive.isEmpty ? target : "\(drive) (\(target))")"
+            default: "backup of \(drive) to \(target)"
+            }
         var lines = ["\(ColumnText.printable(job.id)): \(names)\(kind)"]
         func add(_ title: String, _ text: String) {
             lines.append("  \(ColumnText.padded(title, to: 8)) \(ColumnText.printable(text))")
@@ -61,6 +67,7 @@ enum JobText {
             let time = TimeText.words(TimeText.span(from: start, to: job.endedAt))
             add("ended", "\(TimeText.instant(nanoseconds: job.endedAt)), after \(time)")
         }
+        if !job.manifest.isEmpty { add("manifest", job.manifest) }
         if let error = job.error {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }

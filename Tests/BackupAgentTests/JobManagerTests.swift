@@ -51,6 +51,7 @@ private final class SimTarget: JobTarget {
     let isProbedRaw = false
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
+    let manifestPath = ""
     private let targets: SimTargets
     private let script: SimTargets.Script
 
@@ -67,6 +68,8 @@ private final class SimTarget: JobTarget {
     }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
 
     func complete() async throws(BlockError) {
         if script.completeHangs { await targets.hang() }

@@ -40,7 +40,6 @@ test      python3-libnbd      system-python:nbd
 test      fio                 fio
 test      qemu-system-@system@ qemu-system-@machine@
 test      busybox-static      static:/bin/busybox
-test      python3-xxhash      system-python:xxhash
 test      cpio                cpio
 test      dpkg                dpkg-deb
 test      e2fsprogs           debugfs

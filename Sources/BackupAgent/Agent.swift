@@ -164,6 +164,7 @@ package final class Agent: Sendable {
                 recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
                 stagingLimit: staging.limit,
                 manifestDirectory: configuration.stateDirectory + "/manifests")
+            try JobFiles.makeDirectory(files.manifestDirectory)
             leftovers = try files.prepare()
         }
     }

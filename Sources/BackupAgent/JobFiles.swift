@@ -62,7 +62,6 @@ package struct JobFiles: Sendable {
     /// job it was of. Blocks; throws a sentence for the operator.
     package func prepare() throws(AgentError) -> [String] {
         try Self.makeDirectory(recordDirectory)
-        try Self.makeDirectory(manifestDirectory)
         let files = [
             (recordDirectory, Self.suffixes.record), (stagingDirectory, Self.suffixes.staging),
             (stagingDirectory, Self.suffixes.sums),

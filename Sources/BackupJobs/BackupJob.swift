@@ -246,8 +246,10 @@ package final class BackupJob: Sendable {
     package func contentDigests() async throws(BlockError) -> ContentDigests? {
         guard let sums else { return nil }
         return try await drive.engine.run { () async throws(BlockError) in
-            var digester = try ExtentDigester(sums, record)
-            return try await digester.compute()
+            try await point.using { () async throws(BlockError) in
+                var digester = try ExtentDigester(sums, record)
+                return try await digester.compute()
+            }
         }
     }
 
@@ -260,15 +262,18 @@ package final class BackupJob: Sendable {
             preconditionFailure("what is compared has digests of the same kind")
         }
         return try await drive.engine.run { () async throws(BlockError) in
-            var digester = try ExtentDigester(
-                sums, record, extentSize: expected.extentSize, restIsZero: restIsZero)
-            return try await digester.compare(with: expected)
+            try await point.using { () async throws(BlockError) in
+                var digester = try ExtentDigester(
+                    sums, record, extentSize: expected.extentSize, restIsZero: restIsZero)
+                return try await digester.compare(with: expected)
+            }
         }
     }
 
     /// The ranges of the drive that are not in the target since they could not be read, in order; at most `most`, and how
     /// many bytes all of them have.
     package func missing(atMost most: Int) async -> (ranges: [ByteRange], bytes: UInt64) {
+        // The record's memory stays as long as the job, whatever becomes of the file.
         await drive.engine.run {
             var (ranges, bytes, next): ([ByteRange], UInt64, Int) = ([], 0, 0)
             let missing = record.bits.missing

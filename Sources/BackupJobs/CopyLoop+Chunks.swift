@@ -46,8 +46,9 @@ extension CopyLoop {
     }
 
     private func note(_ piece: ByteRange, _ slice: IOSlice, _ sums: BlockSums?) async -> BackupFailure? {
+        guard let sums else { return nil }
         do throws(BlockError) {
-            try await sums?.note(piece, slice)
+            try await point.using { () async throws(BlockError) in try await sums.note(piece, slice) }
             return nil
         } catch {
             return .failed(IOFailure(.staging, .write, piece, error))

@@ -205,7 +205,9 @@ package final class Agent: Sendable {
             try JobFiles.makeDirectory(journalDirectory)
             files = JobFiles(
                 recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
-                stagingLimit: staging.limit)
+                stagingLimit: staging.limit,
+                manifestDirectory: configuration.stateDirectory + "/manifests")
+            try JobFiles.makeDirectory(files.manifestDirectory)
             leftovers = try files.prepare()
         }
     }

@@ -7,7 +7,13 @@ extension JobInfo {
     package var wire: DriveBackupWire.Job {
         var job = DriveBackupWire.Job()
         job.id = id
-        job.type = .backup
+        job.type =
+            switch type {
+            case .backup: .backup
+            case .verify: .verify
+            case .restore: .restore
+            }
+        job.manifest = manifest
         job.drive = drive
         job.target = target
         job.state = DriveBackupWire.JobState(rawValue: state.rawValue)

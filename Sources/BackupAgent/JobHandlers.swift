@@ -4,13 +4,9 @@ internal import DriveBackupWire
 extension AgentHandlers {
     func addJobs(to router: inout RPCRouter) {
         router.stream(BackupsMethods.start) { (request, context, writer) async throws(RPCStatus) in
-            let access = access(context)
-            let (job, started) = try await translate { () async throws(AgentError) in
-                try await jobs.start(BackupSpec(request), access: access)
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
             }
-            await shown(started)
-            try await writer.write(started.wire)
-            if !request.detach { try await watch(job, after: started.sequence, writer) }
         }
         router.stream(BackupsMethods.startGroup) { (request, context, writer) async throws(RPCStatus) in
             let access = access(context)
@@ -23,6 +19,16 @@ extension AgentHandlers {
             }
             guard !request.detach else { return }
             try await watch(started.map { ($0.job, $0.started.sequence) }, writer)
+        }
+        router.stream(BackupsMethods.verify) { (request, context, writer) async throws(RPCStatus) in
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
+            }
+        }
+        router.stream(BackupsMethods.restore) { (request, context, writer) async throws(RPCStatus) in
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
+            }
         }
         router.unary(JobsMethods.list) { (request, _) async throws(RPCStatus) in
             try await translate { () async throws(AgentError) in
@@ -40,6 +46,20 @@ extension AgentHandlers {
             try await watch(job, after: request.afterSequence, writer)
         }
         addVerbs(to: &router)
+    }
+
+    /// Starts a job and reports it until it ends.
+    private func start(
+        detach: Bool, _ context: RPCContext, _ writer: RPCWriter<DriveBackupWire.JobEvent>,
+        _ spec: () throws(AgentError) -> BackupSpec
+    ) async throws(RPCStatus) {
+        let access = access(context)
+        let (job, started) = try await translate { () async throws(AgentError) in
+            try await jobs.start(spec(), access: access)
+        }
+        await shown(started)
+        try await writer.write(started.wire)
+        if !detach { try await watch(job, after: started.sequence, writer) }
     }
 
     private func addVerbs(to router: inout RPCRouter) {

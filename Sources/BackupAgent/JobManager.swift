@@ -35,6 +35,10 @@ package actor JobManager {
         /// `info.missing` is as the job would tell it.
         var isMissingKnown = true
         var started: JobEvent?
+        /// What a backup's manifest is to say, or what that of one that is read says.
+        var manifest: Manifest?
+        /// The backup that is read is one layer, without what it lies on.
+        var isLayer = false
         /// Why a job that has not started has to go.
         var startRefusal: AgentError?
         var lastProgress = JobProgress.none
@@ -136,7 +140,7 @@ package actor JobManager {
             for spec in specs { keep(keys.forget(spec, jobs: known)) }
         }
         // The drives are looked at first for the sake of the message; the leases decide.
-        for spec in specs { try await drives.check(spec.drive) }
+        for spec in specs where !spec.drive.isEmpty { try await drives.check(spec.drive) }
         // Others may have come in between.
         try checkNotStopping()
         if let known = try keys.jobs(for: specs, now: clock()) { return known }
@@ -165,14 +169,15 @@ package actor JobManager {
             history?.writer.reserve(job: reservedNumber)
         }
         let info = JobInfo(
-            id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
             waitsForDismiss: spec.waitsForDismiss,
             onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
         return Record(
             number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
-            machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize, drains: spec.sync == .none),
+            machine: JobStateMachine(
+                waitsForFinalize: spec.waitsForFinalize, drains: spec.work == .backup && spec.sync == .none),
             stop: stop)
     }
 

@@ -62,7 +62,9 @@ package struct JobIOError: Sendable, Hashable, Codable {
     /// Raw values are those of `drivebackup.v1.Side`.
     package enum Side: Int32, Sendable, Hashable, Codable { case source = 1, target, staging }
     /// Raw values are those of `drivebackup.v1.Operation`.
-    package enum Operation: Int32, Sendable, Hashable, Codable { case read = 1, write, flush, open, finish }
+    package enum Operation: Int32, Sendable, Hashable, Codable {
+        case read = 1, write, flush, open, finish, verify
+    }
     /// What was done about it. Raw values are those of `drivebackup.v1.ErrorAction`.
     package enum Action: Int32, Sendable, Hashable, Codable { case report = 1, ignore, stop, warn }
 

@@ -34,6 +34,7 @@ final class TargetProcess: JobTarget {
     let clusterSize: UInt64
     let isProbedRaw: Bool
     let readsAsZero: Bool
+    let manifestPath: String
 
     private let connection: TargetConnection
     private let processes: TargetProcesses
@@ -49,6 +50,7 @@ final class TargetProcess: JobTarget {
         clusterSize = opened.clusterSize
         isProbedRaw = opened.isProbedRaw
         readsAsZero = opened.readsAsZero
+        manifestPath = opened.manifestPath
         self.connection = connection
         self.processes = processes
         requestedPath = path
@@ -160,6 +162,10 @@ final class TargetProcess: JobTarget {
     }
 
     // MARK: The end
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        try await ask(.putManifest(content, isFinal: isFinal), .write, late: {})
+    }
 
     func complete() async throws(BlockError) {
         try check()

@@ -74,6 +74,7 @@ final class TargetSession: JobTarget {
         clusterSize = opened.format == .raw ? 4096 : max(opened.clusterSize, 512)
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
+        manifestPath = spec.isRestored ? "" : place.manifest.path
         self.file = file
         self.place = place
         engine = file.engine
@@ -82,6 +83,8 @@ final class TargetSession: JobTarget {
         isClosed = EngineIsolated(false, engine: file.engine)
         state.withLock { $0.lockKeeper = keeper }
     }
+
+    let manifestPath: String
 
     var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
 
@@ -101,6 +104,18 @@ final class TargetSession: JobTarget {
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.writeZeroes(range, mayUnmap: true)
+        }
+    }
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        let (manifest, engine) = (place.manifest, engine)
+        try await perform(.write) { () async throws(BlockError) in
+            try await manifest.stage(content)
+            guard !isFinal else { return }
+            let published: Result<Void, BlockError> = await engine.blocking {
+                Result { () throws(BlockError) in try manifest.publish() }
+            }
+            try published.get()
         }
     }
 
@@ -199,7 +214,12 @@ final class TargetSession: JobTarget {
             // An error changes nothing any more: nobody counts on what is closed here.
             if keep && !isComplete && !isClosed.value { try? await device.flush() }
             try? await close()  // as above
-            if !isComplete && !keep { await engine.blocking { place.remove() } }
+            if !isComplete {
+                await engine.blocking {
+                    place.discardManifest(keep: keep)
+                    if !keep { place.remove() }
+                }
+            }
         }
         let keeper = state.withLock { state in
             let keeper = state.lockKeeper

@@ -117,8 +117,8 @@ enum JobText {
     private static func names(_ job: Job) -> String {
         let (drive, target) = (ColumnText.printable(job.drive), ColumnText.printable(job.target))
         return switch job.type {
-        case .verify: "verification of \(target)"
-        case .restore: "restore of \(target)\(drive.isEmpty ? "" : " to \(drive)")"
+        case .verify: "verify of \(target)"
+        case .restore: "restore to \(drive.isEmpty ? target : "\(drive) (\(target))")"
         default: "backup of \(drive) to \(target)"
         }
     }

@@ -10,7 +10,7 @@ enum Layers {
         // The disk side.
         "BlockIO": ["CBlockIO", "CLiburing"],
         "DiskImages": ["BlockIO", "CZlib", "CZstd"],
-        "BackupJobs": ["BlockIO"],
+        "BackupJobs": ["BlockIO", "CXXHash", "CCrypto"],
         "NBD": ["BlockIO", "CBlockIO"],
 
         // The wire side; nothing else in the package knows NIO or libprotobuf-c.

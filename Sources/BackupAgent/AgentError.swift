@@ -1,6 +1,6 @@
 /// Why the agent refused a request, or why a job failed: a stable reason for programs and a sentence for
 /// people.
-package struct AgentError: Error, Sendable, Hashable {
+package struct AgentError: Error, Sendable, Hashable, Codable {
     package var reason: Reason
     /// A whole sentence with the name, path or number it is about.
     package var message: String
@@ -14,7 +14,7 @@ package struct AgentError: Error, Sendable, Hashable {
     }
 
     /// The stable words of docs/protocol.md; a raw value never changes its meaning.
-    package enum Reason: String, Sendable, Hashable, CaseIterable {
+    package enum Reason: String, Sendable, Hashable, CaseIterable, Codable {
         case driveNotFound = "DRIVE_NOT_FOUND"
         case driveBusy = "DRIVE_BUSY"
         case driveExists = "DRIVE_EXISTS"
@@ -45,8 +45,15 @@ package struct AgentError: Error, Sendable, Hashable {
         case cbwTimeout = "CBW_TIMEOUT"
         case snapshotBroken = "SNAPSHOT_BROKEN"
         case snapshotFailed = "SNAPSHOT_FAILED"
+        case manifestExists = "MANIFEST_EXISTS"
+        case manifestMissing = "MANIFEST_MISSING"
+        case manifestInvalid = "MANIFEST_INVALID"
+        case manifestPartial = "MANIFEST_PARTIAL"
+        case manifestMismatch = "MANIFEST_MISMATCH"
+        case backupDamaged = "BACKUP_DAMAGED"
         case noSpace = "NO_SPACE"
         case ioError = "IO_ERROR"
+        case flushInterrupted = "FLUSH_INTERRUPTED"
         case jobNotFound = "JOB_NOT_FOUND"
         case jobExists = "JOB_EXISTS"
         case jobState = "JOB_STATE"
@@ -56,6 +63,8 @@ package struct AgentError: Error, Sendable, Hashable {
         case fieldUnimplemented = "FIELD_UNIMPLEMENTED"
         case agentStopping = "AGENT_STOPPING"
         case agentRestarted = "AGENT_RESTARTED"
+        case stateDamaged = "STATE_DAMAGED"
+        case stateSuperseded = "STATE_SUPERSEDED"
     }
 }
 

@@ -39,6 +39,11 @@ extension BackupSpec {
                 "With sync none it is the cancel that ends the job: manual_finalize has no meaning")
         }
         keepsTarget = request.keepTarget
+        switch request.checksum {
+        case .unspecified, .xxh3128: checksum = .xxh3
+        case .sha256: checksum = .sha256
+        default: throw Self.invalid("checksum", "The checksum \(request.checksum) is not known")
+        }
         onSourceError = try Self.policy(request.onSourceError, "on_source_error")
         onTargetError = try Self.policy(request.onTargetError, "on_target_error")
         try takeSavingOptions(request)
@@ -131,7 +136,7 @@ extension BackupSpec {
         }
     }
 
-    private static func policy(
+    static func policy(
         _ policy: DriveBackupWire.ErrorPolicy, _ field: String
     ) throws(AgentError) -> BackupJobs.ErrorPolicy {
         switch policy {
@@ -144,7 +149,7 @@ extension BackupSpec {
         }
     }
 
-    private static func invalid(_ field: String, _ message: String) -> AgentError {
+    static func invalid(_ field: String, _ message: String) -> AgentError {
         AgentError(.fieldInvalid, message, subject: field)
     }
 }

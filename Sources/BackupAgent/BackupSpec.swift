@@ -5,10 +5,22 @@ package import DiskImages
 package struct BackupSpec: Sendable, Hashable {
     package enum Mode: Sendable, Hashable { case absolutePaths, existing }
 
+    /// What kind of job it is.
+    package enum Work: Sendable, Hashable {
+        case backup
+        /// `target` is read back.
+        case verify
+        /// The backup of that path is written to `target`, or to `drive` when that is empty.
+        case restore(from: String)
+    }
+
+    package var work = Work.backup
+    /// Empty where the job is about none.
     package var drive: String
     /// Absolute.
     package var target: String
     package var sync: BackupSync
+    package var checksum = DigestAlgorithm.xxh3
     /// nil: found out for an existing target, else the drive's own.
     package var format: ImageFormat?
     package var mode = Mode.absolutePaths
@@ -41,6 +53,7 @@ package struct BackupSpec: Sendable, Hashable {
 /// What a client is told about a job.
 package struct JobInfo: Sendable, Hashable {
     package var id: String
+    package var type = BackupSpec.Work.backup
     package var drive: String
     package var target: String
     package var state: JobState
@@ -71,4 +84,8 @@ package struct JobInfo: Sendable, Hashable {
     package var lastSequence: UInt64 = 0
     /// nil before the job has staging, and after its end.
     package var staging: Staging.Usage?
+    /// Why nothing can be done to the target now; nil when it can.
+    package var targetBusy: String?
+    /// The manifest's path; empty where there is none.
+    package var manifest = ""
 }

@@ -8,7 +8,7 @@ struct ExistingTargetFile: Sendable {
     let descriptor: Int32
 
     /// Opens what `spec` names, following links; claims it and changes nothing.
-    init(opening spec: TargetSpec, claims: FileClaims) throws(AgentError) {
+    init(opening spec: TargetSpec, claims: any TargetClaims) throws(AgentError) {
         let (parent, name) = try PathPolicy.split(spec.path)
         do throws(BlockError) {
             let directory = try Directory(parent)
@@ -46,7 +46,7 @@ struct ExistingTargetFile: Sendable {
     /// What is open now, whatever the name led to a moment ago: below the allowed directories, and nobody
     /// else's.
     private static func check(
-        _ descriptor: Int32, _ spec: TargetSpec, _ claims: FileClaims
+        _ descriptor: Int32, _ spec: TargetSpec, _ claims: any TargetClaims
     ) throws(AgentError) -> String {
         let path: String
         let identities: [FileIdentity]

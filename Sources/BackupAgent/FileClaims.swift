@@ -22,6 +22,13 @@ package final class FileClaims: Sendable {
         var holder: Holder
         var path: String
         var isWritten: Bool
+        /// The holder's process, which was abandoned and is still there.
+        var abandoned: Int32?
+
+        /// What to add to a refusal because of that.
+        var hanging: String {
+            abandoned.map { ": its process \($0) was abandoned and hangs in a system call" } ?? ""
+        }
     }
 
     private let claims = Mutex<[FileIdentity: [Claim]]>([:])
@@ -39,7 +46,8 @@ package final class FileClaims: Sendable {
                     case .target(_, let job):
                         return AgentError(
                             .targetBusy,
-                            "Couldn't open the drive \(id): \(file.path) is the target of the job \(job)",
+                            "Couldn't open the drive \(id): \(file.path) is the target of the job \(job)"
+                                + claim.hanging,
                             subject: file.path)
                     case .drive(let other) where claim.isWritten || file.isWritten:
                         return AgentError(
@@ -90,7 +98,20 @@ package final class FileClaims: Sendable {
                 subject: drive)
         case .target(_, let job):
             return AgentError(
-                .targetBusy, "Couldn't use \(path) as target: the job \(job) is using it", subject: job)
+                .targetBusy, "Couldn't use \(path) as target: the job \(job) is using it" + claim.hanging,
+                subject: job)
+        }
+    }
+
+    /// Notes that what `holder` has is used by a process that was abandoned, until it is released.
+    func abandon(_ holder: Holder, process: Int32) {
+        claims.withLock { claims in
+            for identity in claims.keys {
+                for index in claims[identity, default: []].indices
+                where claims[identity]?[index].holder == holder {
+                    claims[identity]?[index].abandoned = process
+                }
+            }
         }
     }
 

@@ -7,7 +7,13 @@ extension JobInfo {
     package var wire: DriveBackupWire.Job {
         var job = DriveBackupWire.Job()
         job.id = id
-        job.type = .backup
+        job.type =
+            switch type {
+            case .backup: .backup
+            case .verify: .verify
+            case .restore: .restore
+            }
+        job.manifest = manifest
         job.drive = drive
         job.target = target
         job.state = DriveBackupWire.JobState(rawValue: state.rawValue)
@@ -34,6 +40,7 @@ extension JobInfo {
         job.errors = errors.map(\.wire)
         job.onSourceError = onSourceError.wire
         job.onTargetError = onTargetError.wire
+        job.targetBusy = targetBusy ?? ""
         return job
     }
 }
@@ -93,6 +100,12 @@ extension JobEvent.Started {
         started.sync = SyncMode(rawValue: sync.rawValue)
         started.format = format
         return started
+    }
+
+    init(_ wire: DriveBackupWire.Started) {
+        self.init(
+            drive: wire.drive, target: wire.target, pointInTime: wire.pointInTime,
+            sync: BackupSync(rawValue: wire.sync.rawValue) ?? .full, format: wire.format)
     }
 }
 

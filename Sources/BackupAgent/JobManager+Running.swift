@@ -24,8 +24,10 @@ extension JobManager {
             appendProgress(number)
             if records[number]?.info.missing.length ?? 0 > 0 { report(.incomplete, number) }
             report(.copied, number)
-        case .cancelled: report(.copyStopped, number)
-        case .failed(let failure): report(.copyFailed(jobFailure(failure, number)), number)
+        case .cancelled:
+            tellSpoilt(number)
+            report(.copyStopped, number)
+        case .failed(let failure): report(.copyFailed(noting(jobFailure(failure, number), number)), number)
         }
     }
 
@@ -72,10 +74,13 @@ extension JobManager {
     /// Completes the target. The drive is given back before anybody hears of it.
     func complete(_ number: JobNumber) async {
         guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
+        if let failure = await finishContent(number, job, target) {
+            return report(.targetFailed(noting(failure, number)), number)
+        }
         do throws(BlockError) {
             try await job.complete()
         } catch {
-            report(.targetFailed(finishFailure(error, target)), number)
+            report(.targetFailed(noting(finishFailure(error, target), number)), number)
             return
         }
         await letGo(number)
@@ -108,9 +113,11 @@ extension JobManager {
             error: error, ioError: JobIOError(failure))
     }
 
-    private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
+    func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
-            error: AgentError(error, of: .destination, subject: target.name),
+            error: target.endedWhileFlushing
+                ? AgentError(.flushInterrupted, error.message, subject: target.name)
+                : AgentError(error, of: .destination, subject: target.name),
             // Nothing went wrong with one that was given up.
             ioError: error.code == .cancelled
                 ? nil

@@ -36,14 +36,14 @@ package enum JobVerb: String, Sendable, Hashable, CaseIterable {
 }
 
 /// What a backup copies, of the modes that exist so far. Raw values are those of `drivebackup.v1.SyncMode`.
-package enum BackupSync: Int32, Sendable, Hashable {
+package enum BackupSync: Int32, Sendable, Hashable, Codable {
     case full = 1
     case top
     case none
 }
 
 /// A job's number inside one run of the agent. Ids are used again, numbers never.
-package struct JobNumber: Sendable, Hashable, Comparable {
+package struct JobNumber: Sendable, Hashable, Comparable, Codable {
     let value: UInt64
 
     package static func < (one: JobNumber, other: JobNumber) -> Bool { one.value < other.value }
@@ -62,7 +62,9 @@ package struct JobIOError: Sendable, Hashable, Codable {
     /// Raw values are those of `drivebackup.v1.Side`.
     package enum Side: Int32, Sendable, Hashable, Codable { case source = 1, target, staging }
     /// Raw values are those of `drivebackup.v1.Operation`.
-    package enum Operation: Int32, Sendable, Hashable, Codable { case read = 1, write, flush, open, finish }
+    package enum Operation: Int32, Sendable, Hashable, Codable {
+        case read = 1, write, flush, open, finish, verify
+    }
     /// What was done about it. Raw values are those of `drivebackup.v1.ErrorAction`.
     package enum Action: Int32, Sendable, Hashable, Codable { case report = 1, ignore, stop, warn }
 

@@ -3,8 +3,8 @@ package import BlockIO
 package import DiskImages
 
 /// What a backup's target has to be, as data, so that a process of its own can be told it.
-package struct TargetSpec: Sendable {
-    package enum Mode: Sendable, Hashable {
+package struct TargetSpec: Sendable, Codable {
+    package enum Mode: Sendable, Hashable, Codable {
         /// A new image; a file of that name is replaced at the end, if that was asked for.
         case new(overwrite: Bool)
         /// An image that exists.
@@ -12,7 +12,7 @@ package struct TargetSpec: Sendable {
     }
 
     /// A file that the image names as what lies below it.
-    package struct Backing: Sendable, Hashable {
+    package struct Backing: Sendable, Hashable, Codable {
         package var path: String
         package var format: ImageFormat
         /// Device and inode, of what it lies on, too.
@@ -32,6 +32,10 @@ package struct TargetSpec: Sendable {
     package var access: PathAccess
     package var job: JobNumber
     package var jobID: String
+    /// Where manifests of targets are that have no directory of their own: devices.
+    package var manifestDirectory = ""
+    /// The content is no backup: a manifest of an earlier one goes.
+    package var isRestored = false
 }
 
 /// A job's target, opened, checked and locked, and not written yet.
@@ -43,6 +47,15 @@ package protocol JobTarget: BackupTarget {
     var readsAsZero: Bool { get }
     /// In which part of `complete` the first error was; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
+    /// The process that the target is in has ended while it made the target durable: nobody knows whether it is.
+    var endedWhileFlushing: Bool { get }
+
+    /// Where its manifest is; empty where it gets none.
+    var manifestPath: String { get }
+
+    /// Writes the target's manifest, durably. Final: it gets its name when the target is completed. Else at once: then the
+    /// target is one that existed, and nothing was written to it yet.
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError)
 
     /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more
     /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is
@@ -50,7 +63,11 @@ package protocol JobTarget: BackupTarget {
     func giveUp(keep: Bool) async -> Bool
 }
 
-/// Opens targets; the place where a process boundary goes.
+extension JobTarget {
+    var endedWhileFlushing: Bool { false }
+}
+
+/// Opens targets, in this process or in one for each.
 package protocol TargetOpener: Sendable {
     /// Checks what can be checked about a target without making or changing anything, and takes nothing: for groups, in which
     /// the first target is not to be made when the second one cannot be.
@@ -59,4 +76,11 @@ package protocol TargetOpener: Sendable {
     /// Checks everything about the target, then opens it or, last of all, makes it. When it throws, nothing
     /// was made or changed.
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget
+
+    /// Why nothing can be done to the target of a job, ended or not: an abandoned process still uses it.
+    func busy(_ job: JobNumber) -> String?
+}
+
+extension TargetOpener {
+    package func busy(_ job: JobNumber) -> String? { nil }
 }

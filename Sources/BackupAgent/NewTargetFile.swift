@@ -15,11 +15,11 @@ final class NewTargetFile: Sendable {
     /// The target's true path.
     let path: String
     let partialPath: String
-    private let directory: Directory
-    private let name: String
+    let directory: Directory
+    let name: String
     private let partialName: String
     private let overwrites: Bool
-    private let claims: FileClaims
+    private let claims: any TargetClaims
     private let job: JobNumber
     private let jobID: String
     /// An unfinished target of an earlier backup that is to be replaced.
@@ -28,7 +28,7 @@ final class NewTargetFile: Sendable {
 
     /// Checks that the target can be made; makes and changes nothing, but claims the files that have its
     /// names.
-    init(checking spec: TargetSpec, overwrites: Bool, claims: FileClaims) throws(AgentError) {
+    init(checking spec: TargetSpec, overwrites: Bool, claims: any TargetClaims) throws(AgentError) {
         let (parent, name) = try PathPolicy.split(spec.path)
         directory = try Self.openDirectory(parent, for: spec.path)
         path = directory.path(of: name)
@@ -64,10 +64,14 @@ final class NewTargetFile: Sendable {
                 claims.release(orphan, ofTarget: job)
                 try directory.remove(partialName)
             }
+            var file = TargetLeftover(jobID: jobID, path: path, identity: nil, overwrites: overwrites)
+            claims.made(file)
             let descriptor = try directory.create(partialName, mode: Self.mode)
             do throws(BlockError) {
                 let identity = try FileIdentity.of(descriptor, path: partialPath).identity
                 made.withLock { $0 = identity }
+                file.identity = identity
+                claims.made(file)
                 try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: partialPath)
                 return descriptor
             } catch {
@@ -93,8 +97,9 @@ final class NewTargetFile: Sendable {
         try claims.claim([identity], path: partialPath, forTargetOf: job, id: jobID)
     }
 
-    /// Gives the file, whole and durable, its name, and makes that durable.
-    func publish() throws(BlockError) {
+    /// Gives the file, whole and durable, its name, and makes that durable; so with its manifest, in the order that is told
+    /// there.
+    func publish(beside manifest: ManifestFile) throws(BlockError) {
         guard try owns(partialName) else {
             throw BlockError(
                 .notFound, "Couldn't finish \(path): \(partialPath) was removed or replaced while the job ran"
@@ -106,6 +111,9 @@ final class NewTargetFile: Sendable {
                 throw BlockError(.busy, error.message)
             }
         }
+        let replaced = try directory.entry(name)
+        let replaces = overwrites && replaced != nil
+        if replaces { try manifest.removeOld() } else { try manifest.publish() }
         do throws(BlockError) {
             try directory.rename(partialName, to: name, replacing: overwrites)
         } catch {
@@ -115,6 +123,7 @@ final class NewTargetFile: Sendable {
                 "Couldn't give the backup its name \(path): a file of that name appeared while the job ran "
                     + "(it was left as it is)", errno: error.errno)
         }
+        if replaces { try manifest.publish() }
         try directory.synchronize()
     }
 
@@ -137,7 +146,7 @@ extension NewTargetFile {
     /// What stands in the way of a new target in its directory.
     private struct Place {
         let directory: Directory
-        let claims: FileClaims
+        let claims: any TargetClaims
         let job: JobNumber
         let jobID: String
 

@@ -21,7 +21,7 @@ internal import Synchronization
 // (removing the file, releasing the claim, ending the threads) is done by the session's own task when it can
 // be.
 
-/// A job's target in this process.
+/// A job's target in this process, which is one of its own (`TargetServer`) or a test's.
 final class TargetSession: JobTarget {
     /// How long a target that is given up may take before it is left behind.
     static let patience = Duration.seconds(2)
@@ -36,6 +36,8 @@ final class TargetSession: JobTarget {
     private let file: HostFile
     private let place: TargetPlace
     private let engine: any IOEngine
+    /// The engine is the target's own.
+    private let endsEngine: Bool
     private let size: UInt64
     private let window: EngineIsolated<WritebackWindow>
     private let isClosed: EngineIsolated<Bool>
@@ -62,14 +64,17 @@ final class TargetSession: JobTarget {
     }
 
     init(
-        _ opened: TargetPlace.Image, place: TargetPlace, file: HostFile, keeper: LockKeeper, spec: TargetSpec
+        _ opened: TargetPlace.Image, place: TargetPlace, file: HostFile, keeper: LockKeeper, spec: TargetSpec,
+        endsEngine: Bool = true
     ) {
+        self.endsEngine = endsEngine
         name = place.path
         device = opened.device
         format = opened.format
         clusterSize = opened.format == .raw ? 4096 : max(opened.clusterSize, 512)
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
+        manifestPath = spec.isRestored ? "" : place.manifest.path
         self.file = file
         self.place = place
         engine = file.engine
@@ -78,6 +83,8 @@ final class TargetSession: JobTarget {
         isClosed = EngineIsolated(false, engine: file.engine)
         state.withLock { $0.lockKeeper = keeper }
     }
+
+    let manifestPath: String
 
     var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
 
@@ -97,6 +104,18 @@ final class TargetSession: JobTarget {
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.writeZeroes(range, mayUnmap: true)
+        }
+    }
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        let (manifest, engine) = (place.manifest, engine)
+        try await perform(.write) { () async throws(BlockError) in
+            try await manifest.stage(content)
+            guard !isFinal else { return }
+            let published: Result<Void, BlockError> = await engine.blocking {
+                Result { () throws(BlockError) in try manifest.publish() }
+            }
+            try published.get()
         }
     }
 
@@ -195,7 +214,12 @@ final class TargetSession: JobTarget {
             // An error changes nothing any more: nobody counts on what is closed here.
             if keep && !isComplete && !isClosed.value { try? await device.flush() }
             try? await close()  // as above
-            if !isComplete && !keep { await engine.blocking { place.remove() } }
+            if !isComplete {
+                await engine.blocking {
+                    place.discardManifest(keep: keep)
+                    if !keep { place.remove() }
+                }
+            }
         }
         let keeper = state.withLock { state in
             let keeper = state.lockKeeper
@@ -204,7 +228,7 @@ final class TargetSession: JobTarget {
         }
         if let keeper { await engine.blocking { keeper.close() } }
         place.release()
-        await engine.shutDown()
+        if endsEngine { await engine.shutDown() }
         gone.fulfil(isComplete)
     }
 

@@ -1,14 +1,17 @@
-package import BlockIO
+internal import BlockIO
 internal import DiskImages
 
-/// Opens targets in this process, each on an engine of its own.
+/// Opens targets in this process, each on an engine of its own, or all on one.
 package struct TargetSessions: TargetOpener {
-    private let claims: FileClaims
+    private let claims: any TargetClaims
     private let kind: EngineKind
+    /// The engine of all targets, which stays; nil: each has one that ends with it.
+    private let engine: (any IOEngine)?
 
-    package init(claims: FileClaims, kind: EngineKind = .threads) {
+    init(claims: any TargetClaims, kind: EngineKind = .threads, engine: (any IOEngine)? = nil) {
         self.claims = claims
         self.kind = kind
+        self.engine = engine
     }
 
     package func check(_ spec: TargetSpec) async throws(AgentError) {
@@ -16,32 +19,46 @@ package struct TargetSessions: TargetOpener {
         guard case .new(let overwrites) = spec.mode else { return }
         let engine = try engine(for: spec)
         let (claims, spec) = (claims, spec)
-        let checked: Result<Void, AgentError> = await engine.blocking {
+        let checked: Result<NewTargetFile, AgentError> = await engine.blocking {
             Result { () throws(AgentError) in
                 try TargetOpening.checkFormat(spec)
-                _ = try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
+                return try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
             }
         }
+        let manifest: Result<Void, AgentError>
+        do throws(AgentError) {
+            let names = try checked.get()
+            try await ManifestFile(of: names.name, in: names.directory, on: engine).check()
+            manifest = .success(())
+        } catch {
+            manifest = .failure(error)
+        }
         claims.release(.target(spec.job, jobID: spec.jobID))
-        await engine.shutDown()
-        try checked.get()
+        await end(engine)
+        try manifest.get()
     }
 
     package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
         let engine = try engine(for: spec)
         do throws(AgentError) {
             return try await engine.run { () async throws(AgentError) in
-                let opening = TargetOpening(spec: spec, claims: claims, engine: engine)
+                let opening = TargetOpening(
+                    spec: spec, claims: claims, engine: engine, endsEngine: self.engine == nil)
                 return try await opening.run()
             }
         } catch {
             claims.release(.target(spec.job, jobID: spec.jobID))
-            await engine.shutDown()
+            await end(engine)
             throw error
         }
     }
 
+    private func end(_ engine: any IOEngine) async {
+        if self.engine == nil { await engine.shutDown() }
+    }
+
     private func engine(for spec: TargetSpec) throws(AgentError) -> any IOEngine {
+        if let engine { return engine }
         do throws(BlockError) { return try kind.makeEngine(name: "target \(spec.jobID)") } catch {
             throw AgentError(error, of: .target, subject: spec.path)
         }
@@ -51,8 +68,9 @@ package struct TargetSessions: TargetOpener {
 /// One target's way from a spec to a session. Runs on the target's engine.
 private struct TargetOpening {
     let spec: TargetSpec
-    let claims: FileClaims
+    let claims: any TargetClaims
     let engine: any IOEngine
+    let endsEngine: Bool
 
     func run() async throws(AgentError) -> TargetSession {
         switch spec.mode {
@@ -82,9 +100,11 @@ private struct TargetOpening {
         let names = try await blocking { () throws(AgentError) in
             try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
         }
+        let manifest = ManifestFile(of: names.name, in: names.directory, on: engine)
+        try await manifest.check()
         let descriptor = try await blocking { () throws(AgentError) in try names.create() }
         do throws(AgentError) {
-            return try await fill(descriptor, names, spec.format ?? .raw)
+            return try await fill(descriptor, names, manifest, spec.format ?? .raw)
         } catch {
             // Nothing of ours may be left; the error that led here is the one to tell.
             await engine.blocking { try? names.remove() }
@@ -94,7 +114,7 @@ private struct TargetOpening {
 
     /// Makes the image in the new, locked file; the descriptor is closed when it throws.
     private func fill(
-        _ descriptor: Int32, _ names: NewTargetFile, _ format: ImageFormat
+        _ descriptor: Int32, _ names: NewTargetFile, _ manifest: ManifestFile, _ format: ImageFormat
     ) async throws(AgentError) -> TargetSession {
         let keeper = try keepLocks(of: descriptor)
         let file = try await adopt(descriptor, name: names.path, growable: true, lock: nil)
@@ -108,8 +128,11 @@ private struct TargetOpening {
             let image = TargetPlace.Image(
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
-            let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+            let place = TargetPlace(
+                path: names.path, new: names, manifest: manifest, claims: claims, holder: holder)
+            return TargetSession(
+                image, place: place, file: file, keeper: keeper, spec: spec,
+                endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)
             throw error
@@ -133,15 +156,35 @@ private struct TargetOpening {
             try checkSize(existing, path: found.path)
             try await checkBacking(existing, path: found.path)
             try checkClusters(existing, path: found.path)
+            let manifest = try await manifest(of: found.path, isDevice: file.isBlockDevice)
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
-            let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
-            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+            let place = TargetPlace(
+                path: found.path, new: nil, manifest: manifest, claims: claims, holder: holder)
+            return TargetSession(
+                image, place: place, file: file, keeper: keeper, spec: spec,
+                endsEngine: endsEngine)
         } catch {
             await discard(file, keeper)
             throw error
         }
+    }
+
+    /// The manifest of a target that exists; that of a device is in the agent's own directory, by the name it was given.
+    private func manifest(of path: String, isDevice: Bool) async throws(AgentError) -> ManifestFile {
+        let place =
+            isDevice
+            ? (directory: spec.manifestDirectory, name: ManifestPlace.name(ofDevice: spec.path))
+            : try PathPolicy.split(path)
+        let directory = try await blocking { () throws(AgentError) in
+            do throws(BlockError) { return try Directory(place.directory) } catch {
+                throw AgentError(error, of: .target, subject: place.directory)
+            }
+        }
+        let manifest = ManifestFile(of: place.name, in: directory, on: engine)
+        try await manifest.check()
+        return manifest
     }
 
     /// The sizes are the same; a qcow2 disk is counted in sectors of 512 bytes.

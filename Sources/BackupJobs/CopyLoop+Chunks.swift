@@ -39,9 +39,23 @@ extension CopyLoop {
             return failure
         }
         // From here on the buffer belongs to the request, which may outlive the chunk.
-        return await requests.perform { [buffers, writer] in
+        return await requests.perform { [buffers, writer, sums] in
             defer { buffers.give(buffer) }
-            return await writer.write(piece, from: slice)
+            // While the target writes, so that it costs the copy nothing but this thread's time.
+            async let noted = note(piece, slice, sums)
+            let failure = await writer.write(piece, from: slice)
+            // Before the clusters are done: what counts as done has its digests.
+            return await noted ?? failure
+        }
+    }
+
+    private func note(_ piece: ByteRange, _ slice: IOSlice, _ sums: BlockSums?) async -> BackupFailure? {
+        guard let sums else { return nil }
+        do throws(BlockError) {
+            try await point.using { () async throws(BlockError) in try await sums.note(piece, slice) }
+            return nil
+        } catch {
+            return .failed(IOFailure(.staging, .write, piece, error))
         }
     }
 

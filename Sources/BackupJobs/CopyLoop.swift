@@ -28,7 +28,11 @@ struct CopyLoop: Sendable {
         var lookup = Lookup.none
         /// Blocks in flight that the target will lack when their clusters are done.
         var lacking: [Range<Int>] = []
+        var beginning = Beginning.toBegin
     }
+
+    /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
+    enum Beginning { case toBegin, underWay, done }
 
     /// What the drive is asked about its extents, by a task of its own: the loop has to notice a cancel meanwhile.
     enum Lookup {
@@ -57,6 +61,7 @@ struct CopyLoop: Sendable {
     let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
+    let sums: BlockSums?
     let clusterSize: UInt64
     /// The unit in which data is looked at for zeroes, in bytes.
     let zeroUnit: Int
@@ -75,6 +80,7 @@ struct CopyLoop: Sendable {
         buffers = job.buffers
         clock = job.clock
         requests = job.requests
+        sums = job.sums
         clusterSize = job.clusterSize
         pieceSize = job.pieceSize
         chunkSize = max(job.clusterSize, job.pieceSize)
@@ -111,6 +117,7 @@ struct CopyLoop: Sendable {
             chunks.cancelAll()
             return await waitUntilIdle()
         }
+        if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(point.drive.requestCount)
         if options.sync == .none, control.isFinishing { point.freeze() }
         if let clusters = nextUrgent() {
@@ -118,6 +125,28 @@ struct CopyLoop: Sendable {
             return true
         }
         return options.sync == .none ? await waitForGuest() : await goOn(&course, &chunks)
+    }
+
+    private func begin(_ chunks: inout DiscardingTaskGroup) async -> Bool {
+        if state.value.beginning == .toBegin, let body = options.beforeFirstWrite {
+            state.value.beginning = .underWay
+            chunks.addTask {
+                guard !isEnding else { return control.signal.raise() }
+                let failure = await requests.perform { () async -> BackupFailure? in
+                    do throws(BlockError) { try await body() } catch {
+                        return .failed(IOFailure(.target, .write, ByteRange(offset: 0, length: 0), error))
+                    }
+                    return nil
+                }
+                state.withState { state in
+                    state.beginning = .done
+                    if state.failure == nil { state.failure = failure }
+                }
+                control.signal.raise()
+            }
+        }
+        await control.signal.raised()
+        return true
     }
 
     /// Sync `none`: there is nothing to do until the guest overwrites something, or the good end.

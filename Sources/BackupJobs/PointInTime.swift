@@ -378,6 +378,17 @@ final class PointInTime: Sendable {
         }
     }
 
+    /// Uses staging, record or sums, which are not removed meanwhile. Throws `.cancelled` when the job has let go: they may
+    /// be gone.
+    func using<Value>(_ body: () async throws(BlockError) -> Value) async throws(BlockError) -> Value {
+        guard !state.value.isOver else {
+            throw BlockError(.cancelled, "Couldn't use the files of the backup of \(drive.name): it was given up")
+        }
+        beginUse()
+        defer { endUse() }
+        return try await body()
+    }
+
     func beginUse() { state.value.stagingUsers += 1 }
 
     func endUse() {

@@ -4,8 +4,8 @@ internal import Glibc
 ///
 /// `message` is a whole sentence for people with the path, offset and number in it; `code` is what callers
 /// decide by.
-package struct BlockError: Error, Sendable, Hashable {
-    package enum Code: String, Sendable, Hashable, CaseIterable {
+package struct BlockError: Error, Sendable, Hashable, Codable {
+    package enum Code: String, Sendable, Hashable, CaseIterable, Codable {
         /// The path or a part of it does not exist.
         case notFound
         /// A file of that name exists already.

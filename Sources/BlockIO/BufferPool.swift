@@ -2,8 +2,8 @@ internal import Synchronization
 
 /// A bounded stock of buffers that all jobs of an agent share.
 ///
-/// Memory is taken from the system when it is first needed and used again afterwards; it never exceeds the capacity,
-/// whichever engines the buffers travel over. Who waits for a buffer is served in the order of asking.
+/// Memory is taken from the system, or from memory that is shared with other processes, when it is first needed and used
+/// again afterwards; it never exceeds the capacity, whichever engines the buffers travel over. Who waits for a buffer is served in the order of asking.
 ///
 /// A buffer on its way to a target that hangs does not come back. So each job has a `share`: it may hold at most half of
 /// what the others leave, and something is left for the next one. Who holds as much as he may is overtaken.
@@ -12,6 +12,8 @@ package final class BufferPool: Sendable {
         var free: [IOBuffer] = []
         /// How many are lent; those and the free ones are all there are.
         var lent = 0
+        /// How many there are.
+        var made = 0
         var waiters: [Waiter] = []
         var nextWaiter: UInt64 = 0
     }
@@ -27,15 +29,31 @@ package final class BufferPool: Sendable {
     package let bufferSize: Int
     /// How many buffers there can be.
     package let maximumCount: Int
+    /// Where the buffers lie; nil: each by itself.
+    package let memory: SharedMemory?
 
     private let state = Mutex(State())
 
     /// Makes an empty stock of at most `capacity` bytes in buffers of `bufferSize`; at least one.
-    package init(capacity: Int = 32 << 20, bufferSize: Int = 1 << 20) {
+    package init(capacity: Int = BufferPool.capacity, bufferSize: Int = 1 << 20) {
         precondition(bufferSize > 0, "a buffer has bytes")
         self.bufferSize = bufferSize
         maximumCount = max(1, capacity / bufferSize)
+        memory = nil
     }
+
+    /// Makes an empty stock of buffers of `bufferSize` in `memory`, which nobody else uses; at least one has room there.
+    package init(in memory: SharedMemory, bufferSize: Int = 1 << 20) {
+        precondition(
+            bufferSize > 0 && bufferSize.isMultiple(of: IOBuffer.alignment) && bufferSize <= memory.count,
+            "a buffer is aligned and has bytes")
+        self.bufferSize = bufferSize
+        maximumCount = memory.count / bufferSize
+        self.memory = memory
+    }
+
+    /// How many bytes the buffers of an agent's jobs have together, by default.
+    package static let capacity = 32 << 20
 
     /// Makes a share for one more user, who holds nothing yet.
     package func share() -> BufferShare { BufferShare(of: self) }
@@ -129,6 +147,12 @@ package final class BufferPool: Sendable {
             share.held += 1
         }
         state.lent += 1
-        return state.free.popLast() ?? IOBuffer(count: bufferSize)
+        return state.free.popLast() ?? make(&state)
+    }
+
+    private func make(_ state: inout State) -> IOBuffer {
+        defer { state.made += 1 }
+        guard let memory else { return IOBuffer(count: bufferSize) }
+        return IOBuffer(in: memory, at: state.made * bufferSize, count: bufferSize)
     }
 }

@@ -1,7 +1,7 @@
 /// A run of bytes: where it starts and how long it is, both in bytes.
 ///
 /// Offset and length travel together everywhere; `end` never exceeds `UInt64.max`.
-package struct ByteRange: Sendable, Hashable, Codable {
+package struct ByteRange: Sendable, Hashable {
     /// The first byte's offset.
     package let offset: UInt64
     /// The number of bytes; zero is allowed.
@@ -52,6 +52,21 @@ package struct ByteRange: Sendable, Hashable, Codable {
     package func dropFirst(_ count: UInt64) -> ByteRange {
         let skipped = min(count, length)
         return ByteRange(offset: offset + skipped, length: length - skipped)
+    }
+}
+
+extension ByteRange: Codable {
+    private enum CodingKeys: CodingKey { case offset, length }
+
+    /// Another process may say anything; a range ends within 64 bits.
+    package init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        offset = try values.decode(UInt64.self, forKey: .offset)
+        length = try values.decode(UInt64.self, forKey: .length)
+        guard !offset.addingReportingOverflow(length).overflow else {
+            throw DecodingError.dataCorruptedError(
+                forKey: .length, in: values, debugDescription: "the range ends beyond 64 bits")
+        }
     }
 }
 

@@ -149,4 +149,12 @@ package final class LockKeeper: Sendable {
 package enum Descriptor {
     /// Closes a descriptor that is not wanted after all; an error of that has nobody to go to.
     package static func close(_ descriptor: Int32) { _ = cblockio_close(descriptor) }
+
+    /// Whether a file has no bytes and belongs to this process's user. Blocks.
+    package static func isEmptyAndOwn(_ descriptor: Int32, path: String) throws(BlockError) -> Bool {
+        var status = stat()
+        let result = cblockio_stat(descriptor, &status)
+        guard result == 0 else { throw BlockError("Couldn't examine \(path)", errno: -result) }
+        return status.st_size == 0 && status.st_uid == geteuid()
+    }
 }

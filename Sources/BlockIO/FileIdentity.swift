@@ -2,8 +2,8 @@ internal import CBlockIO
 internal import Glibc
 
 /// What a file is, whatever it is called: equal for two paths, links or descriptors of the same file or device.
-package struct FileIdentity: Sendable, Hashable {
-    private enum Kind: Sendable, Hashable { case file, blockDevice }
+package struct FileIdentity: Sendable, Hashable, Codable {
+    private enum Kind: String, Sendable, Hashable, Codable { case file, blockDevice }
 
     private let kind: Kind
     /// The file system's device number; a block device's own.

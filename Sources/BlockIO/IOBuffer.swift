@@ -10,15 +10,26 @@ package final class IOBuffer: Sendable {
     // SAFETY: the address and length never change; the bytes are used by one request at a time, handed from task
     // to task along `await`s, as the contract above demands.
     nonisolated(unsafe) package let bytes: UnsafeMutableRawBufferPointer
+    /// The memory that the buffer is a part of; nil for one of its own.
+    package let memory: SharedMemory?
 
     package init(count: Int) {
         var address: UnsafeMutableRawPointer?
         let result = posix_memalign(&address, Self.alignment, max(count, 1))
         guard result == 0, let address else { preconditionFailure("out of memory for \(count) bytes") }
         bytes = UnsafeMutableRawBufferPointer(start: address, count: count)
+        memory = nil
     }
 
-    deinit { free(bytes.baseAddress) }
+    /// A part of shared memory, from a multiple of the alignment. Whoever makes it knows that nobody else uses it.
+    package init(in memory: SharedMemory, at offset: Int, count: Int) {
+        precondition(
+            offset >= 0 && count >= 0 && offset <= memory.count - count, "a buffer lies in its memory")
+        bytes = UnsafeMutableRawBufferPointer(rebasing: memory.bytes[offset..<offset + count])
+        self.memory = memory
+    }
+
+    deinit { if memory == nil { free(bytes.baseAddress) } }
 
     package var count: Int { bytes.count }
 
@@ -43,6 +54,14 @@ package struct IOSlice: Sendable {
     }
 
     package var count: Int { positions.count }
+
+    /// Where in `memory` the part lies, in bytes; nil when it does not.
+    package func offset(in memory: SharedMemory) -> Int? {
+        guard buffer.memory === memory, let start = buffer.bytes.baseAddress,
+            let base = memory.bytes.baseAddress
+        else { return nil }
+        return base.distance(to: start) + positions.lowerBound
+    }
 
     /// The bytes themselves. They must not be used after the slice is gone.
     package var bytes: UnsafeMutableRawBufferPointer {

@@ -64,6 +64,13 @@ struct BackupOptions: ParsableArguments {
     var stagingFull: StagingFullWord = .fail
 
     @Option(
+        help: """
+            What the manifest beside the copy has of its content: xxh3-128, which finds damage; sha-256, which finds \
+            forgery, too.
+            """)
+    var checksum: ChecksumWord = .xxh3128
+
+    @Option(
         help: ArgumentHelp(
             "Makes a retry harmless: the same key gives the same job for a day.", valueName: "key"))
     var requestKey: String?
@@ -99,6 +106,7 @@ struct BackupOptions: ParsableArguments {
         request.cbwTimeoutNs = cbwTimeout ?? 0
         request.stagingFull = stagingFull == .fail ? .unspecified : stagingFull.policy
         request.keepTarget = keepTarget
+        request.checksum = checksum == .xxh3128 ? .unspecified : .sha256
         request.manualFinalize = manualFinalize
         request.manualDismiss = manualDismiss
         return request

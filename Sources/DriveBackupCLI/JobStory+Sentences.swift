@@ -4,8 +4,28 @@ internal import DriveBackupClient
 extension JobStory {
     /// `vm1 to /backup/vm1.qcow2`, as far as it is known.
     private var what: String {
+        let target = ColumnText.printable(target)
+        if type == .verify { return target.isEmpty ? ColumnText.printable(id) : target }
+        if type == .restore { return drive.isEmpty ? target : "\(ColumnText.printable(drive)) (\(target))" }
         let name = ColumnText.printable(drive.isEmpty ? id : drive)
-        return target.isEmpty ? name : "\(name) to \(ColumnText.printable(target))"
+        return target.isEmpty ? name : "\(name) to \(target)"
+    }
+
+    /// The job's kind, as what failed.
+    private var noun: String {
+        switch type {
+        case .verify: "verify of"
+        case .restore: "restore to"
+        default: "backup of"
+        }
+    }
+
+    private func verb(_ result: JobResult) -> String {
+        switch type {
+        case .verify: "verified, and found whole,"
+        case .restore: "restored"
+        default: result == .completed ? "backed up" : "backed up, but not whole,"
+        }
     }
 
     /// ` (full, qcow2)`, as far as it is known.
@@ -18,6 +38,8 @@ extension JobStory {
 
     var beginning: String {
         let size = total > 0 ? "\(ByteSize.text(total)) of " : ""
+        if type == .verify { return "verifying \(size)\(what)" }
+        if type == .restore { return "restoring \(size)to \(what)" }
         let verb = sync == .none ? "keeping what is overwritten of" : "copying"
         return "\(verb) \(size)\(what)\(how), as it was at \(TimeText.instant(nanoseconds: startedAt))"
     }
@@ -94,8 +116,7 @@ extension JobStory {
         let hasTime = startedAt > 0 && endedAt > startedAt
         switch end {
         case .completed(let result, let missing, let ranges):
-            let verb = result == .completed ? "backed up" : "backed up, but not whole,"
-            var line = "\(verb) \(what)\(how): \(ByteSize.text(total))"
+            var line = "\(verb(result)) \(what)\(how): \(ByteSize.text(total))"
             if hasTime {
                 line += " in \(TimeText.words(time))"
                 let seconds = Double(time.inNanoseconds) / 1e9
@@ -108,9 +129,9 @@ extension JobStory {
             return line
         case .failed(let error):
             let why = ColumnText.printable(error.message.isEmpty ? error.reason : error.message)
-            return "backup of \(what) failed: \(why)"
+            return "\(noun) \(what) failed: \(why)"
         case .cancelled:
-            return "backup of \(what) was cancelled at \(amount)"
+            return "\(noun) \(what) was cancelled at \(amount)"
                 + (hasTime ? " after \(TimeText.words(time))" : "")
         case nil:
             return nil

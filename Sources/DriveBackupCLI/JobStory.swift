@@ -9,6 +9,7 @@ struct JobStory: Hashable {
     }
 
     var id: String
+    var type = JobType.backup
     var drive = ""
     var target = ""
     var format = ""
@@ -34,6 +35,7 @@ struct JobStory: Hashable {
     /// What `job` tells, as if all its events had been seen.
     init(_ job: Job) {
         id = job.id
+        if !job.type.isUnspecified { type = job.type }
         drive = job.drive
         target = job.target
         format = job.format

@@ -23,6 +23,12 @@ enum CbwErrorWord: String, CaseIterable, ExpressibleByArgument {
     var policy: CbwErrorPolicy { self == .breakSnapshot ? .breakSnapshot : .breakGuestWrite }
 }
 
+/// What `--checksum` takes.
+enum ChecksumWord: String, CaseIterable, ExpressibleByArgument {
+    case xxh3128 = "xxh3-128"
+    case sha256 = "sha-256"
+}
+
 /// What `--staging-full` takes.
 enum StagingFullWord: String, CaseIterable, ExpressibleByArgument {
     case fail, stall

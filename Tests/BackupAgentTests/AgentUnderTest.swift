@@ -1,6 +1,7 @@
 import BackupAgent
 import DiskImages
 import DriveBackupClient
+import Glibc
 import Logging
 import TestKit
 
@@ -25,6 +26,7 @@ final class AgentUnderTest: Sendable {
         configuration.exports = exports
         configuration.staging = staging
         configuration.allowedDirectories = allowing
+        configuration.targetProgram = try agentProgram()
         agent = try await Agent(
             configuration, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         connection = try await agent.connectInProcess()
@@ -100,4 +102,18 @@ func status(_ body: () async throws -> Void) async -> RPCStatus? {
     } catch {
         return error as? RPCStatus
     }
+}
+
+/// The agent's program, which the build puts beside that of the tests.
+func agentProgram() throws -> String {
+    guard let path = realpath("/proc/self/exe", nil) else { throw TestKitError("The program has no path") }
+    defer { free(path) }
+    let own = String(cString: path)
+    var directory = own.split(separator: "/").dropLast()
+    while !directory.isEmpty {
+        let program = "/" + (directory + ["drive-backup-agent"]).joined(separator: "/")
+        if access(program, X_OK) == 0 { return program }
+        directory = directory.dropLast()
+    }
+    throw TestKitError("There is no drive-backup-agent beside \(own)")
 }

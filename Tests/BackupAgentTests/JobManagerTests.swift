@@ -53,6 +53,7 @@ private final class SimTarget: JobTarget {
     let isProbedRaw = false
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
+    let manifestPath = ""
     private let targets: SimTargets
     private let script: SimTargets.Script
 
@@ -70,6 +71,8 @@ private final class SimTarget: JobTarget {
     }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
 
     func complete() async throws(BlockError) {
         if script.completeHangs { await targets.hang() }

@@ -34,7 +34,8 @@ struct TargetSessionTests {
         }
         let image = TargetPlace.Image(device: disk, format: .raw, clusterSize: 65536, readsAsZero: true)
         let place = TargetPlace(
-            path: spec.path, new: nil, claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
+            path: spec.path, new: nil,
+            manifest: ManifestFile(of: "sim", in: try Directory(directory.path), on: engine), claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
         return (TargetSession(image, place: place, file: file, keeper: keeper, spec: spec), disk)
     }
 
@@ -104,12 +105,12 @@ struct TargetSessionTests {
 
     @Test(
         "who reads a target while it is completed or given up reads what was written, or is refused",
-        arguments: [ImageFormat.raw, .qcow2])
-    func readers(format: ImageFormat) async throws {
+        arguments: [ImageFormat.raw, .qcow2], TargetHome.allCases)
+    func readers(format: ImageFormat, home: TargetHome) async throws {
         var random = SeededGenerator(testSeed())
         let size: UInt64 = 1 << 20
-        let opener = TargetSessions(claims: FileClaims())
-        for number in 1...100 {
+        let opener = try home.opener()
+        for number in 1...(home == .thisProcess ? 100 : 20) {
             let session = try await opener.open(spec("t\(number)", number, size: size, format: format))
             // Each target has bytes of its own: those of the next one, which may get the same descriptor, differ.
             let whole = IOBuffer(count: Int(size))

@@ -196,3 +196,20 @@ struct CommandLineTests {
         #expect(Surroundings.test(environment).isUTF8 == isUTF8)
     }
 }
+
+@Suite("The words of verify and restore")
+struct ReadingBackCommandTests {
+    @Test("a destination with a slash is a file, another a drive")
+    func destination() throws {
+        func request(_ words: String) throws -> RestoreRequest {
+            let command = try DriveBackupCommand.parseAsRoot(words.split(separator: " ").map(String.init))
+            return try #require(command as? RestoreCommand).request(in: .test())
+        }
+        let file = try request("restore /b ./new.raw --format raw --overwrite --speed 1M --job-id r --request-key k --detach")
+        #expect(file.target == "/b" && file.file.hasSuffix("/new.raw") && file.file.hasPrefix("/") && file.drive.isEmpty)
+        #expect(file.format == "raw" && file.overwrite && file.speed == 1 << 20 && file.detach)
+        #expect(file.jobID == "r" && file.requestKey == "k")
+        let drive = try request("restore /b vm1")
+        #expect(drive.drive == "vm1" && drive.file.isEmpty && drive.format.isEmpty && !drive.overwrite)
+    }
+}

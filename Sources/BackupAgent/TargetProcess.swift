@@ -1,0 +1,213 @@
+internal import BackupJobs
+internal import BlockIO
+internal import DiskImages
+internal import Synchronization
+
+// A request to the target is a frame to its process, and the data is where that sees it, too. What the target is, and when
+// it is complete or given up, is decided there (`TargetSession`); what is decided here is how long that is waited for:
+//
+//   giveUp ──► the process gives up and says so ──► it ends
+//          └─► no word within `patience` ──► killed, and left behind (`TargetProcesses.leaveBehind`)
+//
+// A write that is on its way keeps its buffer until the process has answered or is gone, since it may still read it. All
+// others who wait are let go when the process is abandoned.
+
+/// A job's target in a process of its own.
+final class TargetProcess: JobTarget {
+    /// How long a target that is given up may take before its process is killed.
+    static let patience = Duration.milliseconds(400)
+    /// The same for one of which is to be kept what can be: its last flush takes its time.
+    static let keepingPatience = Duration.seconds(2)
+
+    private struct State {
+        var isGivenUp = false
+        /// Completion was asked for; `completion` tells when that has returned.
+        var isCompleting = false
+        var isComplete = false
+        var endedWhileFlushing = false
+        var failedOperation: JobIOError.Operation?
+        var givingUp: Task<Bool, Never>?
+    }
+
+    let name: String
+    let format: ImageFormat
+    let clusterSize: UInt64
+    let isProbedRaw: Bool
+    let readsAsZero: Bool
+    let manifestPath: String
+
+    private let connection: TargetConnection
+    private let processes: TargetProcesses
+    private let requestedPath: String
+    /// For data that does not lie in the shared memory.
+    private let bounces: BufferShare
+    private let state = Mutex(State())
+    private let completion = OneShot<Void>()
+
+    init(_ opened: OpenedTarget, _ connection: TargetConnection, _ processes: TargetProcesses, path: String) {
+        name = opened.name
+        format = opened.format
+        clusterSize = opened.clusterSize
+        isProbedRaw = opened.isProbedRaw
+        readsAsZero = opened.readsAsZero
+        manifestPath = opened.manifestPath
+        self.connection = connection
+        self.processes = processes
+        requestedPath = path
+        bounces = processes.buffers.share()
+    }
+
+    var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
+    var endedWhileFlushing: Bool { state.withLock { $0.endedWhileFlushing } }
+
+    // MARK: Transfers
+
+    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        if let place = buffer.offset(in: processes.memory) {
+            return try await ask(.write(range, memory: UInt64(place)), .write, range)
+        }
+        var done = 0
+        while done < buffer.count {
+            let count = min(bounces.bufferSize, buffer.count - done)
+            let piece = ByteRange(offset: range.offset + UInt64(done), length: UInt64(count))
+            let bounce = try await bounces.take()
+            defer { bounces.give(bounce) }
+            bounce[0..<count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(buffer[done..<done + count].bytes))
+            try await write(piece, from: bounce[0..<count])
+            done += count
+        }
+    }
+
+    func writeZeroes(_ range: ByteRange) async throws(BlockError) {
+        try await ask(.writeZeroes(range), .write, range, late: {})
+    }
+
+    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        var done = 0
+        while done < buffer.count {
+            let count = min(bounces.bufferSize, buffer.count - done)
+            let piece = ByteRange(offset: range.offset + UInt64(done), length: UInt64(count))
+            let bounce = try await bounces.take()
+            guard let place = bounce.slice.offset(in: processes.memory) else {
+                preconditionFailure("the pool's buffers lie in the shared memory")
+            }
+            do throws(BlockError) { try check() } catch {
+                bounces.give(bounce)
+                throw error
+            }
+            let outcome = await connection.ask(.read(piece, memory: UInt64(place))) { [bounces] in
+                bounces.give(bounce)
+            }
+            // Until the process is gone it may write there.
+            if case .abandoned = outcome { throw givenUp() }
+            defer { bounces.give(bounce) }
+            // The copy does not read: whoever does is told himself, and the job has not failed.
+            try judge(outcome, nil, piece)
+            buffer[done..<done + count].bytes.copyMemory(
+                from: UnsafeRawBufferPointer(bounce[0..<count].bytes))
+            done += count
+        }
+    }
+
+    private func ask(
+        _ request: TargetRequest, _ operation: JobIOError.Operation, _ range: ByteRange? = nil,
+        late: (@Sendable () -> Void)? = nil
+    ) async throws(BlockError) {
+        try check()
+        try judge(await connection.ask(request, late: late), operation, range)
+    }
+
+    private func check() throws(BlockError) {
+        let (isGivenUp, isComplete) = state.withLock { ($0.isGivenUp, $0.isComplete) }
+        if isGivenUp { throw givenUp() }
+        if isComplete {
+            throw BlockError(.cancelled, "Couldn't use \(name): the target is complete, and is closed")
+        }
+    }
+
+    /// Throws what went wrong; an operation of the copy's is noted.
+    private func judge(
+        _ outcome: TargetConnection.Outcome, _ operation: JobIOError.Operation?, _ range: ByteRange?
+    ) throws(BlockError) {
+        switch outcome {
+        case .reply(.done): return
+        case .reply(.failed(let error, let failed)):
+            if let operation { note(failed ?? operation) }
+            throw error
+        case .gone(let ending):
+            // When it was to end that is not an error of its own.
+            try check()
+            if let operation { note(operation) }
+            throw BlockError(
+                .inputOutput,
+                "Couldn't go on with \(name): the process that writes it (\(connection.process.processID)) \(ending)",
+                range: range)
+        case .abandoned: throw givenUp()
+        case .reply:
+            throw BlockError(
+                .inputOutput, "Couldn't go on with \(name): the process that writes it gave a wrong answer",
+                range: range)
+        }
+    }
+
+    private func note(_ operation: JobIOError.Operation) {
+        state.withLock { state in
+            if state.failedOperation == nil { state.failedOperation = operation }
+        }
+    }
+
+    private func givenUp() -> BlockError {
+        BlockError(.cancelled, "Couldn't go on with \(name): the target was given up")
+    }
+
+    // MARK: The end
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        try await ask(.putManifest(content, isFinal: isFinal), .write, late: {})
+    }
+
+    func complete() async throws(BlockError) {
+        try check()
+        state.withLock { $0.isCompleting = true }
+        defer { completion.fulfil(()) }
+        let outcome = await connection.ask(.complete, late: {})
+        if case .gone = outcome { state.withLock { $0.endedWhileFlushing = !$0.isGivenUp } }
+        try judge(outcome, .flush, nil)
+        state.withLock { $0.isComplete = true }
+        connection.end()
+    }
+
+    func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
+
+    func giveUp(keep: Bool) async -> Bool {
+        let task = state.withLock { state -> Task<Bool, Never>? in
+            guard !state.isComplete else { return nil }
+            state.isGivenUp = true
+            if let begun = state.givingUp { return begun }
+            let task = Task { await self.end(keep: keep) }
+            state.givingUp = task
+            return task
+        }
+        return await task?.value ?? true
+    }
+
+    private func end(keep: Bool) async -> Bool {
+        let answer = OneShot<TargetConnection.Outcome>()
+        let connection = connection
+        // Ends at the latest when the process is abandoned.
+        Task { answer.fulfil(await connection.ask(.giveUp(keep: keep), late: {})) }
+        let outcome = await answer.wait(atMost: keep ? Self.keepingPatience : Self.patience)
+        if case .reply(.givenUp(let isComplete)) = outcome {
+            connection.end()
+            state.withLock { $0.isComplete = $0.isComplete || isComplete }
+            return isComplete
+        }
+        // No word, or none that could be right: the process is dead, or does not count any more.
+        connection.abandon()
+        if state.withLock({ $0.isCompleting }) { _ = await completion.wait() }
+        if state.withLock({ $0.isComplete }) { return true }
+        await processes.leaveBehind(connection, paths: [requestedPath, name], keep: keep)
+        return false
+    }
+}

@@ -1,0 +1,241 @@
+package import BlockIO
+internal import DiskImages
+package import Logging
+internal import Synchronization
+
+/// Opens each target in a process of its own, so that the agent can leave it whatever it hangs in: the agent's own program,
+/// started again (`TargetServer`), which inherits no drive, socket or lock and takes data from shared memory.
+package final class TargetProcesses: TargetOpener {
+    /// A process that was killed and is still there.
+    private struct Abandoned {
+        var paths: Set<String>
+        var jobID: String
+        var processID: Int32
+
+        var sentence: String {
+            "it is still used by an abandoned process of the job \(jobID) (\(processID)), which hangs in a system call"
+        }
+    }
+
+    private struct State {
+        var lastNumber: UInt64 = 0
+        var connections: [UInt64: TargetConnection] = [:]
+        var abandoned: [JobNumber: Abandoned] = [:]
+        var isShutDown = false
+    }
+
+    /// The program that is running, even when its file was replaced since it was started.
+    package static let ownProgram = "/proc/self/exe"
+    /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
+    /// what an earlier job has left.
+    private static let patience = (
+        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(10)
+    )
+
+    /// What the buffers of all jobs lie in.
+    let memory: SharedMemory
+    /// The buffers of all jobs.
+    package let buffers: BufferPool
+
+    private let claims: FileClaims
+    private let executable: String
+    private let engine: any IOEngine
+    private let leftovers: TargetLeftovers
+    private let logger: Logger
+    private let state = Mutex(State())
+
+    /// - Parameters:
+    ///   - executable: the agent's program; another one in tests, which are no agent.
+    ///   - store: remembers what is still to be removed; nil in tests that need no memory.
+    package init(
+        claims: FileClaims, store: StateStore?, executable: String = TargetProcesses.ownProgram,
+        kind: EngineKind = .threads, logger: Logger
+    ) throws(AgentError) {
+        do throws(BlockError) {
+            memory = try SharedMemory(count: BufferPool.capacity)
+            engine = try kind.makeEngine(name: "targets")
+        } catch {
+            throw AgentError(error, of: .target, subject: "")
+        }
+        buffers = BufferPool(in: memory)
+        self.claims = claims
+        self.executable = executable
+        self.logger = logger
+        leftovers = TargetLeftovers(store: store, logger: logger)
+    }
+
+    /// Removes, in the background, what earlier agents have left to be removed.
+    package func begin() async throws(AgentError) {
+        try await leftovers.begin { [weak self] file in
+            guard let self else { return Self.stopped }
+            return await self.remove(file)
+        }
+    }
+
+    private static var stopped: BlockError { BlockError(.cancelled, "The agent is stopping") }
+
+    /// Kills all that is left, and waits for none that hangs. Nothing is opened afterwards.
+    package func shutDown() async {
+        let connections = state.withLock { state in
+            state.isShutDown = true
+            return state.connections.values
+        }
+        for connection in connections { connection.abandon() }
+        await leftovers.end()
+        await withTaskGroup(of: Void.self) { group in
+            for connection in connections {
+                group.addTask { _ = await connection.gone.wait(atMost: Self.patience.ending) }
+            }
+        }
+        for connection in connections where connection.gone.value == nil { connection.forget() }
+        await engine.shutDown()
+    }
+
+    // MARK: Opening
+
+    package func check(_ spec: TargetSpec) async throws(AgentError) {
+        guard case .new = spec.mode else { return }
+        try await makeWay(for: spec)
+        let (_, connection) = try await ask(.check(spec), spec)
+        connection.end()
+    }
+
+    package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
+        try await makeWay(for: spec)
+        let (reply, connection) = try await ask(.open(spec), spec)
+        guard case .opened(let opened) = reply else {
+            connection.abandon()
+            throw AgentError(
+                .ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
+        }
+        return TargetProcess(opened, connection, self, path: spec.path)
+    }
+
+    /// Refuses a target that an abandoned process has, and removes what is still to be removed there.
+    private func makeWay(for spec: TargetSpec) async throws(AgentError) {
+        let abandoned = state.withLock { $0.abandoned.values.first { $0.paths.contains(spec.path) } }
+        if let abandoned {
+            throw AgentError(
+                .targetBusy, "Couldn't use \(spec.path) as target: \(abandoned.sentence)", subject: spec.path)
+        }
+        guard let failure = await leftovers.settle(spec.path, within: Self.patience.starting) else { return }
+        throw AgentError(
+            .targetBusy,
+            "Couldn't use \(spec.path) as target: what an earlier job has left there cannot be removed yet "
+                + "(\(failure.message))", subject: spec.path)
+    }
+
+    /// Starts a process and asks it one thing that it may refuse; when the task is cancelled meanwhile it is left behind.
+    private func ask(
+        _ request: TargetRequest, _ spec: TargetSpec
+    ) async throws(AgentError) -> (TargetReply, TargetConnection) {
+        let connection: TargetConnection
+        do throws(BlockError) { connection = try await start(spec.job, spec.jobID) } catch {
+            throw AgentError(
+                .ioError, "Couldn't start a process for the target \(spec.path): \(error.message)",
+                subject: spec.path)
+        }
+        let outcome = await withTaskCancellationHandler {
+            await connection.ask(request, late: {})
+        } onCancel: {
+            connection.abandon()
+        }
+        switch outcome {
+        case .reply(.refused(let error)):
+            connection.end()
+            throw error
+        case .reply(let reply): return (reply, connection)
+        case .gone(let ending):
+            await leaveBehind(connection, paths: [spec.path], keep: false)
+            throw AgentError(
+                .ioError, "Couldn't open \(spec.path): the process for it \(ending)", subject: spec.path)
+        case .abandoned:
+            await leaveBehind(connection, paths: [spec.path], keep: false)
+            throw AgentError(
+                .jobCancelled, "Gave up opening \(spec.path): the job was cancelled", subject: spec.jobID)
+        }
+    }
+
+    private func start(_ job: JobNumber, _ jobID: String) async throws(BlockError) -> TargetConnection {
+        guard !state.withLock({ $0.isShutDown }) else { throw Self.stopped }
+        let arguments = [TargetServer.processName(jobID: jobID), TargetServer.flag]
+        let (executable, memory) = (executable, memory)
+        let started: Result<ChildProcess, BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in
+                try ChildProcess(executable: executable, arguments: arguments, memory: memory)
+            }
+        }
+        let connection = TargetConnection(
+            try started.get(), job: job, jobID: jobID, claims: claims, engine: engine)
+        let number = state.withLock { state in
+            state.lastNumber += 1
+            state.connections[state.lastNumber] = connection
+            return state.lastNumber
+        }
+        // It ends with the process, which `shutDown` kills.
+        Task {
+            await connection.run()
+            state.withLock { $0.connections[number] = nil }
+        }
+        return connection
+    }
+
+    // MARK: Leaving behind
+
+    /// Takes over what was killed, or has died: its target stays claimed until it is gone, and then the file that it made is
+    /// removed unless `keep`. Returns when that is done, or after a moment.
+    func leaveBehind(_ connection: TargetConnection, paths: Set<String>, keep: Bool) async {
+        let (holder, processID) = (connection.holder, connection.process.processID)
+        claims.abandon(holder, process: processID)
+        state.withLock { state in
+            state.abandoned[connection.job] = Abandoned(
+                paths: paths, jobID: connection.jobID, processID: processID)
+        }
+        let file = keep ? nil : connection.made
+        if let file { await leftovers.record(file) }
+        let done = OneShot<Void>()
+        // It ends when the process does; the agent's end does not wait for that.
+        Task {
+            _ = await connection.gone.wait()
+            if let file {
+                // From here on a new job of this target waits for the removal.
+                await leftovers.add(file, aliases: paths) { [claims] in claims.release(holder) }
+            } else {
+                claims.release(holder)
+            }
+            state.withLock { $0.abandoned[connection.job] = nil }
+            if let file { _ = await leftovers.settle(file.path, within: Self.patience.starting) }
+            done.fulfil(())
+        }
+        if await connection.gone.wait(atMost: Self.patience.ending) != nil {
+            // What is left is to be removed, which takes time only where that hangs, too.
+            _ = await done.wait(atMost: Self.patience.removing)
+            return
+        }
+        logger.warning(
+            """
+            The process \(processID) of the job \(connection.jobID) hangs in a system call on its target and was \
+            abandoned; until it is gone \(paths.sorted().joined(separator: ", ")) cannot be a target
+            """)
+    }
+
+    package func busy(_ job: JobNumber) -> String? {
+        state.withLock { $0.abandoned[job]?.sentence }
+    }
+
+    /// Removes a file in a process of its own; what went wrong, or nil.
+    private func remove(_ file: TargetLeftover) async -> BlockError? {
+        do throws(BlockError) {
+            let connection = try await start(JobNumber(value: 0), file.jobID)
+            defer { connection.end() }
+            switch await connection.ask(.remove(file), late: {}) {
+            case .reply(.done): return nil
+            case .reply(.failed(let error, _)): return error
+            case .gone(let ending): return BlockError(.inputOutput, "the process that was to do it \(ending)")
+            default: return Self.stopped
+            }
+        } catch {
+            return error
+        }
+    }
+}

@@ -1,0 +1,209 @@
+internal import BackupJobs
+internal import BlockIO
+internal import Synchronization
+
+/// A target's process: what the agent's program is when it is started for one target.
+///
+/// It has nothing of the agent's but a socket, the memory of the buffers and standard error. One thread reads requests and
+/// never waits for a disk, so that the process ends at once when the agent's end of the socket closes: then nobody is there
+/// any more who could count on what it does. What hangs in the kernel keeps it; its locks are held until then.
+package enum TargetServer {
+    /// The word on the command line that makes the agent's program a target's process.
+    package static let flag = "--target-process"
+
+    /// True when this process was started as a target's.
+    package static var isWanted: Bool {
+        CommandLine.arguments.count == 2 && CommandLine.arguments[1] == flag
+    }
+
+    /// Its name in lists of processes, of which `run` makes use: the job is its last word.
+    static func processName(jobID: String) -> String { "drive-backup-target \(jobID)" }
+
+    /// Serves the agent until that closes the socket. Blocks its thread.
+    package static func run() -> Never {
+        let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
+        OwnProcess.becomeChild(named: "target \(jobID)")
+        let socket = PairedSocket(adopting: ChildProcess.socketNumber)
+        do throws(BlockError) {
+            let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)
+            try Server(socket, memory).run()
+            OwnProcess.end(status: 0)
+        } catch {
+            // The agent sees the end, and says so.
+            OwnProcess.end(status: 1)
+        }
+    }
+}
+
+private final class Server: Sendable {
+    private let line: AgentLine
+    private let memory: SharedMemory
+    private let engine: any IOEngine = ThreadsEngine(name: "target")
+    private let claims: RemoteClaims
+    private let session = Mutex<(any JobTarget)?>(nil)
+
+    init(_ socket: PairedSocket, _ memory: SharedMemory) {
+        line = AgentLine(socket)
+        self.memory = memory
+        claims = RemoteClaims(line)
+    }
+
+    func run() throws(BlockError) {
+        let buffer = IOBuffer(count: 16 << 10)
+        var frames = TargetFrames()
+        while true {
+            let count = line.socket.receiveBlocking(into: buffer)
+            guard count > 0 else { return }
+            frames.add(UnsafeRawBufferPointer(buffer[0..<count].bytes))
+            while let frame = try frames.next() { begin(try frame.request(), id: frame.id) }
+        }
+    }
+
+    private func begin(_ request: TargetRequest, id: UInt64) {
+        if case .claimed(let refusal) = request { return claims.answer(id, refusal) }
+        // It ends with the process, if not before.
+        Task(executorPreference: engine) { self.line.send(await self.serve(request), id: id) }
+    }
+
+    private func serve(_ request: TargetRequest) async -> TargetReply {
+        switch request {
+        case .check(let spec):
+            return await refusable { () async throws(AgentError) in
+                try await self.sessions.check(spec)
+                return .done
+            }
+        case .open(let spec):
+            return await refusable { () async throws(AgentError) in
+                let target = try await self.sessions.open(spec)
+                self.session.withLock { $0 = target }
+                return .opened(OpenedTarget(target))
+            }
+        case .write(let range, let place):
+            return await perform { (target) async throws(BlockError) in
+                try await target.write(range, from: try self.slice(range, place))
+            }
+        case .writeZeroes(let range):
+            return await perform { (target) async throws(BlockError) in try await target.writeZeroes(range) }
+        case .read(let range, let place):
+            return await perform { (target) async throws(BlockError) in
+                try await target.read(range, into: try self.slice(range, place))
+            }
+        case .complete:
+            return await perform { (target) async throws(BlockError) in try await target.complete() }
+        case .putManifest(let content, let isFinal):
+            return await perform { (target) async throws(BlockError) in
+                try await target.putManifest(content, isFinal: isFinal)
+            }
+        case .giveUp(let keep):
+            let target = session.withLock { $0 }
+            return .givenUp(isComplete: await target?.giveUp(keep: keep) ?? false)
+        case .remove(let file):
+            let removed: Result<Void, BlockError> = await engine.blocking {
+                Result { () throws(BlockError) in try file.remove() }
+            }
+            do throws(BlockError) { try removed.get() } catch { return .failed(error, nil) }
+            return .done
+        case .claimed: return .done
+        }
+    }
+
+    private var sessions: TargetSessions { TargetSessions(claims: claims, engine: engine) }
+
+    private func refusable(_ body: () async throws(AgentError) -> TargetReply) async -> TargetReply {
+        do throws(AgentError) { return try await body() } catch { return .refused(error) }
+    }
+
+    private func perform(_ body: (any JobTarget) async throws(BlockError) -> Void) async -> TargetReply {
+        guard let target = session.withLock({ $0 }) else {
+            return .failed(BlockError(.invalid, "There is no open target"), nil)
+        }
+        do throws(BlockError) {
+            try await body(target)
+            return .done
+        } catch {
+            return .failed(error, target.failedOperation)
+        }
+    }
+
+    /// The bytes of a request, which lie in the shared memory.
+    private func slice(_ range: ByteRange, _ place: UInt64) throws(BlockError) -> IOSlice {
+        let end = place.addingReportingOverflow(range.length)
+        guard !end.overflow, end.partialValue <= UInt64(memory.count) else {
+            throw BlockError(.invalid, "The shared memory has no \(range.length) bytes at \(place)")
+        }
+        return IOBuffer(in: memory, at: Int(place), count: Int(range.length)).slice
+    }
+}
+
+/// The process's side of the socket. Who sends while another does leaves it to him.
+private final class AgentLine: Sendable {
+    private struct State {
+        var outgoing: [UInt8] = []
+        var isSending = false
+    }
+
+    let socket: PairedSocket
+    private let state = Mutex(State())
+
+    init(_ socket: PairedSocket) { self.socket = socket }
+
+    func send(_ reply: TargetReply, id: UInt64) {
+        let isFree = state.withLock { state in
+            TargetFrame(reply, id: id).append(to: &state.outgoing)
+            defer { state.isSending = true }
+            return !state.isSending
+        }
+        guard isFree else { return }
+        while let bytes = next() {
+            // Nobody is there who would hear it: the reader ends the process.
+            guard socket.sendBlocking(bytes) else { return }
+        }
+    }
+
+    private func next() -> [UInt8]? {
+        state.withLock { state in
+            state.isSending = !state.outgoing.isEmpty
+            defer { state.outgoing = [] }
+            return state.outgoing.isEmpty ? nil : state.outgoing
+        }
+    }
+}
+
+/// The agent's knowledge of files, asked over the socket.
+private final class RemoteClaims: TargetClaims {
+    private struct State {
+        var lastID: UInt64 = 0
+        var questions: [UInt64: Answer<AgentError?>] = [:]
+    }
+
+    private let line: AgentLine
+    private let state = Mutex(State())
+
+    init(_ line: AgentLine) { self.line = line }
+
+    /// Waits for the agent's answer: not on the engine's own thread.
+    func claim(
+        _ identities: [FileIdentity], path: String, forTargetOf job: JobNumber, id: String
+    ) throws(AgentError) {
+        let answer = Answer<AgentError?>()
+        let question = state.withLock { state in
+            state.lastID += 1
+            state.questions[state.lastID] = answer
+            return state.lastID
+        }
+        line.send(.claim(identities, path: path), id: question)
+        if let refusal = answer.take() { throw refusal }
+    }
+
+    func answer(_ question: UInt64, _ refusal: AgentError?) {
+        state.withLock { $0.questions.removeValue(forKey: question) }?.give(refusal)
+    }
+
+    func release(_ holder: FileClaims.Holder) { line.send(.released, id: 0) }
+
+    func release(_ identity: FileIdentity, ofTarget job: JobNumber) {
+        line.send(.releasedFile(identity), id: 0)
+    }
+
+    func made(_ file: TargetLeftover) { line.send(.made(file), id: 0) }
+}

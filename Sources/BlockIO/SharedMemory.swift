@@ -1,0 +1,43 @@
+internal import CBlockIO
+internal import Glibc
+
+/// Memory that other processes of ours may map, too, and whose size never changes.
+///
+/// Whoever else has it mapped keeps it; what this process frees is only its own view.
+package final class SharedMemory: Sendable {
+    // SAFETY: address and length never change; who uses which bytes when is the business of the buffers in it.
+    nonisolated(unsafe) package let bytes: UnsafeMutableRawBufferPointer
+    /// The file behind the memory, close-on-exec.
+    let descriptor: Int32
+
+    /// Makes `count` bytes of zeroes.
+    package convenience init(count: Int) throws(BlockError) {
+        let descriptor = cblockio_shared_memory(count)
+        guard descriptor >= 0 else {
+            throw BlockError("Couldn't make shared memory of \(count) bytes", errno: -descriptor)
+        }
+        try self.init(adopting: descriptor)
+    }
+
+    /// Maps memory that another process has made; the descriptor is owned from here on, also when it throws.
+    package init(adopting descriptor: Int32) throws(BlockError) {
+        var status = stat()
+        var address: UnsafeMutableRawPointer?
+        var result = cblockio_stat(descriptor, &status)
+        let count = Int(status.st_size)
+        if result == 0 { result = cblockio_map(descriptor, count, &address) }
+        guard result == 0, let address else {
+            _ = cblockio_close(descriptor)
+            throw BlockError("Couldn't map shared memory", errno: -result)
+        }
+        self.descriptor = descriptor
+        bytes = UnsafeMutableRawBufferPointer(start: address, count: count)
+    }
+
+    deinit {
+        if let address = bytes.baseAddress { _ = cblockio_unmap(address, bytes.count) }
+        _ = cblockio_close(descriptor)
+    }
+
+    package var count: Int { bytes.count }
+}

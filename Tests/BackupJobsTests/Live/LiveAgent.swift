@@ -231,8 +231,9 @@ final class LiveAgent: Sendable {
 
     private func view(_ job: BackupJob) async {
         let view = job.view
-        for _ in 0..<12 {
-            await sim.pass(.microseconds(sim.random { $0.below(4000) }))
+        for turn in 0..<20 {
+            // The last ones late, when the job has tried in vain what it could.
+            await sim.pass(.microseconds(sim.random { $0.below(turn < 12 ? 4000 : 80_000) }))
             let units = Int(history.size / 512)
             let first = sim.random { $0.below(units) }
             let count = sim.random { min(units - first, $0.pick([1, 3, 8, 40, 130, 300])) }

@@ -58,9 +58,9 @@ let targets: [Target] = [
     swift(
         "BackupAgent",
         [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb,
-            lifecycle,
-            logging, unixSignals,
+            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire",
+            grdb,
+            lifecycle, logging, unixSignals,
         ]),
 
     executable("drive-backup-agent", ["BackupAgent", argumentParser, logging]),

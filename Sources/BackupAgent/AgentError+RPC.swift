@@ -16,10 +16,10 @@ extension AgentError.Reason {
             .targetLocked, .targetSizeMismatch, .targetFormatAmbiguous, .targetNotRegular,
             .backingUnsupported, .backingMismatch, .exportInvalid, .listenFailed, .jobState:
             .failedPrecondition
-        case .imageCorrupt: .dataLoss
+        case .imageCorrupt, .stateDamaged: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted
         case .ioError, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled, .agentRestarted: .aborted
-        case .fieldUnimplemented: .unimplemented
+        case .fieldUnimplemented, .stateSuperseded: .unimplemented
         case .agentStopping: .unavailable
         }
     }

@@ -56,6 +56,8 @@ package struct AgentError: Error, Sendable, Hashable {
         case fieldUnimplemented = "FIELD_UNIMPLEMENTED"
         case agentStopping = "AGENT_STOPPING"
         case agentRestarted = "AGENT_RESTARTED"
+        case stateDamaged = "STATE_DAMAGED"
+        case stateSuperseded = "STATE_SUPERSEDED"
     }
 }
 

@@ -84,6 +84,12 @@ extension JobEvent.Started {
         started.format = format
         return started
     }
+
+    init(_ wire: DriveBackupWire.Started) {
+        self.init(
+            drive: wire.drive, target: wire.target, pointInTime: wire.pointInTime,
+            sync: BackupSync(rawValue: wire.sync.rawValue) ?? .full, format: wire.format)
+    }
 }
 
 extension JobIOError {

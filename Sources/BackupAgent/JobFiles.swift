@@ -54,7 +54,7 @@ package struct JobFiles: Sendable {
         var jobs: Set<String> = []
         for (directory, suffix, names) in files {
             for name in names {
-                guard unlink("\(directory)/\(name)") == 0 || errno == ENOENT else {
+                guard unlink("\(directory)/\(name)") == 0 || errno == ENOENT || errno == EROFS else {
                     throw AgentError(
                         .ioError,
                         "Couldn't remove \(directory)/\(name), left by an agent that was killed: "

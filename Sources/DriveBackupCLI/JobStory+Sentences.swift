@@ -35,11 +35,13 @@ extension JobStory {
         }
     }
 
+    private var pauseCause: String { pauseError.map { ": \(ColumnText.printable($0.message))" } ?? "" }
+
     /// The line for a change of state that `previous` was before; nil if it says nothing new.
     func change(from previous: JobState) -> String? {
         switch state {
         case .paused where pauseReason == .error:
-            "\(id) is paused because of an error, at \(amount); drive-backup job resume \(id) tries again"
+            "\(id) is paused because of an error, at \(amount)\(pauseCause); drive-backup job resume \(id) tries again"
         case .paused:
             "\(id) is paused at \(amount); drive-backup job resume \(id) goes on"
         case .running where previous == .paused:
@@ -82,7 +84,7 @@ extension JobStory {
                 if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
             }
             if result != .completed {
-                line += "; \(ByteSize.text(missing)) could not be read and are missing"
+                line += "; \(ByteSize.text(missing)) could not be read or written and are missing"
             }
             return line
         case .failed(let error):

@@ -15,6 +15,8 @@ struct JobStory: Hashable {
     var sync = SyncMode.unspecified
     var state = JobState.unspecified
     var pauseReason = PauseReason.unspecified
+    /// What the job is paused by; nil unless it is an error that is known.
+    var pauseError: IOErrorEvent?
     /// Everything is copied, and somebody has to finalize the job.
     var awaitsFinalize = false
     /// Bytes done, of `total`.
@@ -38,6 +40,7 @@ struct JobStory: Hashable {
         sync = job.sync
         state = job.state
         pauseReason = job.pauseReason
+        pauseError = job.pauseError
         awaitsFinalize = job.state == .pending && job.manualFinalize
         startedAt = job.pointInTime
         endedAt = job.endedAt
@@ -66,6 +69,7 @@ struct JobStory: Hashable {
         case .stateChanged(let change):
             state = change.state
             pauseReason = change.pauseReason
+            pauseError = change.pauseError
             if state != .pending { awaitsFinalize = false }
         case .progress(let progress):
             note(progress)

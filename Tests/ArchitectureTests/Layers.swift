@@ -21,9 +21,8 @@ enum Layers {
 
         // The only place that sees both sides.
         "BackupAgent": [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", "GRDB",
-            "Logging",
-            "ServiceLifecycle", "UnixSignals",
+            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire",
+            "GRDB", "Logging", "ServiceLifecycle", "UnixSignals",
         ],
 
         // Executables: options and wiring.

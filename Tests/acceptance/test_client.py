@@ -116,8 +116,10 @@ def test_json_has_the_names_of_the_schema(agent, targets):
     job = agent.job("vm1")
     assert set(job) <= {
         "id", "type", "drive", "target", "state", "result", "progress", "speed", "error", "pause_reason", "sync", "format",
-        "point_in_time", "created_at", "ended_at", "manual_finalize", "manual_dismiss", "last_sequence"}, job
-    for name in ("speed", "point_in_time", "created_at", "ended_at", "last_sequence"):
+        "point_in_time", "created_at", "ended_at", "manual_finalize", "manual_dismiss", "last_sequence", "missing_bytes",
+        "missing", "target_busy", "error_count", "errors", "manifest", "group", "grouped", "restarts", "on_source_error",
+        "on_target_error"}, job
+    for name in ("missing_bytes", "error_count", "restarts", "speed", "point_in_time", "created_at", "ended_at", "last_sequence"):
         assert isinstance(job[name], int) and not isinstance(job[name], bool), job
 
 

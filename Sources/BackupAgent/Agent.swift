@@ -35,7 +35,7 @@ package struct AgentConfiguration: Sendable {
 
 /// The agent: all its parts, put together, from the start to the orderly end.
 package final class Agent: Sendable {
-    /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to
+    /// How long jobs may take to be suspended when the agent is stopped, or a final flush, then clients to hear of it, then drives to
     /// close: together less than the five seconds that stopping may take.
     static let patience = (jobs: Duration.seconds(3), clients: Duration.milliseconds(700))
 
@@ -71,16 +71,20 @@ package final class Agent: Sendable {
         store = parts.store
         sequences = SequenceKeeper(store: parts.store, logger: logger)
         let claims = FileClaims()
+        let admissions = Dictionary(
+            parts.jobs.map { ($0.spec.drive, DriveAdmission(of: $0, files: parts.files)) },
+            // A drive has one job at a time.
+            uniquingKeysWith: { first, _ in first })
         drives = DriveRegistry(
             engines: engines, claims: claims, store: store, journalDirectory: parts.journalDirectory,
-            logger: logger)
+            admissions: admissions, logger: logger)
         exports = ExportRegistry(drives: drives, engines: engines, store: store, logger: logger)
         for line in parts.leftovers { logger.warning("\(line)") }
         let keeper = sequences
         log = EventLog(after: try await store.reservedSequence(), reserve: { keeper.reserve($0) })
         jobs = JobManager(
             drives: drives, exports: exports, targets: TargetSessions(claims: claims), files: parts.files,
-            buffers: BufferPool(), log: log, logger: logger)
+            buffers: BufferPool(), log: log, store: store, logger: logger)
         let identity = AgentIdentity(
             version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
         handlers = AgentHandlers(
@@ -92,7 +96,8 @@ package final class Agent: Sendable {
         // Who may add drives when no directories are named may add any: so what is stored passes.
         let access = parts.policy.access(isTrusted: true)
         await drives.openStored(try await store.drives(), access: access)
-        // Guests come back when their drives are whole, and not before.
+        await jobs.takeUp(parts.jobs, admissions, on: starter)
+        // Guests come back when their drives are whole and their jobs stand again, and not before.
         do throws(AgentError) {
             for option in configuration.exports { try await exports.openFromCommandLine(option) }
             await exports.openStored(try await store.exports(), access: access)
@@ -115,7 +120,7 @@ package final class Agent: Sendable {
         await serving
     }
 
-    /// Ends the jobs, then the connections, then everything else.
+    /// Suspends the jobs, then ends the connections, then everything else.
     package func stop() async {
         ServiceManager.stopping()
         logger.notice("Stopping")
@@ -123,6 +128,7 @@ package final class Agent: Sendable {
         async let exportsEnded: Void = exports.shutDown()
         await jobs.stop(within: Self.patience.jobs)
         await exportsEnded
+        await jobs.leave()
         log.close()
         await server.shutDown(within: Self.patience.clients)
         await sequences.finish()
@@ -147,6 +153,8 @@ package final class Agent: Sendable {
         let store: StateStore
         let files: JobFiles
         let journalDirectory: String
+        /// The jobs that go on, by number.
+        let jobs: [StoredJob]
         /// What an agent that was killed has left, a sentence for each job.
         let leftovers: [String]
 
@@ -163,7 +171,10 @@ package final class Agent: Sendable {
             files = JobFiles(
                 recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
                 stagingLimit: staging.limit)
-            leftovers = try files.prepare()
+            let stored = try store.runningJobs()
+            jobs = stored.jobs
+            let known = jobs.filter { !$0.phase.isOver }.map { (JobNumber(value: $0.number), $0.spec.jobID) }
+            leftovers = stored.problems + (try files.prepare(keeping: known))
         }
     }
 }

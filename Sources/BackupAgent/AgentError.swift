@@ -1,6 +1,6 @@
 /// Why the agent refused a request, or why a job failed: a stable reason for programs and a sentence for
 /// people.
-package struct AgentError: Error, Sendable, Hashable {
+package struct AgentError: Error, Sendable, Hashable, Codable {
     package var reason: Reason
     /// A whole sentence with the name, path or number it is about.
     package var message: String
@@ -14,7 +14,7 @@ package struct AgentError: Error, Sendable, Hashable {
     }
 
     /// The stable words of docs/protocol.md; a raw value never changes its meaning.
-    package enum Reason: String, Sendable, Hashable, CaseIterable {
+    package enum Reason: String, Sendable, Hashable, CaseIterable, Codable {
         case driveNotFound = "DRIVE_NOT_FOUND"
         case driveBusy = "DRIVE_BUSY"
         case driveExists = "DRIVE_EXISTS"
@@ -45,6 +45,10 @@ package struct AgentError: Error, Sendable, Hashable {
         case cbwTimeout = "CBW_TIMEOUT"
         case snapshotBroken = "SNAPSHOT_BROKEN"
         case snapshotFailed = "SNAPSHOT_FAILED"
+        case sourceChanged = "SOURCE_CHANGED"
+        case targetLost = "TARGET_LOST"
+        case flushInterrupted = "FLUSH_INTERRUPTED"
+        case hostRestarted = "HOST_RESTARTED"
         case noSpace = "NO_SPACE"
         case ioError = "IO_ERROR"
         case jobNotFound = "JOB_NOT_FOUND"

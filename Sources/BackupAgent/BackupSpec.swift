@@ -2,8 +2,8 @@ package import BackupJobs
 package import DiskImages
 
 /// What a client asked for when it started a backup, checked word by word.
-package struct BackupSpec: Sendable, Hashable {
-    package enum Mode: Sendable, Hashable { case absolutePaths, existing }
+package struct BackupSpec: Sendable, Hashable, Codable {
+    package enum Mode: Sendable, Hashable, Codable { case absolutePaths, existing }
 
     package var drive: String
     /// Absolute.
@@ -27,6 +27,9 @@ package struct BackupSpec: Sendable, Hashable {
     /// Zero: for ever.
     package var saveTimeout = Duration.seconds(5)
     package var stagingFull = BackupJob.Options.StagingFull.fail
+
+    /// The jobs of its group complete all, or none.
+    package var isGrouped = false
 
     package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
         self.drive = drive
@@ -57,6 +60,13 @@ package struct JobInfo: Sendable, Hashable {
     package var waitsForDismiss: Bool
     /// The number of its last event.
     package var lastSequence: UInt64 = 0
+    /// The name of the group it was started in; empty for a job of its own.
+    package var group = ""
+    package var isGrouped = false
+    /// How often the agent was restarted while the job ran.
+    package var restarts: UInt32 = 0
+    /// Why nothing can be done to the target now; empty when it can.
+    package var targetBusy = ""
     /// nil before the job has staging, and after its end.
     package var staging: Staging.Usage?
 }

@@ -22,6 +22,8 @@ extension JobManager {
             appendProgress(number)
             report(.copied, number)
         case .cancelled: report(.copyStopped, number)
+        // It goes on in the next agent.
+        case .suspended: break
         case .failed(let failure): report(.copyFailed(jobFailure(failure, number)), number)
         }
     }
@@ -64,20 +66,6 @@ extension JobManager {
 
     // MARK: The end of the target
 
-    /// Completes the target. The drive is given back before anybody hears of it.
-    func complete(_ number: JobNumber) async {
-        guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
-        do throws(BlockError) {
-            try await job.complete()
-        } catch {
-            report(.targetFailed(finishFailure(error, target)), number)
-            return
-        }
-        await letGo(number)
-        await filesRemoved(number)
-        report(.targetCompleted, number)
-    }
-
     /// Gives the target up, unless it is complete by now. The guest and the drive do not wait for that, and it does not
     /// wait for staging.
     func giveUp(_ number: JobNumber) async {
@@ -90,7 +78,7 @@ extension JobManager {
 
     // MARK: Failures
 
-    private func jobFailure(_ failure: IOFailure, _ number: JobNumber) -> JobFailure {
+    func jobFailure(_ failure: IOFailure, _ number: JobNumber) -> JobFailure {
         let record = records[number]
         let drive = record?.spec.drive ?? ""
         let error =
@@ -103,7 +91,7 @@ extension JobManager {
             error: error, ioError: JobIOError(failure, failedOperation: record?.target?.failedOperation))
     }
 
-    private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
+    func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
             error: AgentError(error, of: .destination, subject: target.name),
             // Nothing went wrong with one that was given up.

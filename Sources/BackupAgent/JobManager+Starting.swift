@@ -111,6 +111,14 @@ extension JobManager {
         record.info.target = target.name
         record.info.format = target.format
         record.info.sync = sync
+        record.known = hold.lease.image.layers.first.map { layer in
+            (
+                StoredJob.DriveFile(
+                    path: layer.path, device: layer.identity.device, inode: layer.identity.inode,
+                    size: hold.lease.live.size),
+                target.resumption
+            )
+        }
         records[number] = record
         let journal =
             if let made = record.hold?.record {
@@ -118,19 +126,31 @@ extension JobManager {
             } else {
                 try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
             }
+        return await assemble(number, target, hold.lease, hold.staging, journal)
+    }
+
+    /// Puts a job together from its parts.
+    func assemble(
+        _ number: JobNumber, _ target: any JobTarget, _ lease: DriveLease, _ staging: Staging,
+        _ journal: JobRecord
+    ) async -> BackupJob {
+        let (spec, info) = (records[number]?.spec, records[number]?.info)
         var options = BackupJob.Options(
-            sync: BackupJob.Options.Sync(sync), speedBytesPerSecond: record.info.speedBytesPerSecond,
-            targetReadsAsZero: target.readsAsZero)
-        options.saveFailure = spec.saveFailure
-        options.saveTimeout = spec.saveTimeout
-        options.stagingFull = spec.stagingFull
+            sync: BackupJob.Options.Sync(info?.sync ?? .full),
+            speedBytesPerSecond: info?.speedBytesPerSecond ?? 0, targetReadsAsZero: target.readsAsZero)
+        if let spec {
+            options.saveFailure = spec.saveFailure
+            options.saveTimeout = spec.saveTimeout
+            options.stagingFull = spec.stagingFull
+        }
         let job = BackupJob(
-            drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
-            staging: hold.staging, buffers: buffers, control: record.control)
+            drive: lease.live, base: lease.base, target: target, options: options, record: journal,
+            staging: staging, buffers: buffers, control: records[number]?.control ?? JobControl())
         await job.onWarning { failure in
             // Ends at once: it only tells the manager.
             Task { await self.warn(failure, number) }
         }
+        await lease.image.noteChanges(in: journal.changeTimes)
         records[number]?.hold?.job = job
         return job
     }
@@ -237,6 +257,9 @@ extension JobManager {
                 try await Self.checkFirstSector(of: job.view, target: target.name)
             }
         }
+        for (number, _) in jobs { records[number]?.info.pointInTime = pointInTime }
+        // Whoever hears that a job has started may count on its going on after a restart.
+        try await store?.keep(jobs.compactMap { records[$0.number].flatMap(stored) })
         guard first.stop.value == nil, jobs.allSatisfy({ records[$0.number]?.machine.state == .created })
         else {
             throw cancelledAtStart(first.spec.jobID)

@@ -23,7 +23,7 @@ package enum JobResult: Int32, Sendable, Hashable, CaseIterable {
 }
 
 /// Why a job is paused. Raw values are those of `drivebackup.v1.PauseReason`.
-package enum PauseReason: Int32, Sendable, Hashable {
+package enum PauseReason: Int32, Sendable, Hashable, Codable {
     case user = 1
     case error
 }
@@ -35,7 +35,7 @@ package enum JobVerb: String, Sendable, Hashable, CaseIterable {
 }
 
 /// What a backup copies, of the modes that exist so far. Raw values are those of `drivebackup.v1.SyncMode`.
-package enum BackupSync: Int32, Sendable, Hashable {
+package enum BackupSync: Int32, Sendable, Hashable, Codable {
     case full = 1
     case top
     case none

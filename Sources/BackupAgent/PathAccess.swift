@@ -2,7 +2,7 @@ internal import BlockIO
 internal import DiskImages
 
 /// Which files a client may have opened, read or made.
-package enum PathAccess: Sendable, Hashable {
+package enum PathAccess: Sendable, Hashable, Codable {
     /// The operator's own command line, and root's Unix socket when no directories were named.
     case everything
     /// Only what lies below these directories, which are absolute and free of links.

@@ -89,6 +89,7 @@ package final class StateStore: Sendable {
                 table.column("readOnly", .boolean).notNull()
             }
         }
+        migrator.registerMigration("4: running jobs", migrate: makeRunningJobs)
         return migrator
     }
 
@@ -179,7 +180,14 @@ package final class StateStore: Sendable {
         try? database.close()
     }
 
-    private func read<Value: Sendable>(
+    /// As `read`; blocks.
+    func readNow<Value>(_ what: String, _ body: (Database) throws -> Value) throws(AgentError) -> Value {
+        do { return try database.read(body) } catch {
+            throw Self.failure("\(what) \(path)", error, path: path)
+        }
+    }
+
+    func read<Value: Sendable>(
         _ what: String, _ body: @escaping @Sendable (Database) throws -> Value
     ) async throws(AgentError) -> Value {
         do { return try await database.read(body) } catch {
@@ -187,7 +195,7 @@ package final class StateStore: Sendable {
         }
     }
 
-    private func write(
+    func write(
         _ what: String, _ body: @escaping @Sendable (Database) throws -> Void
     ) async throws(AgentError) {
         do { try await database.write(body) } catch {

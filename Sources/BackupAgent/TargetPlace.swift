@@ -16,17 +16,23 @@ final class TargetPlace: Sendable {
 
     /// The target's true path.
     let path: String
+    /// When its file was made, in nanoseconds since 1970; 0 where that is not known.
+    let birthTime: UInt64
     /// The names of a new target; nil for one that existed.
     private let new: NewTargetFile?
     private let claims: FileClaims
     private let holder: FileClaims.Holder
 
-    init(path: String, new: NewTargetFile?, claims: FileClaims, holder: FileClaims.Holder) {
+    init(path: String, birthTime: UInt64, new: NewTargetFile?, claims: FileClaims, holder: FileClaims.Holder) {
         self.path = path
+        self.birthTime = birthTime
         self.new = new
         self.claims = claims
         self.holder = holder
     }
+
+    var isNew: Bool { new != nil }
+    var overwrites: Bool { new?.overwrites ?? false }
 
     /// Gives a new target its name.
     func publish() throws(BlockError) { try new?.publish() }

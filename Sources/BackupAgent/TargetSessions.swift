@@ -41,6 +41,30 @@ package struct TargetSessions: TargetOpener {
         }
     }
 
+    package func reserve(_ spec: TargetSpec) {
+        guard case .resume(let known) = spec.mode else { return }
+        // A block device's file is its number; one that is in use is told when it is opened.
+        let identity = FileIdentity(fileOn: known.device, inode: known.inode)
+        try? claims.claim([identity], path: spec.path, forTargetOf: spec.job, id: spec.jobID)
+    }
+
+    package func release(_ spec: TargetSpec) { claims.release(.target(spec.job, jobID: spec.jobID)) }
+
+    package func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget {
+        let engine = try engine(for: spec)
+        do throws(AgentError) {
+            let target = try await engine.run { () async throws(AgentError) -> TargetSession? in
+                try await TargetOpening(spec: spec, claims: claims, engine: engine).reopen()
+            }
+            if let target { return .open(target) }
+            await engine.shutDown()
+            return .published
+        } catch {
+            await engine.shutDown()
+            throw error
+        }
+    }
+
     private func engine(for spec: TargetSpec) throws(AgentError) -> any IOEngine {
         do throws(BlockError) { return try kind.makeEngine(name: "target \(spec.jobID)") } catch {
             throw AgentError(error, of: .target, subject: spec.path)
@@ -58,6 +82,7 @@ private struct TargetOpening {
         switch spec.mode {
         case .new(let overwrites): try await make(overwrites: overwrites)
         case .existing: try await openExisting()
+        case .resume: preconditionFailure("what was left is reopened")
         }
     }
 
@@ -108,12 +133,68 @@ private struct TargetOpening {
             let image = TargetPlace.Image(
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
-            let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
+            let place = TargetPlace(
+                path: names.path, birthTime: file.birthTime(), new: names, claims: claims, holder: holder)
             return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
         } catch {
             await discard(file, keeper)
             throw error
         }
+    }
+
+    // MARK: A target that an earlier agent has left
+
+    /// nil when it has its name by now.
+    func reopen() async throws(AgentError) -> TargetSession? {
+        guard case .resume(let known) = spec.mode else { preconditionFailure("the mode says what was left") }
+        let (spec, claims) = (spec, claims)
+        guard known.isNew else {
+            let found = try await blocking { () throws(AgentError) in
+                try ExistingTargetFile(opening: spec, claims: claims)
+            }
+            return try await goOn(found.descriptor, found.path, nil, known)
+        }
+        let (names, descriptor) = try await blocking { () throws(AgentError) in
+            let names = try NewTargetFile(resuming: spec, known, claims: claims)
+            return (names, try names.reopen(known))
+        }
+        guard let descriptor else { return nil }
+        return try await goOn(descriptor, names.path, names, known)
+    }
+
+    /// Takes over the descriptor of what was left.
+    private func goOn(
+        _ descriptor: Int32, _ path: String, _ new: NewTargetFile?, _ known: TargetSpec.Resumption
+    ) async throws(AgentError) -> TargetSession {
+        let keeper = try keepLocks(of: descriptor)
+        let file = try await adopt(
+            descriptor, name: new?.partialPath ?? path, growable: true, lock: new == nil ? (.all, .all) : nil)
+        do throws(AgentError) {
+            guard file.identity.inode == known.inode,
+                known.isOtherBoot || file.identity.device == known.device
+            else {
+                throw AgentError(
+                    .targetLost,
+                    "Couldn't go on with \(path): it was replaced while the agent was not running",
+                    subject: path)
+            }
+            if let new { try await blocking { () throws(AgentError) in try new.claim() } }
+            let device = try await block { () async throws(BlockError) in try await openAgain(file) }
+            let image = TargetPlace.Image(
+                device: device, format: spec.format ?? .raw, clusterSize: known.clusterSize,
+                readsAsZero: known.readsAsZero)
+            let place = TargetPlace(
+                path: path, birthTime: known.birthTime, new: new, claims: claims, holder: holder)
+            return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
+        } catch {
+            await discard(file, keeper)
+            throw error
+        }
+    }
+
+    /// The one place where an image that a killed agent was writing is opened again.
+    private func openAgain(_ file: HostFile) async throws(BlockError) -> any BlockDevice {
+        try await TargetImage.openExisting(file, format: spec.format ?? .raw).device
     }
 
     // MARK: A target that exists
@@ -136,7 +217,8 @@ private struct TargetOpening {
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
-            let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
+            let place = TargetPlace(
+                path: found.path, birthTime: file.birthTime(), new: nil, claims: claims, holder: holder)
             return TargetSession(image, place: place, file: file, keeper: keeper, spec: spec)
         } catch {
             await discard(file, keeper)

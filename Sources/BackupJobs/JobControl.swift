@@ -23,6 +23,7 @@ package final class JobControl: Sendable {
         var isPaused = false
         var isCancelled = false
         var isFinishing = false
+        var isSuspended = false
         var hasEnded = false
         var inFlight = 0
         var progress = Progress(current: 0, total: 0)
@@ -30,7 +31,7 @@ package final class JobControl: Sendable {
         var waiters: [UInt64: UnsafeContinuation<Bool, Never>] = [:]
 
         var isQuiescent: Bool { isPaused && inFlight == 0 && !isCancelled && !hasEnded }
-        var mayGoOn: Bool { !isCancelled && !isPaused && inFlight < depth }
+        var mayGoOn: Bool { !isCancelled && !isPaused && !isSuspended && inFlight < depth }
         var willNotBeQuiescent: Bool { !isPaused || isCancelled || hasEnded }
 
         /// Takes out whoever waits for what has come about, or can't any more.
@@ -59,6 +60,9 @@ package final class JobControl: Sendable {
     /// for, requests to the target are left behind. Cannot be taken back.
     package func cancel() { change { $0.isCancelled = true } }
 
+    /// Ends the run with `BackupFailure.suspended` when nothing is in flight any more: the job goes on in the next agent.
+    package func suspend() { change { $0.isSuspended = true } }
+
     /// Ends a job of sync `none` well: what was saved until now is copied to the target, then `run` returns. Nothing for other
     /// jobs. Cannot be taken back; `cancel` may follow.
     package func finish() {
@@ -86,6 +90,8 @@ package final class JobControl: Sendable {
     package var progress: Progress { state.withLock { $0.progress } }
     package var speedBytesPerSecond: Int64 { state.withLock { $0.speedBytesPerSecond } }
     package var isCancelled: Bool { state.withLock { $0.isCancelled } }
+    /// `suspend` was called.
+    package var isSuspended: Bool { state.withLock { $0.isSuspended } }
     /// `finish` was called.
     package var isFinishing: Bool { state.withLock { $0.isFinishing } }
     /// A pause was asked for and not taken back; chunks may still be in flight.

@@ -226,6 +226,14 @@ final class PointInTime: Sendable {
         drive.detach(self)
     }
 
+    /// The next agent goes on from the record. False when a request of the guest or a save is in flight.
+    func suspend() -> Bool {
+        guard !state.value.isOver, state.value.saves.isEmpty, drive.forget(self) else { return false }
+        state.value.isOver = true
+        state.value.watchdog?.cancel()
+        return true
+    }
+
     /// Returns when nothing uses staging any more: as late as its last read or write returns. After `letGo`.
     func ended() async {
         state.value.watchdog?.cancel()

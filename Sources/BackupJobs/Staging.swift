@@ -75,6 +75,23 @@ package final class Staging: Sendable {
         }
     }
 
+    /// Opens the file `path` of a job that goes on; `recount` counts what it holds. Throws `.notFound`, and `.corrupt` when it
+    /// is not as large as the drive.
+    package static func open(
+        at path: String, driveSize: UInt64, limit: UInt64?, on engine: any IOEngine
+    ) async throws(BlockError) -> Staging {
+        try await engine.run { () async throws(BlockError) -> Staging in
+            let file = try await HostFile.open(path, readOnly: false, on: engine)
+            guard file.size == driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) else {
+                // What it is not is the error to tell.
+                try? await file.close()
+                throw BlockError(
+                    .corrupt, "Couldn't use \(path) as staging: it has \(file.size) bytes, the drive has \(driveSize)")
+            }
+            return Staging(on: file, path: path, limit: limit)
+        }
+    }
+
     /// Staging on any device of zeroes at least as large as the drive, rounded up to a block.
     package init(on file: any BlockDevice, path: String? = nil, limit: UInt64? = nil) {
         self.file = file

@@ -149,4 +149,8 @@ package final class LockKeeper: Sendable {
 package enum Descriptor {
     /// Closes a descriptor that is not wanted after all; an error of that has nobody to go to.
     package static func close(_ descriptor: Int32) { _ = cblockio_close(descriptor) }
+
+    /// When its file was made, in nanoseconds since 1970, to tell it from a later one of the same inode number; 0 where the
+    /// file system does not know. Blocks.
+    package static func birthTime(_ descriptor: Int32) -> UInt64 { cblockio_birth_time(descriptor) }
 }

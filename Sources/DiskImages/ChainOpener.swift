@@ -15,6 +15,8 @@ struct ChainOpener {
     let options: Qcow2Options
     /// The top is raw because it was probed, now or once.
     let isProbedRaw: Bool
+    /// Sees the top file before anything is written to it.
+    let examine: @Sendable (HostFile) async -> Void
 
     private struct Link {
         var file: HostFile
@@ -25,10 +27,14 @@ struct ChainOpener {
 
     private var links: [Link] = []
 
-    init(gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool, engine: any IOEngine) {
+    init(
+        gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool,
+        examine: @escaping @Sendable (HostFile) async -> Void, engine: any IOEngine
+    ) {
         self.gate = gate
         self.options = options
         self.isProbedRaw = isProbedRaw
+        self.examine = examine
         self.engine = engine
     }
 
@@ -51,6 +57,7 @@ struct ChainOpener {
     ) async throws(BlockError) -> OpenImage {
         let resolved = try await resolve(path)
         let (wasProbed, top) = (format == nil, try await add(resolved, format: format, readOnly: readOnly))
+        await examine(top.file)
         var current = top
         while let name = current.layer.backingName {
             guard links.count < Self.maximumDepth else {

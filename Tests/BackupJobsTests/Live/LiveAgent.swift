@@ -116,7 +116,7 @@ final class LiveAgent: Sendable {
             try await job.run()
             history.state.withLock { $0.isFlushing = true }
             var failure: BackupFailure?
-            do throws(BlockError) { try await job.complete() } catch {
+            do throws(BlockError) { try await job.prepare() } catch {
                 if !history.losesWriteBack { history.complain("complete: \(error)") }
                 failure = .failed(IOFailure(.target, .write, drive.range, error))
             }

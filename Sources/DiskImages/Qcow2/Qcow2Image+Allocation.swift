@@ -267,7 +267,7 @@ extension Qcow2Image {
                 containing: isolated.value.refcountTable.offset + region * 8, .refcountTable)
             let position = Int(isolated.value.refcountTable.offset + region * 8 - page.offset)
             page.buffer.bytes.storeBigEndian(host * clusterSize, at: position)
-            isolated.value.pages.markDirty(page)
+            isolated.value.pages.markDirty(page, position..<position + 8)
             page.unpin()
             try await ensureRefcountBlock(for: host)
             try await setRefcount(of: host, to: 1)

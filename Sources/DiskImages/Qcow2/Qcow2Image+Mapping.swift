@@ -18,6 +18,8 @@ extension Qcow2Image {
                 free(cluster)
                 throw error
             }
+            // A new table in a file that has grown for it is zero until it is written; others show what was there.
+            if old != nil || file.isBlockDevice { isolated.value.writeback.hasUnsafeTable = true }
             if let old { free(old.host / clusterSize..<old.host / clusterSize + 1) }
             return host
         }
@@ -38,9 +40,10 @@ extension Qcow2Image {
 
     private func setL1Entry(_ index: UInt64, to entry: UInt64) async throws(BlockError) {
         let page = try await page(containing: header.l1Offset + index * 8, .l1)
-        page.buffer.bytes.storeBigEndian(entry, at: Int(header.l1Offset + index * 8 - page.offset))
-        isolated.value.pages.markDirty(page)
-        isolated.value.writeback.isNeeded = true
+        let position = Int(header.l1Offset + index * 8 - page.offset)
+        page.buffer.bytes.storeBigEndian(entry, at: position)
+        isolated.value.pages.markDirty(page, position..<position + 8)
+        isolated.value.writeback.noteChange()
         page.unpin()
     }
 
@@ -102,8 +105,8 @@ extension Qcow2Image {
             }
         }
         if let record { isolated.value.journal?.append(record) }
-        isolated.value.pages.markDirty(page)
-        isolated.value.writeback.isNeeded = true
+        isolated.value.pages.markDirty(page, position..<place(clusters.upperBound))
+        isolated.value.writeback.noteChange()
     }
 
     private func oldMapping(_ entry: UInt64, of cluster: UInt64) throws(BlockError) -> ClusterMapping {

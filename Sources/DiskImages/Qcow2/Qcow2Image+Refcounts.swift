@@ -38,8 +38,9 @@ extension Qcow2Image {
         let place = RefcountPlace(cluster, header)
         let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
         defer { page.unpin() }
-        place.store(value, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
-        isolated.value.pages.markDirty(page)
+        let position = Int(block + UInt64(place.byte) - page.offset)
+        place.store(value, page.buffer.bytes, at: position)
+        isolated.value.pages.markDirty(page, position..<position + 1)
     }
 
     /// Takes one reference away from each cluster; returns those that have none left.
@@ -142,8 +143,9 @@ extension Qcow2Image {
             let place = RefcountPlace(cluster, header)
             let block = (start + cluster / perBlock - start / perBlock) * clusterSize
             let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
-            place.store(1, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
-            isolated.value.pages.markDirty(page)
+            let position = Int(block + UInt64(place.byte) - page.offset)
+            place.store(1, page.buffer.bytes, at: position)
+            isolated.value.pages.markDirty(page, position..<position + 1)
             page.unpin()
         }
         try await writePages(.refcountBlock)

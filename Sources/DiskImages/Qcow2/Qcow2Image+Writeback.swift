@@ -9,9 +9,18 @@ package import BlockIO
 /// the same order of writes goes without the flushes between.
 ///
 /// A guest's flush costs one flush of the file as long as no mapping has changed, and goes without the metadata lock then.
+///
+/// A target has no journal: its metadata goes to the page cache, in the same order and without flushes, before a request
+/// returns (`persistMappings`). So a kill leaves at worst leaks, and everything for which a request has returned is found.
 struct WritebackState {
     /// A mapping changed since the last write-back began.
-    var isNeeded = false
+    private(set) var isNeeded = false
+    /// How many changes of mappings there were; and up to which one, in a target, they outlive the process.
+    private(set) var changes: UInt64 = 0
+    var persisted: UInt64 = 0
+    /// An L1 entry was changed whose new table, as long as it is not flushed, may be found with another content after a
+    /// power loss than with entries of its own or zeroes.
+    var hasUnsafeTable = false
     /// How many have begun, and the number of the last one that went well.
     var begun: UInt64 = 0
     var completed: UInt64 = 0
@@ -21,6 +30,20 @@ struct WritebackState {
     var isReplaying = false
     /// One that nobody waits for.
     var background: Task<Void, Never>?
+
+    mutating func noteChange() {
+        isNeeded = true
+        changes += 1
+    }
+
+    mutating func begin() {
+        begun += 1
+        isNeeded = false
+        isRunning = true
+    }
+
+    /// Ends one that failed: what it was about still has to be written.
+    mutating func putBack() { isNeeded = true }
 }
 
 extension Qcow2Image {
@@ -102,9 +125,7 @@ extension Qcow2Image {
     ///
     /// `isForReuse` says that it is done to use again what was freed; without `settles` the caller sees to what was.
     func writeBack(isForReuse: Bool = false, settles: Bool = true) async throws(BlockError) {
-        isolated.value.writeback.begun += 1
-        isolated.value.writeback.isNeeded = false
-        isolated.value.writeback.isRunning = true
+        isolated.value.writeback.begin()
         defer { isolated.value.writeback.isRunning = false }
         let number = isolated.value.writeback.begun
         let logged = isolated.value.journal?.next
@@ -113,10 +134,14 @@ extension Qcow2Image {
         // In the same step as what was noted above: what changes from here on belongs to the next time.
         let tables = copyDirtyPages(.l2)
         let flushesTables = options.rules.flushesUnmapping || !isForReuse
+        var flushes: Flushes = [.l1]
+        if options.rules.flushesDataFirst { flushes.insert(.data) }
+        if flushesTables { flushes.insert(.tables) }
         do throws(BlockError) {
-            try await writeInOrder(tables, flushesTables: flushesTables)
+            try await writeInOrder(tables, flushing: isNew ? [] : flushes)
+            if !options.rules.flushesDataFirst { try await file.flush() }
         } catch {
-            isolated.value.writeback.isNeeded = true
+            isolated.value.writeback.putBack()
             isolated.value.allocator.putBackFreed(freed)
             throw error
         }
@@ -126,46 +151,85 @@ extension Qcow2Image {
         if options.isDrive, settles { try await settleFreed() }
     }
 
-    private func writeInOrder(_ tables: CopiedPages, flushesTables: Bool) async throws(BlockError) {
-        let flushes = !isNew
-        defer { for page in tables.pages { page.unpin() } }
+    /// Writes a target's changed metadata to the page cache until all mappings that were changed so far outlive this
+    /// process, though not the host. Callers that come while that is going on share the next time.
+    func persistMappings() async throws(BlockError) {
+        guard !options.isDrive, options.rules.persistsMappings else { return }
+        let wanted = isolated.value.writeback.changes
+        guard isolated.value.writeback.persisted < wanted else { return }
+        try await withMetadataLock { () async throws(BlockError) in
+            guard isolated.value.writeback.persisted < wanted else { return }
+            if let failure = isolated.value.allocator.failure { throw failure }
+            // In one step with the copy of the tables, in which they all are.
+            let changes = isolated.value.writeback.changes
+            let tables = copyDirtyPages(.l2)
+            let hasUnsafeTable = isolated.value.writeback.hasUnsafeTable && !isNew
+            try await writeInOrder(tables, flushing: hasUnsafeTable ? [.tables] : [])
+            isolated.value.writeback.hasUnsafeTable = false
+            isolated.value.writeback.persisted = changes
+        }
+    }
+
+    /// After which steps of writing metadata the file is flushed.
+    private struct Flushes: OptionSet {
+        let rawValue: Int
+        /// Data and refcounts, before the L2 tables that need them.
+        static let data = Flushes(rawValue: 1)
+        /// L2 tables, before the L1 entries that point to them.
+        static let tables = Flushes(rawValue: 2)
+        static let l1 = Flushes(rawValue: 4)
+    }
+
+    private func writeInOrder(
+        _ tables: CopiedPages, flushing flushes: Flushes
+    ) async throws(BlockError) {
+        defer { for part in tables.parts { part.page.unpin() } }
         do throws(BlockError) {
             try await growFile()
-            try await writeRefcounts()
-            if flushes, options.rules.flushesDataFirst { try await file.flush() }
-            for (page, place) in zip(tables.pages, tables.places) {
-                try await file.write(
-                    ByteRange(offset: page.offset, length: UInt64(place.count)), from: tables.buffer[place])
+            if options.rules.countsFirst { try await writeRefcounts() }
+            if flushes.contains(.data) { try await file.flush() }
+            for part in tables.parts {
+                try await file.write(part.range, from: tables.buffer[part.place])
             }
-            if flushes, flushesTables, !tables.pages.isEmpty { try await file.flush() }
+            if flushes.contains(.tables), !tables.parts.isEmpty { try await file.flush() }
         } catch {
-            for page in tables.pages { isolated.value.pages.markDirty(page) }
+            for part in tables.parts { isolated.value.pages.markDirty(part.page, part.dirty) }
             throw error
         }
-        if try await writePages(.l1), flushes { try await file.flush() }
-        if !options.rules.flushesDataFirst { try await file.flush() }
+        if try await writePages(.l1), flushes.contains(.l1) { try await file.flush() }
+        if !options.rules.countsFirst { try await writeRefcounts() }
     }
 
-    /// Copies the dirty pages of a kind as they are now and calls them clean; they are pinned.
+    /// Copies what is dirty of the pages of a kind as it is now and calls them clean; they are pinned.
     private func copyDirtyPages(_ kind: MetadataPage.Kind) -> CopiedPages {
         let pages = isolated.value.pages.pinnedDirty(kind)
-        let buffer = IOBuffer(count: max(1, pages.reduce(0) { $0 + $1.buffer.count }))
-        var (places, end): ([Range<Int>], Int) = ([], 0)
+        let buffer = IOBuffer(count: max(1, pages.reduce(0) { $0 + $1.dirty.count }))
+        var (parts, end): ([CopiedPages.Part], Int) = ([], 0)
         for page in pages {
-            let place = end..<end + page.buffer.count
-            buffer[place].bytes.copyBytesQuickly(from: page.bytes)
+            let part = CopiedPages.Part(page: page, dirty: page.dirty, place: end..<end + page.dirty.count)
+            buffer[part.place].bytes.copyBytesQuickly(
+                from: UnsafeRawBufferPointer(rebasing: page.bytes[part.dirty]))
             isolated.value.pages.markClean(page)
-            places.append(place)
-            end = place.upperBound
+            parts.append(part)
+            end = part.place.upperBound
         }
-        return CopiedPages(pages: pages, buffer: buffer, places: places)
+        return CopiedPages(parts: parts, buffer: buffer)
     }
 
-    /// Pages as they were, side by side in one buffer.
+    /// What was dirty of pages, side by side in one buffer.
     private struct CopiedPages {
-        var pages: [MetadataPage]
+        struct Part {
+            var page: MetadataPage
+            /// Where in the page it was.
+            var dirty: Range<Int>
+            /// Where in the buffer it is.
+            var place: Range<Int>
+
+            var range: ByteRange { page.range(of: dirty) }
+        }
+
+        var parts: [Part]
         var buffer: IOBuffer
-        var places: [Range<Int>]
     }
 
     /// Refcount blocks before the table that makes them count. Under the lock.
@@ -184,13 +248,12 @@ extension Qcow2Image {
         let pages = isolated.value.pages.pinnedDirty(kind)
         defer { for page in pages { page.unpin() } }
         for page in pages {
+            let dirty = page.dirty
             isolated.value.pages.markClean(page)
             do throws(BlockError) {
-                try await file.write(
-                    ByteRange(offset: page.offset, length: UInt64(page.buffer.count)), from: page.buffer.slice
-                )
+                try await file.write(page.range(of: dirty), from: page.buffer[dirty])
             } catch {
-                isolated.value.pages.markDirty(page)
+                isolated.value.pages.markDirty(page, dirty)
                 throw error
             }
         }

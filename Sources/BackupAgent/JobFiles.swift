@@ -46,12 +46,24 @@ package struct JobFiles: Sendable {
             at: stagingPath(job, id: id), driveSize: driveSize, limit: stagingLimit, on: engine)
     }
 
-    /// Opens the staging that a job has left.
+    /// How long an agent that was killed may take to let go of staging.
+    private static let patience = Duration.seconds(3)
+
+    /// Opens the staging that a job has left, as soon as nothing of the agent before can land there any more.
     func openStaging(
         _ job: JobNumber, id: String, driveSize: UInt64, on engine: any IOEngine
     ) async throws(BlockError) -> Staging {
-        try await Staging.open(
-            at: stagingPath(job, id: id), driveSize: driveSize, limit: stagingLimit, on: engine)
+        let begin = ContinuousClock.now
+        while true {
+            do throws(BlockError) {
+                return try await Staging.open(
+                    at: stagingPath(job, id: id), driveSize: driveSize, limit: stagingLimit, on: engine)
+            } catch {
+                guard error.code == .locked, ContinuousClock.now - begin < Self.patience else { throw error }
+                // The agent is being started: nobody cancels that.
+                try? await Task.sleep(for: .milliseconds(20))
+            }
+        }
     }
 
     /// Makes the record directory, and removes what an agent that was killed has left in both, but not of the jobs `known`,

@@ -49,7 +49,11 @@ extension JobManager {
     private func leave(_ record: Record) async {
         logger.notice("The job \(record.spec.jobID) is suspended; it goes on when the agent is started again")
         // One with requests on their way is left as a killed agent would leave it.
-        if let hold = record.hold, let job = hold.job, await job.suspend() { await drives.giveBack(hold.lease) }
+        if let hold = record.hold, let job = hold.job, await job.suspend() {
+            // The next agent opens it anew; an error here is one of closing a file that keeps what it has.
+            try? await hold.staging.close()
+            await drives.giveBack(hold.lease)
+        }
         let hasLeft = OneShot<Void>()
         Task {
             await record.target?.leave()

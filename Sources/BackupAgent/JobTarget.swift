@@ -27,6 +27,9 @@ package struct TargetSpec: Sendable {
         package var readsAsZero: Bool
         /// In bytes.
         package var clusterSize: UInt64
+        /// What a new image names as what lies below it, and its format.
+        package var backingPath: String?
+        package var backingFormat: ImageFormat?
         /// The host may have been restarted since: then devices have other numbers.
         package var isOtherBoot = false
     }

@@ -86,7 +86,7 @@ final class TargetSession: JobTarget {
         resumption = TargetSpec.Resumption(
             device: file.identity.device, inode: file.identity.inode, birthTime: place.birthTime,
             isNew: place.isNew, overwrites: place.overwrites, readsAsZero: opened.readsAsZero,
-            clusterSize: clusterSize)
+            clusterSize: clusterSize, backingPath: spec.backing?.path, backingFormat: spec.backing?.format)
         self.file = file
         self.place = place
         engine = file.engine

@@ -179,7 +179,7 @@ private struct TargetOpening {
                     subject: path)
             }
             if let new { try await blocking { () throws(AgentError) in try new.claim() } }
-            let device = try await block { () async throws(BlockError) in try await openAgain(file) }
+            let device = try await block { () async throws(BlockError) in try await openAgain(file, known) }
             let image = TargetPlace.Image(
                 device: device, format: spec.format ?? .raw, clusterSize: known.clusterSize,
                 readsAsZero: known.readsAsZero)
@@ -193,8 +193,14 @@ private struct TargetOpening {
     }
 
     /// The one place where an image that a killed agent was writing is opened again.
-    private func openAgain(_ file: HostFile) async throws(BlockError) -> any BlockDevice {
-        try await TargetImage.openExisting(file, format: spec.format ?? .raw).device
+    private func openAgain(
+        _ file: HostFile, _ known: TargetSpec.Resumption
+    ) async throws(BlockError) -> any BlockDevice {
+        let format = spec.format ?? .raw
+        guard known.isNew else { return try await TargetImage.resumeExisting(file, format: format).device }
+        var backing: (name: String, format: ImageFormat)?
+        if let name = known.backingPath, let format = known.backingFormat { backing = (name, format) }
+        return try await TargetImage.resume(file, format: format, size: spec.size, backing: backing)
     }
 
     // MARK: A target that exists

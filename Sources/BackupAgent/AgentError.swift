@@ -59,7 +59,6 @@ package struct AgentError: Error, Sendable, Hashable, Codable {
         case fieldInvalid = "FIELD_INVALID"
         case fieldUnimplemented = "FIELD_UNIMPLEMENTED"
         case agentStopping = "AGENT_STOPPING"
-        case agentRestarted = "AGENT_RESTARTED"
     }
 }
 

@@ -27,6 +27,8 @@ extension JobManager {
             }
             tell(job)
         }
+        // One of a group may have failed, now or when the agent before was about to end.
+        for job in jobs { groupChanged(JobNumber(value: job.number)) }
         for job in jobs { goOn(job) }
     }
 

@@ -35,8 +35,8 @@ package struct AgentConfiguration: Sendable {
 
 /// The agent: all its parts, put together, from the start to the orderly end.
 package final class Agent: Sendable {
-    /// How long jobs may take to be suspended when the agent is stopped, or a final flush, then clients to hear of it, then drives to
-    /// close: together less than the five seconds that stopping may take.
+    /// How long jobs may take to be suspended, or a final flush, when the agent is stopped, then clients to hear of it,
+    /// then drives to close: together less than the five seconds that stopping may take.
     static let patience = (jobs: Duration.seconds(3), clients: Duration.milliseconds(700))
 
     private let directories: AgentDirectories

@@ -18,8 +18,10 @@ extension AgentError.Reason {
             .failedPrecondition
         case .imageCorrupt: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted
-        case .ioError, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled, .sourceChanged, .targetLost,
-            .flushInterrupted, .hostRestarted: .aborted
+        case .ioError, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled, .sourceChanged,
+            .targetLost,
+            .flushInterrupted, .hostRestarted:
+            .aborted
         case .fieldUnimplemented: .unimplemented
         case .agentStopping: .unavailable
         }

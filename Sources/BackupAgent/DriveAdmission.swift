@@ -73,7 +73,8 @@ package final class DriveAdmission: Sendable {
             return nil
         }
         return AgentError(
-            .sourceChanged, "Couldn't go on with the backup of \(job.spec.drive): \(why)", subject: job.spec.drive)
+            .sourceChanged, "Couldn't go on with the backup of \(job.spec.drive): \(why)",
+            subject: job.spec.drive)
     }
 
     private func refusal(_ error: BlockError) -> AgentError {

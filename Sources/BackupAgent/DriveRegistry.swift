@@ -281,7 +281,8 @@ package actor DriveRegistry {
         let image: OpenImage
         let admission = admissions[option.id]
         do throws(BlockError) {
-            image = try await patiently(admission == nil ? .zero : Self.patience) { () async throws(BlockError) in
+            image = try await patiently(admission == nil ? .zero : Self.patience) {
+                () async throws(BlockError) in
                 try await OpenImage.open(
                     path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
                     journalDirectory: self.journalDirectory, isProbedRaw: option.isProbedRaw,

@@ -48,7 +48,8 @@ extension JobManager {
         var record = Record(
             number: number, spec: job.spec, access: job.access, control: JobControl(), info: info,
             machine: JobStateMachine(
-                resuming: job.phase, waitsForFinalize: job.spec.waitsForFinalize, drains: job.spec.sync == .none,
+                resuming: job.phase, waitsForFinalize: job.spec.waitsForFinalize,
+                drains: job.spec.sync == .none,
                 isGrouped: job.spec.isGrouped),
             stop: OneShot())
         record.known = (job.drive, job.resumption)
@@ -81,7 +82,8 @@ extension JobManager {
         records[number]?.target = target
         guard !job.phase.isOver else { return nil }
         let lease: DriveLease
-        do throws(AgentError) { lease = try await drives.lease(job.spec.drive, jobID: job.spec.jobID) } catch {
+        do throws(AgentError) { lease = try await drives.lease(job.spec.drive, jobID: job.spec.jobID) } catch
+        {
             return AgentError(
                 error.reason, "Couldn't go on with the backup of \(job.spec.drive): \(error.message)",
                 subject: error.subject)
@@ -144,7 +146,9 @@ extension JobManager {
                 drive: job.spec.drive, target: job.target, pointInTime: job.pointInTime, sync: job.sync,
                 format: job.format.rawValue))
         let started =
-            job.started.map { JobEvent(sequence: $0.sequence, time: $0.time, job: number, jobID: id, kind: kind) }
+            job.started.map {
+                JobEvent(sequence: $0.sequence, time: $0.time, job: number, jobID: id, kind: kind)
+            }
             // The agent before was killed before it could keep that it had told.
             ?? log.append([kind], job: number, id: id)[0]
         let (state, reason) = (record.machine.state, record.machine.pauseReason)
@@ -154,7 +158,8 @@ extension JobManager {
         records[number]?.info.lastSequence = events.last?.sequence ?? 0
         record.start.fulfil(.success(started))
         save(number)
-        logger.notice("The job \(id) of \(job.spec.drive) to \(job.target) is taken up after a restart: \(state.word)")
+        logger.notice(
+            "The job \(id) of \(job.spec.drive) to \(job.target) is taken up after a restart: \(state.word)")
     }
 
     // MARK: Going on

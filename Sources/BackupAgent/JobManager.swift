@@ -75,7 +75,8 @@ package actor JobManager {
 
     package init(
         drives: DriveRegistry, exports: ExportRegistry? = nil, targets: any TargetOpener, files: JobFiles,
-        buffers: BufferPool, log: EventLog, store: StateStore? = nil, clock: @escaping @Sendable () -> Int64 = WallClock.now,
+        buffers: BufferPool, log: EventLog, store: StateStore? = nil,
+        clock: @escaping @Sendable () -> Int64 = WallClock.now,
         logger: Logger
     ) {
         self.drives = drives
@@ -161,7 +162,8 @@ package actor JobManager {
         info.group = group
         info.isGrouped = spec.isGrouped
         return Record(
-            number: JobNumber(value: lastNumber), spec: spec, access: access, control: JobControl(), info: info,
+            number: JobNumber(value: lastNumber), spec: spec, access: access, control: JobControl(),
+            info: info,
             machine: JobStateMachine(
                 waitsForFinalize: spec.waitsForFinalize, drains: spec.sync == .none,
                 isGrouped: spec.isGrouped),

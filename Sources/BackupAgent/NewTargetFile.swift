@@ -97,7 +97,8 @@ final class NewTargetFile: Sendable {
                 Descriptor.close(descriptor)
                 return nil
             }
-            try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: directory.path(of: candidate))
+            try ImageLock.acquire(
+                descriptor, holding: .all, unsharing: .all, path: directory.path(of: candidate))
             made.withLock { $0 = identity }
             return descriptor
         } catch {

@@ -23,7 +23,8 @@ final class TargetPlace: Sendable {
     private let claims: FileClaims
     private let holder: FileClaims.Holder
 
-    init(path: String, birthTime: UInt64, new: NewTargetFile?, claims: FileClaims, holder: FileClaims.Holder) {
+    init(path: String, birthTime: UInt64, new: NewTargetFile?, claims: FileClaims, holder: FileClaims.Holder)
+    {
         self.path = path
         self.birthTime = birthTime
         self.new = new

@@ -193,9 +193,8 @@ package final class BackupJob: Sendable {
     /// or write returns. After `letGo`.
     package func ended() async { await drive.engine.run { await point.ended() } }
 
-    /// Lets the drive be closed in the midst of the job, which goes on in the next agent: after `run` has ended as suspended,
-    /// when nobody uses the drive any more. Old content stays where it is. False, and nothing has changed, when somebody
-    /// still does.
+    /// Lets the drive be closed in the midst of the job, which goes on in the next agent: when no run is under way and nobody
+    /// uses the drive any more. Old content stays where it is. False, and nothing has changed, when somebody still does.
     package func suspend() async -> Bool { await drive.engine.run { point.suspend() } }
 
     /// Both in a row.
@@ -224,6 +223,7 @@ package final class BackupJob: Sendable {
     /// still be on their way, see `leftBehindEnded`. The guest has been let go by then.
     package func run() async throws(BackupFailure) {
         let loop = CopyLoop(self, point)
+        control.began()
         let failure = await withTaskCancellationHandler {
             await drive.engine.run { () async -> BackupFailure? in await loop.run() }
         } onCancel: {

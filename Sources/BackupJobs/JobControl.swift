@@ -24,6 +24,7 @@ package final class JobControl: Sendable {
         var isCancelled = false
         var isFinishing = false
         var isSuspended = false
+        var isRunning = false
         var hasEnded = false
         var inFlight = 0
         var progress = Progress(current: 0, total: 0)
@@ -160,7 +161,17 @@ package final class JobControl: Sendable {
     /// A job of sync `none` has copied all it is to copy.
     func endTotal() { change { $0.progress.total = $0.progress.current } }
 
-    func ended() { change { $0.hasEnded = true } }
+    func began() { change { $0.isRunning = true } }
+
+    func ended() {
+        change { state in
+            state.isRunning = false
+            state.hasEnded = true
+        }
+    }
+
+    /// The run has begun and not returned.
+    var isRunning: Bool { state.withLock { $0.isRunning } }
 
     private func change(_ body: (inout State) -> Void) {
         let (waiters, answer) = state.withLock { state in

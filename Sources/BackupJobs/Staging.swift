@@ -90,7 +90,8 @@ package final class Staging: Sendable {
                 // What it is not is the error to tell.
                 try? await file.close()
                 throw BlockError(
-                    .corrupt, "Couldn't use \(path) as staging: it has \(file.size) bytes, the drive has \(driveSize)")
+                    .corrupt,
+                    "Couldn't use \(path) as staging: it has \(file.size) bytes, the drive has \(driveSize)")
             }
             return Staging(on: file, path: path, limit: limit)
         }

@@ -131,7 +131,7 @@ struct GroupTests {
     }
 
     @Test("a group that completes together does, when one of its jobs is finalized")
-    func together() async throws {
+    func completesTogether() async throws {
         let test = try await agent()
         let request = group("a", "b") { request in
             request.completion = .grouped

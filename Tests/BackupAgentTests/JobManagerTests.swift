@@ -55,7 +55,8 @@ private final class SimTarget: JobTarget {
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
     let resumption = TargetSpec.Resumption(
-        device: 0, inode: 0, birthTime: 0, isNew: true, overwrites: false, readsAsZero: true, clusterSize: 65536)
+        device: 0, inode: 0, birthTime: 0, isNew: true, overwrites: false, readsAsZero: true,
+        clusterSize: 65536)
     private let targets: SimTargets
     private let script: SimTargets.Script
 

@@ -1,6 +1,7 @@
 import BackupJobs
 import BlockIO
 import DiskImages
+import DriveBackupClient
 import Foundation
 import TestKit
 import Testing
@@ -43,11 +44,13 @@ struct RestartTests {
         var spec = BackupSpec(drive: id, target: directory.file("out/\(id)"), sync: .full)
         spec.isGrouped = grouped
         return StoredJob(
-            number: number, spec: spec, access: .everything, group: grouped ? "group-1" : "", target: spec.target,
+            number: number, spec: spec, access: .everything, group: grouped ? "group-1" : "",
+            target: spec.target,
             format: .raw, sync: .full,
             resumption: TargetSpec.Resumption(
                 device: UInt64(targetStatus.st_dev), inode: UInt64(targetStatus.st_ino),
-                birthTime: Descriptor.birthTime(descriptor), isNew: true, overwrites: false, readsAsZero: true,
+                birthTime: Descriptor.birthTime(descriptor), isNew: true, overwrites: false,
+                readsAsZero: true,
                 clusterSize: 4096),
             drive: StoredJob.DriveFile(
                 path: drive, device: UInt64(driveStatus.st_dev), inode: UInt64(driveStatus.st_ino),
@@ -80,7 +83,8 @@ struct RestartTests {
         try await store.keep(jobs)
         store.close()
         return try await AgentUnderTest(
-            drives: jobs.map { DriveOption(id: $0.spec.drive, file: $0.drive.path, format: .raw) }, in: directory)
+            drives: jobs.map { DriveOption(id: $0.spec.drive, file: $0.drive.path, format: .raw) },
+            in: directory)
     }
 
     private var files: [String] {
@@ -116,7 +120,8 @@ struct RestartTests {
         #expect(try await test.end(of: "a").failed?.error?.reason == "TARGET_EXISTS")
         #expect(try await test.end(of: "b").completed != nil)
         #expect(try files == ["a", "b"])
-        #expect(try Data(contentsOf: URL(fileURLWithPath: directory.file("out/a"))) == Data("somebody's".utf8))
+        #expect(
+            try Data(contentsOf: URL(fileURLWithPath: directory.file("out/a"))) == Data("somebody's".utf8))
         await test.stop()
     }
 
@@ -194,7 +199,8 @@ struct RestartTests {
         await test.stop()
     }
 
-    @Test("a job is suspended with its agent and goes on with the next", arguments: [ImageFormat.raw, .qcow2])
+    @Test(
+        "a job is suspended with its agent and goes on with the next", arguments: [ImageFormat.raw, .qcow2])
     func suspended(format: ImageFormat) async throws {
         store.close()
         let path = directory.file("d.raw")
@@ -210,7 +216,8 @@ struct RestartTests {
             test = try await AgentUnderTest(drives: drives, in: directory)
             #expect(try await test.client.jobs.get("d").state == .running)
         }
-        #expect(try await test.start(request).sequence == started.sequence, "the same request has the same job")
+        #expect(
+            try await test.start(request).sequence == started.sequence, "the same request has the same job")
         _ = try await test.client.jobs.setSpeed("d", bytesPerSecond: 0)
         #expect(try await test.end(of: "d").completed != nil)
         #expect(try await test.client.jobs.get("d").restarts == 2)

@@ -34,7 +34,8 @@ struct TargetSessionTests {
         }
         let image = TargetPlace.Image(device: disk, format: .raw, clusterSize: 65536, readsAsZero: true)
         let place = TargetPlace(
-            path: spec.path, birthTime: 0, new: nil, claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
+            path: spec.path, birthTime: 0, new: nil, claims: FileClaims(),
+            holder: .target(spec.job, jobID: spec.jobID))
         return (TargetSession(image, place: place, file: file, keeper: keeper, spec: spec), disk)
     }
 
@@ -149,7 +150,7 @@ struct TargetSessionTests {
     }
 }
 
-extension TargetSession {
+extension JobTarget {
     /// All of its end.
     fileprivate func complete() async throws(BlockError) {
         try await prepare()

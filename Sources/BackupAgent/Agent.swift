@@ -39,8 +39,8 @@ package struct AgentConfiguration: Sendable {
 
 /// The agent: all its parts, put together, from the start to the orderly end.
 package final class Agent: Sendable {
-    /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to
-    /// close: together less than the five seconds that stopping may take.
+    /// How long jobs may take to be suspended, or a final flush, when the agent is stopped, then clients to hear of it,
+    /// then drives to close: together less than the five seconds that stopping may take.
     static let patience = (
         jobs: Duration.seconds(3), history: Duration.milliseconds(500), clients: Duration.milliseconds(500)
     )
@@ -79,9 +79,13 @@ package final class Agent: Sendable {
         directories = parts.directories
         store = parts.store
         let claims = FileClaims()
+        let admissions = Dictionary(
+            parts.jobs.map { ($0.spec.drive, DriveAdmission(of: $0, files: parts.files)) },
+            // A drive has one job at a time.
+            uniquingKeysWith: { first, _ in first })
         drives = DriveRegistry(
             engines: engines, claims: claims, store: store, journalDirectory: parts.journalDirectory,
-            logger: logger)
+            admissions: admissions, logger: logger)
         exports = ExportRegistry(drives: drives, engines: engines, store: store, logger: logger)
         for line in parts.leftovers { logger.warning("\(line)") }
         let writer = HistoryWriter(store: parts.store, limits: configuration.history, problems: problems)
@@ -103,7 +107,7 @@ package final class Agent: Sendable {
             history: JobHistory(
                 store: parts.store, writer: writer, problems: problems, keys: past.keys, lastNumber: past.job,
                 reservedNumber: past.job + JobHistory.reservation),
-            logger: logger, onEnd: { hooks.ended($0) })
+            store: parts.store, logger: logger, onEnd: { hooks.ended($0) })
         let identity = AgentIdentity(
             version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
         handlers = AgentHandlers(
@@ -119,7 +123,8 @@ package final class Agent: Sendable {
             try await parts.store.drives()
         }
         await drives.openStored(storedDrives ?? [], access: access)
-        // Guests come back when their drives are whole, and not before.
+        await jobs.takeUp(parts.jobs, admissions, on: starter)
+        // Guests come back when their drives are whole and their jobs stand again, and not before.
         do throws(AgentError) {
             for option in configuration.exports { try await exports.openFromCommandLine(option) }
             let stored = await Past.read(problems) { () async throws(AgentError) in
@@ -145,7 +150,7 @@ package final class Agent: Sendable {
         await serving
     }
 
-    /// Ends the jobs, then the connections, then everything else.
+    /// Suspends the jobs, then ends the connections, then everything else.
     package func stop() async {
         ServiceManager.stopping()
         logger.notice("Stopping")
@@ -153,6 +158,7 @@ package final class Agent: Sendable {
         async let exportsEnded: Void = exports.shutDown()
         await jobs.stop(within: Self.patience.jobs)
         await exportsEnded
+        await jobs.leave()
         async let hooksEnded: Void = hooks.finish(within: Self.patience.history)
         let isKept = await writer.finish(within: Self.patience.history)
         await hooksEnded
@@ -185,6 +191,8 @@ package final class Agent: Sendable {
         let numbersAreLost: Bool
         let files: JobFiles
         let journalDirectory: String
+        /// The jobs that go on, by number.
+        let jobs: [StoredJob]
         /// What an agent that was killed has left, a sentence for each job.
         let leftovers: [String]
 
@@ -208,7 +216,10 @@ package final class Agent: Sendable {
                 stagingLimit: staging.limit,
                 manifestDirectory: configuration.stateDirectory + "/manifests")
             try JobFiles.makeDirectory(files.manifestDirectory)
-            leftovers = try files.prepare()
+            let stored = try store.runningJobs()
+            jobs = stored.jobs
+            let known = jobs.filter { !$0.phase.isOver }.map { (JobNumber(value: $0.number), $0.spec.jobID) }
+            leftovers = stored.problems + (try files.prepare(keeping: known))
         }
     }
 }

@@ -22,7 +22,7 @@ extension AgentError.Reason {
         case .imageCorrupt, .stateDamaged, .backupDamaged: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted
         case .ioError, .flushInterrupted, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled,
-            .agentRestarted:
+            .agentRestarted, .sourceChanged, .targetLost, .hostRestarted:
             .aborted
         case .fieldUnimplemented, .stateSuperseded: .unimplemented
         case .agentStopping: .unavailable

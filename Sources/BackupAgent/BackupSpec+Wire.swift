@@ -80,12 +80,10 @@ extension BackupSpec {
 
     /// The backups of a group; every field is checked, none is looked up.
     package static func group(_ request: StartGroupRequest) throws(AgentError) -> [BackupSpec] {
+        let isGrouped: Bool
         switch request.completion {
-        case .unspecified, .individual: break
-        case .grouped:
-            throw AgentError(
-                .fieldUnimplemented, "The completion grouped is not implemented yet (individual is)",
-                subject: "completion")
+        case .unspecified, .individual: isGrouped = false
+        case .grouped: isGrouped = true
         default: throw invalid("completion", "The completion \(request.completion) is not known")
         }
         guard !request.backups.isEmpty else { throw invalid("backups", "The group has no backups") }
@@ -98,6 +96,12 @@ extension BackupSpec {
                 throw invalid("backups", "detach and request_key are the group's, not those of its backups")
             }
             var spec = try BackupSpec(backup)
+            guard !(isGrouped && spec.sync == .none) else {
+                throw invalid(
+                    "completion",
+                    "With sync none it is each job's cancel that ends it: completion grouped has no meaning")
+            }
+            spec.isGrouped = isGrouped
             for other in specs {
                 if other.drive == spec.drive {
                     throw invalid(

@@ -2,11 +2,11 @@ package import BackupJobs
 package import DiskImages
 
 /// What a client asked for when it started a backup, checked word by word.
-package struct BackupSpec: Sendable, Hashable {
-    package enum Mode: Sendable, Hashable { case absolutePaths, existing }
+package struct BackupSpec: Sendable, Hashable, Codable {
+    package enum Mode: Sendable, Hashable, Codable { case absolutePaths, existing }
 
     /// What kind of job it is.
-    package enum Work: Sendable, Hashable {
+    package enum Work: Sendable, Hashable, Codable {
         case backup
         /// `target` is read back.
         case verify
@@ -41,6 +41,8 @@ package struct BackupSpec: Sendable, Hashable {
     package var stagingFull = BackupJob.Options.StagingFull.fail
     package var onSourceError = ErrorPolicy.report
     package var onTargetError = ErrorPolicy.report
+    /// The jobs of its group complete all, or none.
+    package var isGrouped = false
 
     package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
         self.drive = drive
@@ -82,6 +84,11 @@ package struct JobInfo: Sendable, Hashable {
     package var errors: [JobIOError] = []
     /// The number of its last event.
     package var lastSequence: UInt64 = 0
+    /// The name of the group it was started in; empty for a job of its own.
+    package var group = ""
+    package var isGrouped = false
+    /// How often the agent was restarted while the job ran.
+    package var restarts: UInt32 = 0
     /// nil before the job has staging, and after its end.
     package var staging: Staging.Usage?
     /// Why nothing can be done to the target now; nil when it can.

@@ -39,12 +39,15 @@ package actor DriveRegistry {
     /// Where drives keep what must outlive a killed agent, and not the host.
     private let journalDirectory: String?
     private let logger: Logger
+    /// The jobs that go on, by drive: each sees the drive's file before anything is written to it.
+    private let admissions: [String: DriveAdmission]
 
     /// Makes an empty registry; without `store` nothing is kept.
     package init(
         engines: EnginePool, claims: FileClaims, store: StateStore?, journalDirectory: String? = nil,
-        logger: Logger
+        admissions: [String: DriveAdmission] = [:], logger: Logger
     ) {
+        self.admissions = admissions
         self.journalDirectory = journalDirectory
         self.engines = engines
         self.claims = claims
@@ -323,10 +326,15 @@ package actor DriveRegistry {
             }
         }
         let image: OpenImage
+        let admission = admissions[option.id]
         do throws(BlockError) {
-            image = try await OpenImage.open(
-                path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
-                journalDirectory: journalDirectory, isProbedRaw: option.isProbedRaw, on: engine)
+            image = try await patiently(admission == nil ? .zero : Self.patience) {
+                () async throws(BlockError) in
+                try await OpenImage.open(
+                    path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
+                    journalDirectory: self.journalDirectory, isProbedRaw: option.isProbedRaw,
+                    examine: { await admission?.examine($0) }, on: engine)
+            }
         } catch {
             throw AgentError(error, of: .drive, subject: option.file)
         }
@@ -345,6 +353,23 @@ package actor DriveRegistry {
             throw error
         }
         return image
+    }
+
+    /// How long an agent that was killed may take to let go of a drive whose job goes on.
+    private static let patience = Duration.seconds(3)
+
+    /// Does `body` again for a while where somebody else has the lock.
+    private func patiently(
+        _ patience: Duration, _ body: () async throws(BlockError) -> OpenImage
+    ) async throws(BlockError) -> OpenImage {
+        let begin = ContinuousClock.now
+        while true {
+            do throws(BlockError) { return try await body() } catch {
+                guard error.code == .locked, ContinuousClock.now - begin < patience else { throw error }
+                // The agent is being started: nobody cancels that.
+                try? await Task.sleep(for: .milliseconds(50))
+            }
+        }
     }
 
     private nonisolated static func truePath(_ path: String) -> String? {

@@ -23,9 +23,11 @@ final class NoTarget: JobTarget {
         throw BlockError(.unsupported, "Couldn't read \(range) of \(name): nothing is kept of it", range: range)
     }
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
-    func complete() async throws(BlockError) {}
+    func prepare() async throws(BlockError) {}
+    func publish() async throws(BlockError) {}
     func abandon(keep: Bool) async {}
     func giveUp(keep: Bool) async -> Bool { false }
+    func leave() async {}
 }
 
 /// A drive of the agent's own, which a backup is restored to. It is given back when it is flushed, or given up and nothing
@@ -84,7 +86,7 @@ final class DriveTarget: JobTarget {
 
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
 
-    func complete() async throws(BlockError) {
+    func prepare() async throws(BlockError) {
         let (live, size) = (lease.live, size)
         try await perform(.flush) { () async throws(BlockError) in
             if live.size > size {
@@ -92,6 +94,9 @@ final class DriveTarget: JobTarget {
             }
             try await live.flush()
         }
+    }
+
+    func publish() async throws(BlockError) {
         try state.withLock { state throws(BlockError) in
             guard !state.isGivenUp else { throw givenUp() }
             state.isComplete = true
@@ -100,6 +105,8 @@ final class DriveTarget: JobTarget {
     }
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
+
+    func leave() async { _ = await giveUp(keep: true) }
 
     func giveUp(keep: Bool) async -> Bool {
         let idle = state.withLock { state in

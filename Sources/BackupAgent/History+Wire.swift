@@ -9,7 +9,7 @@ extension StateStore.HistoryBatch {
         for entry in entries {
             switch entry {
             case .event(let event): events.append(StateStore.StoredEvent(event))
-            case .ended(let number, let info): jobs.append(StateStore.StoredJob(number, info))
+            case .ended(let number, let info): jobs.append(StateStore.EndedJob(number, info))
             case .key(let change): keys.append(change)
             }
         }
@@ -25,7 +25,7 @@ extension StateStore.StoredEvent {
     }
 }
 
-extension StateStore.StoredJob {
+extension StateStore.EndedJob {
     init(_ number: JobNumber, _ info: JobInfo) {
         let wire = info.wire
         self.init(

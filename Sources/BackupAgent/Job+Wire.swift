@@ -30,6 +30,9 @@ extension JobInfo {
         job.manualFinalize = waitsForFinalize
         job.manualDismiss = waitsForDismiss
         job.lastSequence = lastSequence
+        job.group = group
+        job.grouped = isGrouped
+        job.restarts = restarts
         job.staging = staging.map { usage in
             StagingUsage(used: Int64(clamping: usage.used), limit: Int64(clamping: usage.limit))
         }

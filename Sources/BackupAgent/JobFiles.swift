@@ -32,6 +32,10 @@ package struct JobFiles: Sendable {
         "\(recordDirectory)/\(Self.name(job, id))\(Self.suffixes.record)"
     }
 
+    func stagingPath(_ job: JobNumber, id: String) -> String {
+        "\(stagingDirectory)/\(Self.name(job, id))\(Self.suffixes.staging)"
+    }
+
     /// Makes the record of a job. Blocks.
     func makeRecord(
         _ job: JobNumber, id: String, driveSize: UInt64, clusterSize: UInt64, engine: any IOEngine
@@ -45,8 +49,7 @@ package struct JobFiles: Sendable {
         _ job: JobNumber, id: String, driveSize: UInt64, on engine: any IOEngine
     ) async throws(BlockError) -> Staging {
         try await Staging.create(
-            at: "\(stagingDirectory)/\(Self.name(job, id))\(Self.suffixes.staging)", driveSize: driveSize,
-            limit: stagingLimit, on: engine)
+            at: stagingPath(job, id: id), driveSize: driveSize, limit: stagingLimit, on: engine)
     }
 
     /// Makes the file of the digests of what a job reads.
@@ -54,14 +57,45 @@ package struct JobFiles: Sendable {
         _ job: JobNumber, id: String, driveSize: UInt64, algorithm: DigestAlgorithm, on engine: any IOEngine
     ) async throws(BlockError) -> BlockSums {
         try await BlockSums.create(
-            at: "\(stagingDirectory)/\(Self.name(job, id))\(Self.suffixes.sums)", driveSize: driveSize,
-            algorithm: algorithm, on: engine)
+            at: sumsPath(job, id: id), driveSize: driveSize, algorithm: algorithm, on: engine)
     }
 
-    /// Makes the record directory, and removes what an agent that was killed has left in both. Returns a sentence for each
-    /// job it was of. Blocks; throws a sentence for the operator.
-    package func prepare() throws(AgentError) -> [String] {
+    /// Opens the digests that a job has left. A late write of the agent before does no harm: it is what stands there.
+    func openSums(
+        _ job: JobNumber, id: String, driveSize: UInt64, algorithm: DigestAlgorithm, on engine: any IOEngine
+    ) async throws(BlockError) -> BlockSums {
+        try await BlockSums.open(sumsPath(job, id: id), driveSize: driveSize, algorithm: algorithm, on: engine)
+    }
+
+    private func sumsPath(_ job: JobNumber, id: String) -> String {
+        "\(stagingDirectory)/\(Self.name(job, id))\(Self.suffixes.sums)"
+    }
+
+    /// How long an agent that was killed may take to let go of staging.
+    private static let patience = Duration.seconds(3)
+
+    /// Opens the staging that a job has left, as soon as nothing of the agent before can land there any more.
+    func openStaging(
+        _ job: JobNumber, id: String, driveSize: UInt64, on engine: any IOEngine
+    ) async throws(BlockError) -> Staging {
+        let begin = ContinuousClock.now
+        while true {
+            do throws(BlockError) {
+                return try await Staging.open(
+                    at: stagingPath(job, id: id), driveSize: driveSize, limit: stagingLimit, on: engine)
+            } catch {
+                guard error.code == .locked, ContinuousClock.now - begin < Self.patience else { throw error }
+                // The agent is being started: nobody cancels that.
+                try? await Task.sleep(for: .milliseconds(20))
+            }
+        }
+    }
+
+    /// Makes the record directory, and removes what an agent that was killed has left in both, but not of the jobs `known`,
+    /// which go on. Returns a sentence for each job it was of. Blocks; throws a sentence for the operator.
+    package func prepare(keeping known: [(job: JobNumber, id: String)] = []) throws(AgentError) -> [String] {
         try Self.makeDirectory(recordDirectory)
+        let keptNames = Set(known.map { Self.name($0.job, $0.id) })
         let files = [
             (recordDirectory, Self.suffixes.record), (stagingDirectory, Self.suffixes.staging),
             (stagingDirectory, Self.suffixes.sums),
@@ -70,7 +104,7 @@ package struct JobFiles: Sendable {
         }
         var jobs: Set<String> = []
         for (directory, suffix, names) in files {
-            for name in names {
+            for name in names where !keptNames.contains(String(name.dropLast(suffix.count))) {
                 guard unlink("\(directory)/\(name)") == 0 || errno == ENOENT || errno == EROFS else {
                     throw AgentError(
                         .ioError,
@@ -83,9 +117,15 @@ package struct JobFiles: Sendable {
         return jobs.sorted().map { job in
             let id = job.drop { $0 != "-" }.dropFirst()
             return
-                "The job \(id) had not ended when the agent was killed; its staging is removed and it does not go on "
-                + "(a TARGET.partial it may have left is still there)"
+                "The job \(id) was being started or had ended when the agent was killed; its staging is removed (a "
+                + "TARGET.partial it may have left is still there)"
         }
+    }
+
+    /// Removes what a job that does not go on has left. Blocks; what cannot be removed is when the agent starts again.
+    func remove(_ job: JobNumber, id: String) {
+        unlink(recordPath(job, id: id))
+        unlink(stagingPath(job, id: id))
     }
 
     /// Makes a directory of the agent's own where it is missing. Blocks.

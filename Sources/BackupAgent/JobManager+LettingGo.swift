@@ -1,5 +1,6 @@
 internal import BackupJobs
 internal import BlockIO
+internal import DiskImages
 internal import Logging
 
 // A job that ends has a guest to let go, exports of its point in time to end, a drive to give back and files to remove.
@@ -49,6 +50,7 @@ extension JobManager {
 
     private func giveBack(_ hold: DriveHold, of number: JobNumber) async {
         await hold.job?.letGo()
+        await hold.lease.image.noteChanges(in: nil)
         await exports?.endSnapshots(of: number)
         // A backup is closed when nobody reads it any more.
         if !hold.lease.isBackup { await drives.giveBack(hold.lease) }
@@ -56,6 +58,8 @@ extension JobManager {
 
     private func removeFiles(of hold: DriveHold) async {
         await hold.job?.ended()
+        // Without them the next agent would not know why they are not there.
+        await saved(atMost: Self.patience)
         do throws(BlockError) { try await hold.staging.remove() } catch {
             logger.warning("\(error.message); it is removed when the agent starts again")
         }

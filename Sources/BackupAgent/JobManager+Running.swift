@@ -27,6 +27,8 @@ extension JobManager {
         case .cancelled:
             tellSpoilt(number)
             report(.copyStopped, number)
+        // It goes on in the next agent.
+        case .suspended: break
         case .failed(let failure): report(.copyFailed(noting(jobFailure(failure, number), number)), number)
         }
     }
@@ -71,23 +73,6 @@ extension JobManager {
 
     // MARK: The end of the target
 
-    /// Completes the target. The drive is given back before anybody hears of it.
-    func complete(_ number: JobNumber) async {
-        guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
-        if let failure = await finishContent(number, job, target) {
-            return report(.targetFailed(noting(failure, number)), number)
-        }
-        do throws(BlockError) {
-            try await job.complete()
-        } catch {
-            report(.targetFailed(noting(finishFailure(error, target), number)), number)
-            return
-        }
-        await letGo(number)
-        await filesRemoved(number)
-        report(.targetCompleted, number)
-    }
-
     /// Gives the target up, unless it is complete by now. The guest and the drive do not wait for that, and it does not
     /// wait for staging.
     func giveUp(_ number: JobNumber) async {
@@ -100,7 +85,7 @@ extension JobManager {
 
     // MARK: Failures
 
-    private func jobFailure(_ failure: IOFailure, _ number: JobNumber) -> JobFailure {
+    func jobFailure(_ failure: IOFailure, _ number: JobNumber) -> JobFailure {
         let record = records[number]
         let drive = record?.spec.drive ?? ""
         let error =

@@ -131,6 +131,12 @@ extension JobManager {
         record.info.format = target.format
         record.info.sync = sync
         record.info.manifest = target.manifestPath
+        if let layer = hold.lease.image.layers.first, let resumption = target.resumption {
+            let file = StoredJob.DriveFile(
+                path: layer.path, device: layer.identity.device, inode: layer.identity.inode,
+                size: hold.lease.live.size)
+            record.known = (file, resumption)
+        }
         records[number] = record
         let journal =
             if let made = record.hold?.record {
@@ -138,18 +144,30 @@ extension JobManager {
             } else {
                 try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
             }
+        return await assemble(number, target, hold, journal)
+    }
+
+    /// Puts a job together from its parts.
+    func assemble(
+        _ number: JobNumber, _ target: any JobTarget, _ hold: DriveHold, _ journal: JobRecord
+    ) async -> BackupJob {
+        let (spec, info) = (records[number]?.spec, records[number]?.info)
         var options = BackupJob.Options(
-            sync: BackupJob.Options.Sync(sync), speedBytesPerSecond: record.info.speedBytesPerSecond,
-            targetReadsAsZero: target.readsAsZero)
+            sync: BackupJob.Options.Sync(info?.sync ?? .full),
+            speedBytesPerSecond: info?.speedBytesPerSecond ?? 0, targetReadsAsZero: target.readsAsZero)
         options.beforeFirstWrite = partialManifest(number, target)
-        options.saveFailure = spec.saveFailure
-        options.saveTimeout = spec.saveTimeout
-        options.stagingFull = spec.stagingFull
-        options.onSourceError = spec.onSourceError
-        options.onTargetError = spec.onTargetError
+        if let spec {
+            options.saveFailure = spec.saveFailure
+            options.saveTimeout = spec.saveTimeout
+            options.stagingFull = spec.stagingFull
+            options.onSourceError = spec.onSourceError
+            options.onTargetError = spec.onTargetError
+        }
         let job = BackupJob(
             drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
-            staging: hold.staging, sums: hold.sums, buffers: buffers, control: record.control)
+            staging: hold.staging, sums: hold.sums, buffers: buffers,
+            control: records[number]?.control ?? JobControl())
+        await hold.lease.image.noteChanges(in: journal.changeTimes)
         await keep(job, number)
         return job
     }
@@ -262,6 +280,14 @@ extension JobManager {
             try await unlessStopped(number) { () async throws(AgentError) in
                 try await Self.checkFirstSector(of: job.view, target: target.name)
             }
+        }
+        for (number, _) in jobs { records[number]?.info.pointInTime = pointInTime }
+        // Whoever hears that a job has started may count on its going on after a restart.
+        do throws(AgentError) {
+            try await store?.keep(jobs.compactMap { records[$0.number].flatMap(stored) })
+        } catch {
+            let ids = jobs.compactMap { records[$0.number]?.spec.jobID }.joined(separator: ", ")
+            logger.error("\(error.message); after a restart of the agent \(ids) will not go on")
         }
         guard first.stop.value == nil, jobs.allSatisfy({ records[$0.number]?.machine.state == .created })
         else {

@@ -15,6 +15,8 @@ package actor JobManager {
     struct Record {
         let number: JobNumber
         let spec: BackupSpec
+        /// What the client who started it may use.
+        let access: PathAccess
         let control: JobControl
         var info: JobInfo
         var machine: JobStateMachine
@@ -44,6 +46,10 @@ package actor JobManager {
         var lastProgress = JobProgress.none
         var lastProgressTime: Int64 = 0
         var tasks: [Task<Void, Never>] = []
+        /// By which the next agent knows drive and target again; set before the job starts.
+        var known: (drive: StoredJob.DriveFile, target: TargetSpec.Resumption)?
+        /// The target is durable and what is left is its name; the next agent is told so.
+        var isDecided = false
     }
 
     /// What is left of a job that has ended.
@@ -68,20 +74,23 @@ package actor JobManager {
     let clock: @Sendable () -> Int64
     let logger: Logger
     private let onEnd: @Sendable (JobInfo) -> Void
+    /// Where jobs are kept over restarts; nil in tests that have none.
+    let store: StateStore?
+    var saving = Saving()
 
     var records: [JobNumber: Record] = [:]
     /// The last ended jobs; those of `dismissed` are not in `records` any more.
     private var ended: [JobNumber: Ended] = [:]
     private var dismissed: [JobNumber] = []
     var keys: RequestKeys
-    private var lastNumber: UInt64
+    var lastNumber: UInt64
     private var reservedNumber: UInt64
-    private var isStopping = false
+    var isStopping = false
 
     /// - Parameter onEnd: called for each job that ends, in one step with its end; must not wait.
     package init(
         drives: DriveRegistry, exports: ExportRegistry? = nil, targets: any TargetOpener, files: JobFiles,
-        buffers: BufferPool, log: EventLog, history: JobHistory? = nil,
+        buffers: BufferPool, log: EventLog, history: JobHistory? = nil, store: StateStore? = nil,
         clock: @escaping @Sendable () -> Int64 = WallClock.now, logger: Logger,
         onEnd: @escaping @Sendable (JobInfo) -> Void = { _ in }
     ) {
@@ -92,6 +101,7 @@ package actor JobManager {
         self.buffers = buffers
         self.log = log
         self.history = history
+        self.store = store
         self.clock = clock
         self.logger = logger
         self.onEnd = onEnd
@@ -151,8 +161,9 @@ package actor JobManager {
                 subject: spec.jobID)
         }
         let stop = OneShot<Void>()
+        let group = specs.count > 1 || specs.contains(where: \.isGrouped) ? "group-\(lastNumber + 1)" : ""
         let numbers = specs.map { spec in
-            let record = makeRecord(spec, stop)
+            let record = makeRecord(spec, access, stop, group: group)
             records[record.number] = record
             return record.number
         }
@@ -162,22 +173,28 @@ package actor JobManager {
         return numbers
     }
 
-    private func makeRecord(_ spec: BackupSpec, _ stop: OneShot<Void>) -> Record {
+    private func makeRecord(
+        _ spec: BackupSpec, _ access: PathAccess, _ stop: OneShot<Void>, group: String
+    ) -> Record {
         lastNumber += 1
         if lastNumber + JobHistory.reservation / 2 > reservedNumber {
             reservedNumber = lastNumber + JobHistory.reservation
             history?.writer.reserve(job: reservedNumber)
         }
-        let info = JobInfo(
+        var info = JobInfo(
             id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
             waitsForDismiss: spec.waitsForDismiss,
             onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
+        info.group = group
+        info.isGrouped = spec.isGrouped
         return Record(
-            number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
+            number: JobNumber(value: lastNumber), spec: spec, access: access, control: JobControl(),
+            info: info,
             machine: JobStateMachine(
-                waitsForFinalize: spec.waitsForFinalize, drains: spec.work == .backup && spec.sync == .none),
+                waitsForFinalize: spec.waitsForFinalize, drains: spec.work == .backup && spec.sync == .none,
+                isGrouped: spec.isGrouped),
             stop: stop)
     }
 
@@ -198,6 +215,7 @@ package actor JobManager {
     /// The start was refused: nothing of the job remains.
     func refuse(_ number: JobNumber, _ error: AgentError) {
         guard let record = records.removeValue(forKey: number) else { return }
+        if record.known != nil { save(number) }
         keep(keys.forget(record.spec, jobs: [number]))
         log.wake(number)
         record.start.fulfil(.failure(record.startRefusal ?? error))
@@ -234,7 +252,7 @@ package actor JobManager {
         let isConcluded = past.map { $0.info.lastSequence <= horizon } ?? (records[number] == nil)
         var events = log.events(after: sequence, of: number)
         // The log may have dropped the oldest of many events; these two are kept.
-        for kept in [past?.started, past?.end] {
+        for kept in [past?.started ?? records[number]?.started, past?.end] {
             if let kept, kept.sequence > sequence, kept.sequence <= horizon, !events.contains(kept),
                 events.count < 256
             {
@@ -257,7 +275,7 @@ package actor JobManager {
         info.error = record.machine.state == .concluded ? record.machine.failure?.error : nil
         if record.started != nil { info.progress = progress(of: record) }
         info.staging = record.started == nil ? nil : record.hold?.staging.usage
-        info.targetBusy = targets.busy(record.number)
+        info.targetBusy = record.target?.busy ?? targets.busy(record.number)
         return info
     }
 
@@ -309,6 +327,7 @@ package actor JobManager {
             let before = current(record)
             carryOut(effects, number)
             if verb == .pause { await settle(record) }
+            await saved(atMost: .seconds(1))
             guard let after = records[number] else { return ended[number]?.info ?? before }
             return current(after)
         } catch {
@@ -326,6 +345,8 @@ package actor JobManager {
         guard let record = live(id) else { return info }
         record.control.setSpeed(speed)
         records[record.number]?.info.speedBytesPerSecond = speed
+        save(record.number)
+        await saved(atMost: .seconds(1))
         return try get(id)
     }
 
@@ -365,7 +386,11 @@ package actor JobManager {
 
     /// Carries effects out in order: events are logged together, work is set off.
     private func carryOut(_ effects: [JobStateMachine.Effect], _ number: JobNumber) {
-        guard let record = records[number] else { return }
+        guard !effects.isEmpty, let record = records[number] else { return }
+        defer {
+            save(number)
+            groupChanged(number)
+        }
         // A job that has not started has no events: a refused start leaves nothing.
         let isVisible = record.started != nil
         var kinds: [JobEvent.Kind] = []
@@ -387,7 +412,9 @@ package actor JobManager {
                 record.control.cancel()
                 record.stop.fulfil(())
             case .finishCopy: record.control.finish()
-            case .completeTarget: own(number, Task { await self.complete(number) })
+            case .completeTarget: setOffCompletion(number)
+            // What is decided for a group is not taken back for one of it.
+            case .abandonTarget where record.isDecided && record.spec.isGrouped: break
             case .abandonTarget: own(number, Task { await self.giveUp(number) })
             case .ended(let result):
                 kinds.append(end(result, record))
@@ -443,32 +470,4 @@ package actor JobManager {
     func own(_ number: JobNumber, _ task: Task<Void, Never>) {
         records[number]?.tasks.append(task)
     }
-
-    // MARK: The agent's end
-
-    /// Ends all jobs, as failed, and waits for their ends, but no longer than `limit`. No job starts
-    /// afterwards.
-    package func stop(within limit: Duration) async {
-        isStopping = true
-        let reason = AgentError(
-            .agentStopping, "The agent was stopped before the job had ended")
-        var waiting: [Task<Void, Never>] = []
-        for number in records.keys.sorted() {
-            records[number]?.startRefusal = reason
-            report(.mustFail(JobFailure(error: reason)), number)
-            waiting += records[number]?.tasks ?? []
-        }
-        let done = OneShot<Void>()
-        let tasks = waiting
-        let waiter = Task {
-            for task in tasks { await task.value }
-            // Ending the copies sets off the giving up of the targets: these tasks come later.
-            for task in self.remainingTasks() { await task.value }
-            done.fulfil(())
-        }
-        _ = await done.wait(atMost: limit)
-        waiter.cancel()
-    }
-
-    private func remainingTasks() -> [Task<Void, Never>] { records.values.flatMap(\.tasks) }
 }

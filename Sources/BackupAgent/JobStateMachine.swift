@@ -30,6 +30,8 @@ package struct JobStateMachine: Sendable, Hashable {
     package private(set) var failure: JobFailure?
 
     private let waitsForFinalize: Bool
+    /// What comes after the copy is decided for all jobs of its group.
+    private let isGrouped: Bool
     /// The job's first cancel is its good end.
     private let drains: Bool
     /// That cancel has come, and nothing since that would spoil it.
@@ -51,6 +53,12 @@ package struct JobStateMachine: Sendable, Hashable {
         case incomplete
         /// Every byte is in the target, but for what is missing.
         case copied
+        /// Every byte is in the targets of all jobs of its group.
+        case groupCopied
+        /// One of its group is finalized, and with it all are.
+        case groupFinalized
+        /// Another of its group has failed or is cancelled.
+        case groupFailed
         /// The copy has ended because it was told to stop.
         case copyStopped
         /// The copy has ended with an error.
@@ -93,9 +101,47 @@ package struct JobStateMachine: Sendable, Hashable {
     }
 
     /// - Parameter drains: the job is one of sync mode `none`.
-    package init(waitsForFinalize: Bool, drains: Bool = false) {
+    package init(waitsForFinalize: Bool, drains: Bool = false, isGrouped: Bool = false) {
         self.waitsForFinalize = waitsForFinalize
         self.drains = drains
+        self.isGrouped = isGrouped
+    }
+
+    /// The machine of a job that was so far when the agent ended.
+    init(resuming phase: StoredJob.Phase, waitsForFinalize: Bool, drains: Bool, isGrouped: Bool) {
+        self.init(waitsForFinalize: waitsForFinalize, drains: drains, isGrouped: isGrouped)
+        switch phase {
+        case .running: state = .running
+        case .paused(let reason): (state, pauseReason, isPauseAsked) = (.paused, reason, true)
+        case .finishing: (state, isDraining) = (.aborting, true)
+        case .waiting: (state, isCopying) = (.waiting, false)
+        case .pending: (state, isCopying) = (.pending, false)
+        case .finalizing, .decided:
+            (state, isDraining) = (drains ? .aborting : .pending, drains)
+            (isFinalizing, isCopying) = (true, false)
+        case .cancelling: (state, isCopying) = (.aborting, false)
+        case .failing(let error):
+            (state, isCopying, failure) = (.aborting, false, JobFailure(error: error))
+        }
+    }
+
+    /// The job does not go on, and nothing of it runs: what is left is to give its target up.
+    mutating func failAtOnce(_ error: AgentError) {
+        (state, pauseReason, failure) = (.aborting, nil, JobFailure(error: error))
+        (isDraining, isFinalizing, isCopying) = (false, false, false)
+    }
+
+    /// How far the job is, for the next agent; nil when it has ended.
+    var phase: StoredJob.Phase? {
+        switch state {
+        case .created, .running: isPauseAsked ? .paused(.user) : .running
+        case .paused: .paused(pauseReason ?? .user)
+        case .waiting: .waiting
+        case .pending: isFinalizing ? .finalizing : .pending
+        case .aborting where isDraining: isFinalizing ? .finalizing : .finishing
+        case .aborting: failure.map { .failing($0.error) } ?? .cancelling
+        case .concluded: nil
+        }
     }
 
     /// Applies what somebody asked for, or refuses it and changes nothing. `isForced` is about cancel only: the job is given
@@ -169,10 +215,21 @@ package struct JobStateMachine: Sendable, Hashable {
             guard state == .running || state == .paused else { return stopped() }
             isPauseAsked = false
             pauseReason = nil
+            if isGrouped { return change(to: .waiting) }
             let effects = change(to: .waiting) + change(to: .pending)
             if waitsForFinalize { return effects + [.pending] }
             isFinalizing = true
             return effects + [.completeTarget]
+        case .groupCopied:
+            guard state == .waiting else { return [] }
+            return change(to: .pending) + (waitsForFinalize ? [.pending] : [])
+        case .groupFinalized:
+            guard state == .pending else { return [] }
+            isFinalizing = true
+            return []
+        case .groupFailed:
+            guard state != .aborting, state != .concluded else { return [] }
+            return abort()
         case .copyStopped:
             isCopying = false
             isDraining = false

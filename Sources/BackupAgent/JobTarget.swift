@@ -9,6 +9,29 @@ package struct TargetSpec: Sendable, Codable {
         case new(overwrite: Bool)
         /// An image that exists.
         case existing
+        /// What an agent that was killed or stopped has written for the same job.
+        case resume(Resumption)
+    }
+
+    /// How a job's own target is known again.
+    package struct Resumption: Sendable, Hashable, Codable {
+        /// The device and inode of its file, and when that was made in nanoseconds since 1970 (0: not known).
+        package var device: UInt64
+        package var inode: UInt64
+        package var birthTime: UInt64
+        /// It was made by the job: `TARGET.partial` until it gets its name. Else it existed before.
+        package var isNew: Bool
+        /// A new one replaces what has its name.
+        package var overwrites: Bool
+        /// What was never written reads as zero.
+        package var readsAsZero: Bool
+        /// In bytes.
+        package var clusterSize: UInt64
+        /// What a new image names as what lies below it, and its format.
+        package var backingPath: String?
+        package var backingFormat: ImageFormat?
+        /// The host may have been restarted since: then devices have other numbers.
+        package var isOtherBoot = false
     }
 
     /// A file that the image names as what lies below it.
@@ -45,6 +68,10 @@ package protocol JobTarget: BackupTarget {
     var isProbedRaw: Bool { get }
     /// What was never written reads as zero.
     var readsAsZero: Bool { get }
+    /// Why nothing can be done to it now; nil when it can.
+    var busy: String? { get }
+    /// By which the next agent knows it again; nil: it does not go on with this one.
+    var resumption: TargetSpec.Resumption? { get }
     /// In which part of `complete` the first error was; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
     /// The process that the target is in has ended while it made the target durable: nobody knows whether it is.
@@ -61,6 +88,15 @@ package protocol JobTarget: BackupTarget {
     /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is
     /// left behind and the file stays claimed until it returns.
     func giveUp(keep: Bool) async -> Bool
+
+    /// Closes what is there as it is, for the next agent: nothing is flushed, since what that says must be heard, and
+    /// nothing removed. Returns within a few seconds, whatever the target does.
+    func leave() async
+}
+
+extension JobTarget {
+    package var busy: String? { nil }
+    package var resumption: TargetSpec.Resumption? { nil }
 }
 
 extension JobTarget {
@@ -77,10 +113,27 @@ package protocol TargetOpener: Sendable {
     /// was made or changed.
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget
 
+    /// Takes the files of a target that is about to be reopened, so that nobody else has them meanwhile; at once. `release`
+    /// gives them back, as does a target that was opened when it ends.
+    func reserve(_ spec: TargetSpec)
+    func release(_ spec: TargetSpec)
+
+    /// Opens the target of a job that an earlier agent has left; `spec` has the mode `resume`. Throws `.targetBusy` or
+    /// `.targetLocked` while that one may still write to it, `.targetLost` when it is gone; what was reserved stays so.
+    func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget
+
     /// Why nothing can be done to the target of a job, ended or not: an abandoned process still uses it.
     func busy(_ job: JobNumber) -> String?
 }
 
 extension TargetOpener {
     package func busy(_ job: JobNumber) -> String? { nil }
+}
+
+/// What was found of a target that an earlier agent has left.
+package enum ReopenedTarget: Sendable {
+    /// To be written on, or published.
+    case open(any JobTarget)
+    /// It has its name, durably: it is complete.
+    case published
 }

@@ -59,6 +59,17 @@ final class ManifestFile: Sendable {
         }
     }
 
+    /// Takes over what an earlier agent has written for the same target: what has no name yet gets it with the target's.
+    func takeUp() async throws(AgentError) {
+        try await check()
+        do throws(BlockError) {
+            let staged = try await examine(temporaryName)
+            state.withLock { $0.staged = staged }
+        } catch {
+            throw AgentError(error, of: .target, subject: path)
+        }
+    }
+
     /// What has the name; refused when it is nothing that may be replaced.
     private func examine(_ candidate: String) async throws(BlockError) -> FileIdentity? {
         let entry = try await blocking { directory throws(BlockError) in try directory.entry(candidate) }
@@ -131,6 +142,9 @@ final class ManifestFile: Sendable {
             throw error
         }
     }
+
+    /// Gives what was written its name, durably; nothing where nothing was. Blocks.
+    func publishStaged() throws(BlockError) { if state.withLock({ $0.staged }) != nil { try publish() } }
 
     /// Gives what was written its name, durably. Without anything written a manifest of an earlier backup is removed.
     /// Blocks.

@@ -18,7 +18,7 @@ final class NewTargetFile: Sendable {
     let directory: Directory
     let name: String
     private let partialName: String
-    private let overwrites: Bool
+    let overwrites: Bool
     private let claims: any TargetClaims
     private let job: JobNumber
     private let jobID: String
@@ -47,6 +47,68 @@ final class NewTargetFile: Sendable {
         let place = Place(directory: directory, claims: claims, job: job, jobID: jobID)
         try place.checkFinalName(name, overwrites: overwrites)
         orphan = try place.checkPartialName(partialName, overwrites: overwrites)
+    }
+
+    /// Finds what an earlier agent has left of a new target; makes and changes nothing.
+    init(resuming spec: TargetSpec, _ known: TargetSpec.Resumption, claims: any TargetClaims) throws(AgentError) {
+        let (parent, name) = try PathPolicy.split(spec.path)
+        directory = try Self.openDirectory(parent, for: spec.path)
+        path = directory.path(of: name)
+        partialPath = path + Self.suffix
+        self.name = name
+        partialName = name + Self.suffix
+        overwrites = known.overwrites
+        self.claims = claims
+        (job, jobID) = (spec.job, spec.jobID)
+        orphan = nil
+        try spec.access.check(path)
+    }
+
+    /// Opens and locks `NAME.partial`, if it is the file that `known` tells; the caller closes the descriptor. nil when that
+    /// file has its final name by now, durably.
+    func reopen(_ known: TargetSpec.Resumption) throws(AgentError) -> Int32? {
+        do throws(BlockError) {
+            if let descriptor = try openAgain(partialName, known) { return descriptor }
+            if let descriptor = try openAgain(name, known) {
+                Descriptor.close(descriptor)
+                // The rename may have been the last that was done.
+                try directory.synchronize()
+                return nil
+            }
+        } catch {
+            throw AgentError(error, of: .target, subject: path)
+        }
+        throw AgentError(
+            .targetLost,
+            "Couldn't go on with \(path): \(partialPath) was removed or replaced while the agent was not running",
+            subject: path)
+    }
+
+    private func openAgain(
+        _ candidate: String, _ known: TargetSpec.Resumption
+    ) throws(BlockError) -> Int32? {
+        guard let entry = try directory.entry(candidate), entry.kind == .regular,
+            known.isOtherBoot || entry.identity.device == known.device, entry.identity.inode == known.inode
+        else { return nil }
+        let descriptor = try directory.open(candidate, readOnly: false)
+        do throws(BlockError) {
+            let identity = try FileIdentity.of(descriptor, path: path).identity
+            guard identity == entry.identity, Descriptor.birthTime(descriptor) == known.birthTime else {
+                Descriptor.close(descriptor)
+                return nil
+            }
+            try ImageLock.acquire(
+                descriptor, holding: .all, unsharing: .all, path: directory.path(of: candidate))
+            made.withLock { $0 = identity }
+            if candidate == partialName {
+                claims.made(
+                    TargetLeftover(jobID: jobID, path: self.path, identity: identity, overwrites: overwrites))
+            }
+            return descriptor
+        } catch {
+            Descriptor.close(descriptor)
+            throw error
+        }
     }
 
     private static func openDirectory(_ parent: String, for path: String) throws(AgentError) -> Directory {

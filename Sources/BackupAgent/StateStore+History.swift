@@ -22,7 +22,7 @@ extension StateStore {
     }
 
     /// An ended job.
-    struct StoredJob: Sendable, Hashable {
+    struct EndedJob: Sendable, Hashable {
         var number: JobNumber
         var id: String
         var drive: String
@@ -43,7 +43,7 @@ extension StateStore {
     /// What is kept in one step: all of it or nothing.
     struct HistoryBatch: Sendable {
         var events: [StoredEvent] = []
-        var jobs: [StoredJob] = []
+        var jobs: [EndedJob] = []
         var keys: [RequestKeys.Change] = []
         /// Event and job numbers up to these may be given out.
         var sequence: UInt64?

@@ -90,6 +90,7 @@ package final class StateStore: Sendable {
         var migrator = DatabaseMigrator()
         registerDrives(in: &migrator)
         registerHistory(in: &migrator)
+        migrator.registerMigration("4: running jobs", migrate: makeRunningJobs)
         registerLeftovers(in: &migrator)
         return migrator
     }
@@ -189,6 +190,13 @@ package final class StateStore: Sendable {
     package func close() {
         // A failure to close leaves nothing to do: every transaction is durable already.
         try? database.close()
+    }
+
+    /// As `read`; blocks.
+    func readNow<Value>(_ what: String, _ body: (Database) throws -> Value) throws(AgentError) -> Value {
+        do { return try database.read(body) } catch {
+            throw Self.failure("\(what) \(path)", error, path: path)
+        }
     }
 
     func read<Value: Sendable>(

@@ -17,6 +17,16 @@ protocol TargetClaims: Sendable {
     func made(_ file: TargetLeftover)
 }
 
+extension TargetClaims {
+    /// Takes the file of a target that is about to be reopened.
+    func reserve(_ spec: TargetSpec) {
+        guard case .resume(let known) = spec.mode else { return }
+        // A block device's file is its number; one that is in use is told when it is opened.
+        let identity = FileIdentity(fileOn: known.device, inode: known.inode)
+        try? claim([identity], path: spec.path, forTargetOf: spec.job, id: spec.jobID)
+    }
+}
+
 extension FileClaims: TargetClaims {
     /// Who makes a target in this process removes it himself.
     func made(_ file: TargetLeftover) {}

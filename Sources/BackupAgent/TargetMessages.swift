@@ -15,16 +15,21 @@ enum TargetRequest: Sendable, Codable {
     case check(TargetSpec)
     /// Answered with `opened` or `refused`; once.
     case open(TargetSpec)
+    /// Answered with `opened`, `published` or `refused`; once.
+    case reopen(TargetSpec)
     /// Answered with `done` or `failed`, as the two below. The bytes are `memory` bytes into the shared memory.
     case write(ByteRange, memory: UInt64)
     case writeZeroes(ByteRange)
     case read(ByteRange, memory: UInt64)
-    /// Answered with `done` or `failed`.
-    case complete
+    /// Answered with `done` or `failed`, as the next one.
+    case prepare
+    case publish
     /// Answered with `done` or `failed`.
     case putManifest(Data, isFinal: Bool)
     /// Answered with `givenUp`.
     case giveUp(keep: Bool)
+    /// Answered with `done`.
+    case leave
     /// Answered with `done` or `failed`; needs no open target.
     case remove(TargetLeftover)
     /// The answer to `claim`: nil, or why not.
@@ -35,6 +40,8 @@ enum TargetRequest: Sendable, Codable {
 enum TargetReply: Sendable, Codable {
     case done
     case opened(OpenedTarget)
+    /// It has its name already.
+    case published
     case refused(AgentError)
     case failed(BlockError, JobIOError.Operation?)
     case givenUp(isComplete: Bool)
@@ -55,6 +62,7 @@ struct OpenedTarget: Sendable, Codable {
     var isProbedRaw: Bool
     var readsAsZero: Bool
     var manifestPath: String
+    var resumption: TargetSpec.Resumption?
 
     init(_ target: any JobTarget) {
         name = target.name
@@ -63,6 +71,7 @@ struct OpenedTarget: Sendable, Codable {
         isProbedRaw = target.isProbedRaw
         readsAsZero = target.readsAsZero
         manifestPath = target.manifestPath
+        resumption = target.resumption
     }
 }
 

@@ -16,6 +16,8 @@ final class TargetPlace: Sendable {
 
     /// The target's true path.
     let path: String
+    /// When its file was made, in nanoseconds since 1970; 0 where that is not known.
+    let birthTime: UInt64
     /// The names of a new target; nil for one that existed.
     private let new: NewTargetFile?
     let manifest: ManifestFile
@@ -23,15 +25,19 @@ final class TargetPlace: Sendable {
     private let holder: FileClaims.Holder
 
     init(
-        path: String, new: NewTargetFile?, manifest: ManifestFile, claims: any TargetClaims,
-        holder: FileClaims.Holder
+        path: String, birthTime: UInt64, new: NewTargetFile?, manifest: ManifestFile,
+        claims: any TargetClaims, holder: FileClaims.Holder
     ) {
         self.path = path
+        self.birthTime = birthTime
         self.new = new
         self.manifest = manifest
         self.claims = claims
         self.holder = holder
     }
+
+    var isNew: Bool { new != nil }
+    var overwrites: Bool { new?.overwrites ?? false }
 
     /// Gives a new target its name, and the manifest its own.
     func publish() throws(BlockError) {

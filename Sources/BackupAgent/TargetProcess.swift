@@ -36,6 +36,7 @@ final class TargetProcess: JobTarget {
     let isProbedRaw: Bool
     let readsAsZero: Bool
     let manifestPath: String
+    let resumption: TargetSpec.Resumption?
 
     private let connection: TargetConnection
     private let processes: TargetProcesses
@@ -52,6 +53,7 @@ final class TargetProcess: JobTarget {
         isProbedRaw = opened.isProbedRaw
         readsAsZero = opened.readsAsZero
         manifestPath = opened.manifestPath
+        resumption = opened.resumption
         self.connection = connection
         self.processes = processes
         requestedPath = path
@@ -168,14 +170,36 @@ final class TargetProcess: JobTarget {
         try await ask(.putManifest(Data(content), isFinal: isFinal), .write, late: {})
     }
 
-    func complete() async throws(BlockError) {
+    func prepare() async throws(BlockError) {
+        try check()
+        let outcome = await connection.ask(.prepare, late: {})
+        if case .gone = outcome { state.withLock { $0.endedWhileFlushing = !$0.isGivenUp } }
+        try judge(outcome, .flush, nil)
+    }
+
+    func publish() async throws(BlockError) {
         try check()
         state.withLock { $0.isCompleting = true }
         defer { completion.fulfil(()) }
-        let outcome = await connection.ask(.complete, late: {})
-        if case .gone = outcome { state.withLock { $0.endedWhileFlushing = !$0.isGivenUp } }
-        try judge(outcome, .flush, nil)
+        try judge(await connection.ask(.publish, late: {}), .finish, nil)
         state.withLock { $0.isComplete = true }
+        connection.end()
+    }
+
+    func leave() async {
+        let isLeft = state.withLock { state in
+            defer { state.isGivenUp = true }
+            return !state.isGivenUp && !state.isComplete
+        }
+        guard isLeft else { return }
+        let answer = OneShot<Void>()
+        let connection = connection
+        // Ends at the latest when the process does.
+        Task {
+            _ = await connection.ask(.leave, late: {})
+            answer.fulfil(())
+        }
+        _ = await answer.wait(atMost: Self.patience)
         connection.end()
     }
 

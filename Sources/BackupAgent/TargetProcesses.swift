@@ -111,6 +111,24 @@ package final class TargetProcesses: TargetOpener {
         return TargetProcess(opened, connection, self, path: spec.path)
     }
 
+    package func reserve(_ spec: TargetSpec) { claims.reserve(spec) }
+
+    package func release(_ spec: TargetSpec) { claims.release(.target(spec.job, jobID: spec.jobID)) }
+
+    package func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget {
+        let (reply, connection) = try await ask(.reopen(spec), spec)
+        switch reply {
+        case .opened(let opened): return .open(TargetProcess(opened, connection, self, path: spec.path))
+        case .published:
+            connection.end()
+            return .published
+        default:
+            connection.abandon()
+            throw AgentError(
+                .ioError, "Couldn't open \(spec.path): its process gave a wrong answer", subject: spec.path)
+        }
+    }
+
     /// Refuses a target that an abandoned process has, and removes what is still to be removed there.
     private func makeWay(for spec: TargetSpec) async throws(AgentError) {
         let abandoned = state.withLock { $0.abandoned.values.first { $0.paths.contains(spec.path) } }

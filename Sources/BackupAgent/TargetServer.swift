@@ -78,6 +78,15 @@ private final class Server: Sendable {
                 self.session.withLock { $0 = target }
                 return .opened(OpenedTarget(target))
             }
+        case .reopen(let spec):
+            return await refusable { () async throws(AgentError) in
+                switch try await self.sessions.reopen(spec) {
+                case .open(let target):
+                    self.session.withLock { $0 = target }
+                    return .opened(OpenedTarget(target))
+                case .published: return .published
+                }
+            }
         case .write(let range, let place):
             return await perform { (target) async throws(BlockError) in
                 try await target.write(range, from: try self.slice(range, place))
@@ -88,8 +97,10 @@ private final class Server: Sendable {
             return await perform { (target) async throws(BlockError) in
                 try await target.read(range, into: try self.slice(range, place))
             }
-        case .complete:
-            return await perform { (target) async throws(BlockError) in try await target.complete() }
+        case .prepare:
+            return await perform { (target) async throws(BlockError) in try await target.prepare() }
+        case .publish:
+            return await perform { (target) async throws(BlockError) in try await target.publish() }
         case .putManifest(let content, let isFinal):
             return await perform { (target) async throws(BlockError) in
                 try await target.putManifest([UInt8](content), isFinal: isFinal)
@@ -97,6 +108,10 @@ private final class Server: Sendable {
         case .giveUp(let keep):
             let target = session.withLock { $0 }
             return .givenUp(isComplete: await target?.giveUp(keep: keep) ?? false)
+        case .leave:
+            let target = session.withLock { $0 }
+            await target?.leave()
+            return .done
         case .remove(let file):
             let removed: Result<Void, BlockError> = await engine.blocking {
                 Result { () throws(BlockError) in try file.remove() }

@@ -10,7 +10,8 @@ internal import Synchronization
 // Whether a target becomes complete or is given up is decided once, under the lock, just before it gets its
 // name:
 //
-//   open ─ complete() ─► flush ─► wait for reads ─► close ─► [given up?] ─ no ─► rename, flush the directory ─► complete
+//   open ─ prepare() ─► flush ─► wait for reads ─► close ─► prepared
+//   open, prepared ─ publish() ─► [given up?] ─ no ─► rename, flush the directory ─► complete
 //   open ─ giveUp() ──► [renaming?] ─ no ─► wait for what is in flight ─► close, remove ─► gone
 //
 // Others than the copy read the target, too: those who look at the job's point in time, and they do not know when it
@@ -31,6 +32,7 @@ final class TargetSession: JobTarget {
     let clusterSize: UInt64
     let isProbedRaw: Bool
     let readsAsZero: Bool
+    let resumption: TargetSpec.Resumption?
 
     private let device: any BlockDevice
     private let file: HostFile
@@ -44,6 +46,15 @@ final class TargetSession: JobTarget {
     private let state = Mutex(State())
     private let gone = OneShot<Bool>()
 
+    /// What is left of a target that is not complete.
+    private enum Remains {
+        case nothing
+        /// What is there, flushed as far as that goes.
+        case file
+        /// What is there, as it is, for the next agent, which flushes it and must be told what that says.
+        case asIs
+    }
+
     private struct State {
         /// Calls on the target that have not returned.
         var inFlight = 0
@@ -51,6 +62,8 @@ final class TargetSession: JobTarget {
         /// The image is being closed, or has been, to be complete.
         var isClosing = false
         var isLeftBehind = false
+        /// What becomes of the file of a target that is given up.
+        var remains = Remains.nothing
         /// The rename may have happened.
         var isPublishing = false
         var isComplete = false
@@ -59,7 +72,7 @@ final class TargetSession: JobTarget {
         /// Keeps the locks from the closing of the image to the end.
         var lockKeeper: LockKeeper?
         let idle = OneShot<Void>()
-        /// `complete` is the only one that is left, or is to wait no more.
+        /// `prepare` is the only one that is left, or is to wait no more.
         let isAlone = OneShot<Void>()
     }
 
@@ -75,6 +88,10 @@ final class TargetSession: JobTarget {
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
         manifestPath = spec.isRestored ? "" : place.manifest.path
+        resumption = TargetSpec.Resumption(
+            device: file.identity.device, inode: file.identity.inode, birthTime: place.birthTime,
+            isNew: place.isNew, overwrites: place.overwrites, readsAsZero: opened.readsAsZero,
+            clusterSize: clusterSize, backingPath: spec.backing?.path, backingFormat: spec.backing?.format)
         self.file = file
         self.place = place
         engine = file.engine
@@ -131,7 +148,7 @@ final class TargetSession: JobTarget {
 
     // MARK: The end
 
-    func complete() async throws(BlockError) {
+    func prepare() async throws(BlockError) {
         try await perform(.flush) { () async throws(BlockError) in
             // A sector that the drive ends in the middle of: the rest of it belongs to the image.
             if device.size > size {
@@ -143,6 +160,12 @@ final class TargetSession: JobTarget {
             // A read that hangs makes this wait as a flush does: until the target is given up.
             let isAlone = state.withLock { $0.isAlone }
             guard await isAlone.wait() != nil, !state.withLock({ $0.isGivenUp }) else { throw givenUp() }
+            try await close()
+        }
+    }
+
+    func publish() async throws(BlockError) {
+        try await perform(.finish, evenIfClosed: true) { () async throws(BlockError) in
             try await close()
             guard
                 state.withLock({ state in
@@ -164,7 +187,7 @@ final class TargetSession: JobTarget {
             try published.get()
             if isLeftBehind { throw givenUp() }
         }
-        await startCleanup(keep: true).value
+        await startCleanup().value
     }
 
     /// Closes the image, once.
@@ -176,14 +199,19 @@ final class TargetSession: JobTarget {
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
-    func giveUp(keep: Bool) async -> Bool {
+    func giveUp(keep: Bool) async -> Bool { await end(leaving: keep ? .file : .nothing) }
+
+    func leave() async { _ = await end(leaving: .asIs) }
+
+    private func end(leaving remains: Remains) async -> Bool {
         let (isIdle, idle, isAlone) = state.withLock { state in
+            if !state.isGivenUp { state.remains = remains }
             state.isGivenUp = true
             return (state.inFlight == 0, state.idle, state.isAlone)
         }
         if isIdle { idle.fulfil(()) }
         isAlone.fulfil(())
-        _ = startCleanup(keep: keep)
+        _ = startCleanup()
         if let isComplete = await gone.wait(atMost: Self.patience) { return isComplete }
         return state.withLock { state in
             state.isLeftBehind = !state.isComplete
@@ -193,31 +221,31 @@ final class TargetSession: JobTarget {
 
     /// Closes and removes what is left once nothing is in flight, and gives up the claim. The task is the
     /// session's own, since what it waits for may hang.
-    private func startCleanup(keep: Bool) -> Task<Void, Never> {
+    private func startCleanup() -> Task<Void, Never> {
         state.withLock { state in
             if let cleanup = state.cleanup { return cleanup }
             let idle = state.idle
             let isComplete = state.isComplete
             let cleanup = Task {
                 if !isComplete { _ = await idle.wait() }
-                await self.cleanUp(keep: keep)
+                await self.cleanUp()
             }
             state.cleanup = cleanup
             return cleanup
         }
     }
 
-    private func cleanUp(keep: Bool) async {
-        let isComplete = state.withLock { $0.isComplete }
+    private func cleanUp() async {
+        let (isComplete, remains) = state.withLock { ($0.isComplete, $0.remains) }
         let place = place
         await engine.run { () async in
             // An error changes nothing any more: nobody counts on what is closed here.
-            if keep && !isComplete && !isClosed.value { try? await device.flush() }
+            if remains == .file && !isComplete && !isClosed.value { try? await device.flush() }
             try? await close()  // as above
-            if !isComplete {
+            if !isComplete && remains != .asIs {
                 await engine.blocking {
-                    place.discardManifest(keep: keep)
-                    if !keep { place.remove() }
+                    place.discardManifest(keep: remains == .file)
+                    if remains == .nothing { place.remove() }
                 }
             }
         }
@@ -236,9 +264,10 @@ final class TargetSession: JobTarget {
 
     /// Runs `body` on the target's engine, unless the target is given up or about to be closed.
     private func perform(
-        _ operation: JobIOError.Operation, _ body: @Sendable () async throws(BlockError) -> Void
+        _ operation: JobIOError.Operation, evenIfClosed: Bool = false,
+        _ body: @Sendable () async throws(BlockError) -> Void
     ) async throws(BlockError) {
-        try enter(operation)
+        try enter(operation, evenIfClosed: evenIfClosed)
         defer { leave() }
         do throws(BlockError) { try await engine.run(body) } catch {
             // Of reads and writes the caller knows; and neither need be the end of the job.
@@ -247,10 +276,10 @@ final class TargetSession: JobTarget {
         }
     }
 
-    private func enter(_ operation: JobIOError.Operation) throws(BlockError) {
+    private func enter(_ operation: JobIOError.Operation, evenIfClosed: Bool) throws(BlockError) {
         let isAlone: OneShot<Void>? = try state.withLock { state throws(BlockError) in
             guard !state.isGivenUp else { throw givenUp() }
-            guard !state.isClosing else {
+            guard !state.isClosing || evenIfClosed else {
                 throw BlockError(
                     .cancelled, "Couldn't use \(name): the target is complete or about to be, and is closed")
             }

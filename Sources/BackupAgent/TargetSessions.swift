@@ -53,6 +53,27 @@ package struct TargetSessions: TargetOpener {
         }
     }
 
+    package func reserve(_ spec: TargetSpec) { claims.reserve(spec) }
+
+    package func release(_ spec: TargetSpec) { claims.release(.target(spec.job, jobID: spec.jobID)) }
+
+    package func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget {
+        let engine = try engine(for: spec)
+        do throws(AgentError) {
+            let target = try await engine.run { () async throws(AgentError) -> TargetSession? in
+                try await TargetOpening(
+                    spec: spec, claims: claims, engine: engine, endsEngine: self.engine == nil
+                ).reopen()
+            }
+            if let target { return .open(target) }
+            await end(engine)
+            return .published
+        } catch {
+            await end(engine)
+            throw error
+        }
+    }
+
     private func end(_ engine: any IOEngine) async {
         if self.engine == nil { await engine.shutDown() }
     }
@@ -76,6 +97,7 @@ private struct TargetOpening {
         switch spec.mode {
         case .new(let overwrites): try await make(overwrites: overwrites)
         case .existing: try await openExisting()
+        case .resume: preconditionFailure("what was left is reopened")
         }
     }
 
@@ -129,7 +151,8 @@ private struct TargetOpening {
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
             let place = TargetPlace(
-                path: names.path, new: names, manifest: manifest, claims: claims, holder: holder)
+                path: names.path, birthTime: file.birthTime(), new: names, manifest: manifest, claims: claims,
+                holder: holder)
             return TargetSession(
                 image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
@@ -137,6 +160,89 @@ private struct TargetOpening {
             await discard(file, keeper)
             throw error
         }
+    }
+
+    // MARK: A target that an earlier agent has left
+
+    /// nil when it has its name by now.
+    func reopen() async throws(AgentError) -> TargetSession? {
+        guard case .resume(let known) = spec.mode else { preconditionFailure("the mode says what was left") }
+        let (spec, claims) = (spec, claims)
+        guard known.isNew else {
+            let found = try await blocking { () throws(AgentError) in
+                try ExistingTargetFile(opening: spec, claims: claims)
+            }
+            return try await goOn(found.descriptor, found.path, nil, known)
+        }
+        let (names, descriptor) = try await blocking { () throws(AgentError) in
+            let names = try NewTargetFile(resuming: spec, known, claims: claims)
+            return (names, try names.reopen(known))
+        }
+        guard let descriptor else {
+            // That of a target that replaced another one gets its name last.
+            if !spec.isRestored { try await publishManifest(ManifestFile(of: names.name, in: names.directory, on: engine)) }
+            return nil
+        }
+        return try await goOn(descriptor, names.path, names, known)
+    }
+
+    private func publishManifest(_ manifest: ManifestFile) async throws(AgentError) {
+        try await manifest.takeUp()
+        try await blocking { () throws(AgentError) in
+            do throws(BlockError) { try manifest.publishStaged() } catch {
+                throw AgentError(error, of: .target, subject: manifest.path)
+            }
+        }
+    }
+
+    /// Takes over the descriptor of what was left.
+    private func goOn(
+        _ descriptor: Int32, _ path: String, _ new: NewTargetFile?, _ known: TargetSpec.Resumption
+    ) async throws(AgentError) -> TargetSession {
+        let keeper = try keepLocks(of: descriptor)
+        let file = try await adopt(
+            descriptor, name: new?.partialPath ?? path, growable: true, lock: new == nil ? (.all, .all) : nil)
+        do throws(AgentError) {
+            guard file.identity.inode == known.inode,
+                known.isOtherBoot || file.identity.device == known.device
+            else {
+                throw AgentError(
+                    .targetLost,
+                    "Couldn't go on with \(path): it was replaced while the agent was not running",
+                    subject: path)
+            }
+            if let new { try await blocking { () throws(AgentError) in try new.claim() } }
+            let device = try await block { () async throws(BlockError) in try await openAgain(file, known) }
+            let image = TargetPlace.Image(
+                device: device, format: spec.format ?? .raw, clusterSize: known.clusterSize,
+                readsAsZero: known.readsAsZero)
+            let manifest =
+                if let new {
+                    ManifestFile(of: new.name, in: new.directory, on: engine)
+                } else {
+                    try await manifestFile(of: path, isDevice: file.isBlockDevice)
+                }
+            try await manifest.takeUp()
+            let place = TargetPlace(
+                path: path, birthTime: known.birthTime, new: new, manifest: manifest, claims: claims,
+                holder: holder)
+            return TargetSession(
+                image, place: place, file: file, keeper: keeper, spec: spec, endsEngine: endsEngine)
+        } catch {
+            await discard(file, keeper)
+            throw error
+        }
+    }
+
+    /// The one place where an image that a killed agent was writing is opened again.
+    private func openAgain(
+        _ file: HostFile, _ known: TargetSpec.Resumption
+    ) async throws(BlockError) -> any BlockDevice {
+        let format = spec.format ?? .raw
+        guard known.isNew else { return try await TargetImage.resumeExisting(file, format: format).device }
+        var backing: (name: String, format: ImageFormat)?
+        if let name = known.backingPath, let format = known.backingFormat { backing = (name, format) }
+        return try await TargetImage.resume(file, format: format, size: spec.size, backing: backing)
     }
 
     // MARK: A target that exists
@@ -156,12 +262,14 @@ private struct TargetOpening {
             try checkSize(existing, path: found.path)
             try await checkBacking(existing, path: found.path)
             try checkClusters(existing, path: found.path)
-            let manifest = try await manifest(of: found.path, isDevice: file.isBlockDevice)
+            let manifest = try await manifestFile(of: found.path, isDevice: file.isBlockDevice)
+            try await manifest.check()
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
             let place = TargetPlace(
-                path: found.path, new: nil, manifest: manifest, claims: claims, holder: holder)
+                path: found.path, birthTime: file.birthTime(), new: nil, manifest: manifest, claims: claims,
+                holder: holder)
             return TargetSession(
                 image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
@@ -172,7 +280,7 @@ private struct TargetOpening {
     }
 
     /// The manifest of a target that exists; that of a device is in the agent's own directory, by the name it was given.
-    private func manifest(of path: String, isDevice: Bool) async throws(AgentError) -> ManifestFile {
+    private func manifestFile(of path: String, isDevice: Bool) async throws(AgentError) -> ManifestFile {
         let place =
             isDevice
             ? (directory: spec.manifestDirectory, name: ManifestPlace.name(ofDevice: spec.path))
@@ -182,9 +290,7 @@ private struct TargetOpening {
                 throw AgentError(error, of: .target, subject: place.directory)
             }
         }
-        let manifest = ManifestFile(of: place.name, in: directory, on: engine)
-        try await manifest.check()
-        return manifest
+        return ManifestFile(of: place.name, in: directory, on: engine)
     }
 
     /// The sizes are the same; a qcow2 disk is counted in sectors of 512 bytes.

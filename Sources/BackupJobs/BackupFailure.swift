@@ -4,6 +4,8 @@ package import BlockIO
 package enum BackupFailure: Error, Sendable, Hashable {
     /// `JobControl.cancel` was called, or the task that ran the job was cancelled.
     case cancelled
+    /// `JobControl.suspend` was called: the guest's old content is saved as before, nothing is copied any more.
+    case suspended
     /// The drive or the target failed a request. Of several the first in time.
     case failed(IOFailure)
 
@@ -37,6 +39,7 @@ extension BackupFailure: CustomStringConvertible {
     package var description: String {
         switch self {
         case .cancelled: "The backup was cancelled"
+        case .suspended: "The backup was suspended"
         case .failed(let failure): failure.description
         }
     }

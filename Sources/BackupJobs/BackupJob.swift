@@ -15,7 +15,7 @@ package final class BackupJob: Sendable {
         }
 
         /// What happens when old content cannot be saved (SEMANTICS.md §0, on-cbw-error).
-        package enum SaveFailure: String, Sendable, Hashable {
+        package enum SaveFailure: String, Sendable, Hashable, Codable {
             /// The guest's request goes on; the point in time is lost and the job fails.
             case breakSnapshot
             /// The guest's request fails.
@@ -23,7 +23,7 @@ package final class BackupJob: Sendable {
         }
 
         /// What happens when staging is full.
-        package enum StagingFull: String, Sendable, Hashable {
+        package enum StagingFull: String, Sendable, Hashable, Codable {
             /// The job fails, the guest goes on.
             case fail
             /// The guest's requests wait for space.
@@ -204,6 +204,10 @@ package final class BackupJob: Sendable {
     /// or write returns. After `letGo`.
     package func ended() async { await drive.engine.run { await point.ended() } }
 
+    /// Lets the drive be closed in the midst of the job, which goes on in the next agent: when no run is under way and nobody
+    /// uses the drive any more. Old content stays where it is. False, and nothing has changed, when somebody still does.
+    package func suspend() async -> Bool { await drive.engine.run { point.suspend() } }
+
     /// Both in a row.
     package func release() async {
         await letGo()
@@ -254,6 +258,7 @@ package final class BackupJob: Sendable {
     /// still be on their way, see `leftBehindEnded`. The guest has been let go by then.
     package func run() async throws(BackupFailure) {
         let loop = CopyLoop(self, point)
+        control.began()
         let failure = await withTaskCancellationHandler {
             await drive.engine.run { () async -> BackupFailure? in await loop.run() }
         } onCancel: {
@@ -263,11 +268,12 @@ package final class BackupJob: Sendable {
         if let failure { throw failure }
     }
 
-    /// Completes the target after `run`. While it is being flushed the record says so: what a flush that was cut off would
-    /// have told is not known, and staging may be gone by then (DATAPATH.md rule 10).
-    package func complete() async throws(BlockError) {
+    /// Makes the target durable after `run`, so that `BackupTarget.publish` can complete it. While it is being flushed the
+    /// record says so: what a flush that was cut off would have told is not known, and staging may be gone by then
+    /// (DATAPATH.md rule 10).
+    package func prepare() async throws(BlockError) {
         await drive.engine.run { record.isFlushing = true }
-        try await target.complete()
+        try await target.prepare()
         await drive.engine.run { record.isFlushing = false }
     }
 

@@ -22,9 +22,13 @@ package protocol BackupTarget: AnyObject, Sendable {
     /// Reads what was written before, for the view of the point in time: whole or parts of clusters that were written.
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError)
 
-    /// Makes everything durable, closes the image, gives the file its final name, flushes the directory and
-    /// releases all locks. After an error the target is not complete and `abandon` follows.
-    func complete() async throws(BlockError)
+    /// Makes everything durable and closes the image, so that only its name is missing. Nothing is written or read
+    /// afterwards. After an error the target is not complete and `abandon` follows.
+    func prepare() async throws(BlockError)
+
+    /// Gives what is prepared its final name, flushes the directory and releases all locks: the target is complete. One that
+    /// an earlier process has prepared may be published as soon as it is open. After an error `abandon` follows.
+    func publish() async throws(BlockError)
 
     /// Gives the target up: whatever is in flight ends or is left behind, and a file that this target created is
     /// removed unless `keep`. A file that existed before is left as it is.

@@ -103,6 +103,7 @@ struct CopyLoop: Sendable {
         guard failure == nil else { return failure }
         // The last look: nothing that was given up may end as complete (DATAPATH.md rule 4).
         if let lost = point.state.value.failure { fail(.failed(lost)) }
+        if failure == nil, control.isSuspended { return .suspended }
         if options.sync == .none { control.endTotal() }
         return failure
     }
@@ -117,6 +118,8 @@ struct CopyLoop: Sendable {
             chunks.cancelAll()
             return await waitUntilIdle()
         }
+        // The guest is not let go: it is the next agent that goes on.
+        if control.isSuspended { return await waitUntilIdle() }
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(point.drive.requestCount)
         if options.sync == .none, control.isFinishing { point.freeze() }

@@ -3,7 +3,7 @@ internal import CCrypto
 internal import CXXHash
 
 /// How content is told from other content.
-package enum DigestAlgorithm: String, Sendable, Hashable, CaseIterable {
+package enum DigestAlgorithm: String, Sendable, Hashable, Codable, CaseIterable {
     /// Finds damage, at the speed of memory.
     case xxh3 = "xxh3-128"
     /// Finds forgery, too.

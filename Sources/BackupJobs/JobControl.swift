@@ -24,6 +24,8 @@ package final class JobControl: Sendable {
         var isHalted = false
         var isCancelled = false
         var isFinishing = false
+        var isSuspended = false
+        var isRunning = false
         var hasEnded = false
         var inFlight = 0
         var progress = Progress(current: 0, total: 0)
@@ -32,7 +34,7 @@ package final class JobControl: Sendable {
 
         var isHeld: Bool { isPaused || isHalted }
         var isQuiescent: Bool { isHeld && inFlight == 0 && !isCancelled && !hasEnded }
-        var mayGoOn: Bool { !isCancelled && !isHeld && inFlight < depth }
+        var mayGoOn: Bool { !isCancelled && !isHeld && !isSuspended && inFlight < depth }
         var willNotBeQuiescent: Bool { !isHeld || isCancelled || hasEnded }
 
         /// Takes out whoever waits for what has come about, or can't any more.
@@ -66,6 +68,9 @@ package final class JobControl: Sendable {
     /// for, requests to the target are left behind. Cannot be taken back.
     package func cancel() { change { $0.isCancelled = true } }
 
+    /// Ends the run with `BackupFailure.suspended` when nothing is in flight any more: the job goes on in the next agent.
+    package func suspend() { change { $0.isSuspended = true } }
+
     /// Ends a job of sync `none` well: what was saved until now is copied to the target, then `run` returns. Nothing for other
     /// jobs. Cannot be taken back; `cancel` may follow.
     package func finish() {
@@ -94,6 +99,8 @@ package final class JobControl: Sendable {
     package var progress: Progress { state.withLock { $0.progress } }
     package var speedBytesPerSecond: Int64 { state.withLock { $0.speedBytesPerSecond } }
     package var isCancelled: Bool { state.withLock { $0.isCancelled } }
+    /// `suspend` was called.
+    package var isSuspended: Bool { state.withLock { $0.isSuspended } }
     /// `finish` was called.
     package var isFinishing: Bool { state.withLock { $0.isFinishing } }
     /// A pause was asked for, or an error has halted the copy, and neither was taken back; chunks may still be in flight.
@@ -167,7 +174,17 @@ package final class JobControl: Sendable {
     /// A job of sync `none` has copied all it is to copy.
     func endTotal() { change { $0.progress.total = $0.progress.current } }
 
-    func ended() { change { $0.hasEnded = true } }
+    func began() { change { $0.isRunning = true } }
+
+    func ended() {
+        change { state in
+            state.isRunning = false
+            state.hasEnded = true
+        }
+    }
+
+    /// The run has begun and not returned.
+    var isRunning: Bool { state.withLock { $0.isRunning } }
 
     private func change(_ body: (inout State) -> Void) {
         let (waiters, answer) = state.withLock { state in

@@ -6,7 +6,7 @@ package import BlockIO
 /// A store here is a store to memory: it cannot fail (its space was taken before) and is never torn. What comes before
 /// what, and why, is told where it is done (`PointInTime`). Layout, in 64-bit words of the machine's order:
 ///
-///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words)
+///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | change times of the drive (2 words)
 ///     then     sections of bits, each from a page of its own: done, need known, not needed, frozen (a bit a cluster),
 ///              saved, missing (a bit a block of 4 KiB)
 ///
@@ -15,11 +15,11 @@ package final class JobRecord: Sendable {
     /// The unit in which old content is saved, in bytes.
     package static let blockSize: UInt64 = 4096
 
-    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1 }
+    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1, changeTimes }
     private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4 }
     /// "dbrecord".
     private static let magic: UInt64 = 0x6472_6f63_6572_6264
-    private static let version: UInt64 = 1
+    private static let version: UInt64 = 2
 
     /// All that is known, section by section.
     struct Sections {
@@ -49,6 +49,8 @@ package final class JobRecord: Sendable {
     package let driveSize: UInt64
     /// The job's, in bytes.
     package let clusterSize: UInt64
+    /// When the drive's file was last changed, to be kept from before the point in time on.
+    package let changeTimes: ChangeTimes
     private let file: MappedFile
     private let sections: EngineIsolated<Sections>
 
@@ -104,6 +106,7 @@ package final class JobRecord: Sendable {
         self.file = file
         self.driveSize = driveSize
         self.clusterSize = clusterSize
+        changeTimes = ChangeTimes(in: file, at: Word.changeTimes.rawValue * 8)
         let (clusters, blocks) = Self.counts(driveSize: driveSize, clusterSize: clusterSize)
         var next = 4096
         func section(_ count: Int) -> BitSection {
@@ -150,16 +153,16 @@ package final class JobRecord: Sendable {
 
     /// The point in time is lost: something changed that was not saved.
     var isBroken: Bool { has(.broken) }
-    func setBroken() { set(.broken, true) }
+    package func setBroken() { set(.broken, true) }
 
     /// A flush of the target has begun and has not returned without error: what it would have told may be lost.
-    var isFlushing: Bool {
+    package var isFlushing: Bool {
         get { has(.flushing) }
         set { set(.flushing, newValue) }
     }
 
     /// A job of sync `none` was told to end well; `frozen` is what is still to be copied.
-    var isCancelled: Bool { has(.cancelled) }
+    package var isCancelled: Bool { has(.cancelled) }
     func setCancelled() { set(.cancelled, true) }
 
     private subscript(word: Word) -> UInt64 {

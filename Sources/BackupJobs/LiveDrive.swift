@@ -164,6 +164,16 @@ package final class LiveDrive: BlockDevice {
         passOnKept(in: range)
     }
 
+    /// The job goes on in the next agent, and nobody uses the drive any more in this one: what was kept is forgotten, since
+    /// it may be needed. False, and nothing is changed, when a request of the guest is in flight.
+    func forget(_ point: PointInTime) -> Bool {
+        guard state.value.point === point, state.value.requests.count == 0 else { return false }
+        state.value.point = nil
+        state.value.kept.drop(range)
+        state.value.toPassOn = []
+        return true
+    }
+
     // MARK: Kept discards
 
     /// Passes on what is kept in `range` and not needed any more, by a task of the drive's own. Called when clusters are

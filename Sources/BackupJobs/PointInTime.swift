@@ -227,6 +227,16 @@ final class PointInTime: Sendable {
         drive.detach(self)
     }
 
+    /// The next agent goes on from the record. False while the copy runs, or a request of the guest or a save is in flight.
+    func suspend() -> Bool {
+        guard !state.value.isOver, !control.isRunning, state.value.saves.isEmpty, drive.forget(self) else {
+            return false
+        }
+        state.value.isOver = true
+        state.value.watchdog?.cancel()
+        return true
+    }
+
     /// Returns when nothing uses staging any more: as late as its last read or write returns. After `letGo`.
     func ended() async {
         state.value.watchdog?.cancel()

@@ -48,6 +48,9 @@ package final class Staging: Sendable {
     private let used = Atomic<UInt64>(0)
     private let limit: Atomic<UInt64>
 
+    /// As long as anything of a process is on its way to the file it has the lock, killed or not.
+    private static let lock: HostFile.Lock = (holding: .all, unsharing: .all)
+
     /// Makes an empty file `path`, which must not exist. `limit` in bytes bounds it; in any case it never takes the
     /// last tenth, nor the last GiB, of its file system. `engine` is the drive's.
     package static func create(
@@ -56,6 +59,7 @@ package final class Staging: Sendable {
         try await engine.run { () async throws(BlockError) -> Staging in
             let file = try await HostFile.create(path, on: engine)
             do throws(BlockError) {
+                try await file.changeLock(holding: lock.holding, unsharing: lock.unsharing)
                 try await file.setSize(driveSize.roundedUp(toMultipleOf: JobRecord.blockSize))
                 guard await file.givesBackSpace() else {
                     throw BlockError(
@@ -72,6 +76,24 @@ package final class Staging: Sendable {
             let staging = Staging(on: file, path: path, limit: limit)
             await staging.lookForSpace()
             return staging
+        }
+    }
+
+    /// Opens the file `path` of a job that goes on; `recount` counts what it holds. Throws `.notFound`, `.locked` while
+    /// something of the process before may still land there, and `.corrupt` when it is not as large as the drive.
+    package static func open(
+        at path: String, driveSize: UInt64, limit: UInt64?, on engine: any IOEngine
+    ) async throws(BlockError) -> Staging {
+        try await engine.run { () async throws(BlockError) -> Staging in
+            let file = try await HostFile.open(path, readOnly: false, lock: lock, on: engine)
+            guard file.size == driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) else {
+                // What it is not is the error to tell.
+                try? await file.close()
+                throw BlockError(
+                    .corrupt,
+                    "Couldn't use \(path) as staging: it has \(file.size) bytes, the drive has \(driveSize)")
+            }
+            return Staging(on: file, path: path, limit: limit)
         }
     }
 
@@ -105,6 +127,11 @@ package final class Staging: Sendable {
             let result = await engine.blocking { HostFile.unlink(path) }
             guard result == 0 else { throw BlockError("Couldn't remove \(path)", errno: -result) }
         }
+    }
+
+    /// Closes the file, for the next process to open; nothing uses it any more.
+    package func close() async throws(BlockError) {
+        try await file.engine.run { () async throws(BlockError) in try await file.close() }
     }
 
     // MARK: Space

@@ -157,4 +157,8 @@ package enum Descriptor {
         guard result == 0 else { throw BlockError("Couldn't examine \(path)", errno: -result) }
         return status.st_size == 0 && status.st_uid == geteuid()
     }
+
+    /// When its file was made, in nanoseconds since 1970, to tell it from a later one of the same inode number; 0 where the
+    /// file system does not know. Blocks.
+    package static func birthTime(_ descriptor: Int32) -> UInt64 { cblockio_birth_time(descriptor) }
 }

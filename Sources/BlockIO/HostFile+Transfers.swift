@@ -37,6 +37,8 @@ extension HostFile {
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
         try checkWritable(range, to: "write")
+        beginChange()
+        defer { endChange() }
         try await transfer(range, from: buffer, verb: "write")
         noteEnd(range.end)
     }
@@ -44,6 +46,8 @@ extension HostFile {
     package func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
         try checkWritable(range, to: "write zeroes to")
         guard !range.isEmpty else { return }
+        beginChange()
+        defer { endChange() }
         if isBlockDevice {
             // Devices take whole blocks only; 4 KiB suits all of them.
             let start = min(range.offset.roundedUp(toMultipleOf: 4096), range.end)
@@ -71,6 +75,8 @@ extension HostFile {
             whole = ByteRange(start..<max(start, range.end.roundedDown(toMultipleOf: 4096)))
         }
         guard !whole.isEmpty, state.value.canPunchHoles else { return }
+        beginChange()
+        defer { endChange() }
         let result = await allocate(cblockio_punch_hole | cblockio_keep_size, whole)
         switch result {
         case 0: return

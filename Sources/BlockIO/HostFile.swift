@@ -46,6 +46,10 @@ package final class HostFile: BlockDevice {
         var canPunchHoles = true
         var canSynchronizeRange = true
         var lock: ImageLock?
+        /// Who is to know when the file was changed.
+        var changeTimes: ChangeTimes?
+        /// Changes that have begun and not ended.
+        var changesInFlight = 0
     }
 
     /// Opens an existing file, and takes `lock` on it; nothing is created or changed.
@@ -150,6 +154,8 @@ package final class HostFile: BlockDevice {
         }
         let descriptor = descriptor
         state.value.needsFullFlush = true
+        beginChange()
+        defer { endChange() }
         let result = await engine.blocking { cblockio_truncate(descriptor, bytes) }
         guard result == 0 else {
             throw BlockError("Couldn't set the size of \(name) to \(bytes) bytes", errno: -result)

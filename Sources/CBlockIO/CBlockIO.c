@@ -40,6 +40,22 @@ uint64_t cblockio_birth_time(int descriptor) {
     return (uint64_t)status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec;
 }
 
+uint64_t cblockio_wall_clock(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_REALTIME, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+bool cblockio_has_times_of_host(int descriptor) {
+    struct statfs status;
+    if (fstatfs(descriptor, &status) != 0) return false;
+    switch ((unsigned long)status.f_type) {
+    case OVERLAYFS_SUPER_MAGIC:
+    case 0x2fc12fc1: return true; // ZFS
+    default: return cblockio_is_local(descriptor);
+    }
+}
+
 bool cblockio_is_local(int descriptor) {
     struct statfs status;
     if (fstatfs(descriptor, &status) != 0) return false;

@@ -17,6 +17,8 @@ struct ChainOpener {
     let isProbedRaw: Bool
     /// What the top lies on is not opened.
     var isLayerOnly = false
+    /// Sees the top file before anything is written to it.
+    let examine: @Sendable (HostFile) async -> Void
 
     private struct Link {
         var file: HostFile
@@ -27,10 +29,14 @@ struct ChainOpener {
 
     private var links: [Link] = []
 
-    init(gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool, engine: any IOEngine) {
+    init(
+        gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool,
+        examine: @escaping @Sendable (HostFile) async -> Void = { _ in }, engine: any IOEngine
+    ) {
         self.gate = gate
         self.options = options
         self.isProbedRaw = isProbedRaw
+        self.examine = examine
         self.engine = engine
     }
 
@@ -53,6 +59,7 @@ struct ChainOpener {
     ) async throws(BlockError) -> OpenImage {
         let resolved = try await resolve(path)
         let (wasProbed, top) = (format == nil, try await add(resolved, format: format, readOnly: readOnly))
+        await examine(top.file)
         var current = top
         while !isLayerOnly, let name = current.layer.backingName {
             guard links.count < Self.maximumDepth else {

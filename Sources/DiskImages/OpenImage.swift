@@ -71,17 +71,19 @@ package final class OpenImage: Sendable {
     /// case in which opening writes); that needs the image to be open for writing, else `.denied`. Without a directory
     /// what was not flushed is lost with the agent.
     ///
+    /// `examine` sees the top file when it is locked, and nothing has been written to it yet, replay included.
+    ///
     /// A raw image whose format was probed, here or (`isProbedRaw`) when it was first added, refuses guest requests
     /// that would make its first sector look like another format's.
     package static func open(
         _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate,
-        journalDirectory: String? = nil,
-        isProbedRaw: Bool = false, on engine: any IOEngine
+        journalDirectory: String? = nil, isProbedRaw: Bool = false,
+        examine: @escaping @Sendable (HostFile) async -> Void = { _ in }, on engine: any IOEngine
     ) async throws(BlockError) -> OpenImage {
         let options = Qcow2Options(role: .drive, journalDirectory: journalDirectory)
         return try await open(
             path, format: format, readOnly: readOnly, gate: gate, options: options, isProbedRaw: isProbedRaw,
-            on: engine)
+            examine: examine, on: engine)
     }
 
     /// Opens an image of `format` for reading, and not what it lies on: reading what it does not itself hold throws
@@ -99,10 +101,12 @@ package final class OpenImage: Sendable {
 
     static func open(
         _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, options: Qcow2Options,
-        isProbedRaw: Bool = false, on engine: any IOEngine
+        isProbedRaw: Bool = false, examine: @escaping @Sendable (HostFile) async -> Void = { _ in },
+        on engine: any IOEngine
     ) async throws(BlockError) -> OpenImage {
         try await engine.run { () async throws(BlockError) -> OpenImage in
-            var opener = ChainOpener(gate: gate, options: options, isProbedRaw: isProbedRaw, engine: engine)
+            var opener = ChainOpener(
+                gate: gate, options: options, isProbedRaw: isProbedRaw, examine: examine, engine: engine)
             return try await opener.open(path, format: format, readOnly: readOnly)
         }
     }
@@ -122,6 +126,11 @@ package final class OpenImage: Sendable {
             try await top.changeLock(holding: lock.holding.union(.write), unsharing: lock.unsharing)
             if let image = device as? Qcow2Image { try await image.prepareJournal() }
         }
+    }
+
+    /// From now on `times` hears of each change of the top file; nil: nobody does.
+    package func noteChanges(in times: ChangeTimes?) async {
+        await engine.run { top.noteChanges(in: times) }
     }
 
     /// Closes all files and gives up their locks. No request is in flight and none follows. A qcow2 image that was

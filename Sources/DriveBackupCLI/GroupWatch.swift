@@ -4,7 +4,7 @@ internal import DriveBackupClient
 /// Ctrl-C.
 struct GroupWatch {
     /// How long an agent that is being restarted may be out of reach.
-    private static let patience = Duration.seconds(10)
+    private static let patience = Duration.seconds(30)
 
     private enum Outcome: Sendable {
         case ended(Result<Void, CommandFailure>)

@@ -3,7 +3,7 @@ internal import DriveBackupClient
 /// Stays with a job until it ends: shows its events, goes on over a lost connection, and leaves at Ctrl-C.
 struct JobWatch {
     /// How long an agent that is being restarted may be out of reach.
-    private static let patience = Duration.seconds(10)
+    private static let patience = Duration.seconds(30)
 
     private enum Outcome: Sendable {
         case ended(Result<Void, CommandFailure>)

@@ -8,8 +8,9 @@ struct StartGroupCommand: ToolCommand {
         abstract: "Copy several drives as they are at one instant.",
         discussion: """
             Prints the jobs' ids, a line each, once the point in time is fixed for all of them; if one cannot be started, none \
-            is, and no file is left. Each job is its drive's own afterwards: 'drive-backup job' shows and ends it alone. The \
-            exit status is that of the job that ended worst: 1 failed, 4 cancelled, 3 completed with ranges missing, \
+            is, and no file is left. Each job is its drive's own afterwards: 'drive-backup job' shows and ends it alone. With \
+            --completion grouped they end together: those that have copied everything wait for the others, all targets get \
+            their names or none does, and when one job fails or is cancelled the others are cancelled. The exit status is that of the job that ended worst: 1 failed, 4 cancelled, 3 completed with ranges missing, \
             0 completed.
 
             Examples:
@@ -25,7 +26,7 @@ struct StartGroupCommand: ToolCommand {
 
     @OptionGroup var options: BackupOptions
 
-    @Option(help: "individual: each job ends for itself.")
+    @Option(help: "individual: each job ends for itself; grouped: all complete, or none.")
     var completion: CompletionWord = .individual
 
     func run(in session: Session) async throws(CommandFailure) -> ExitStatus {

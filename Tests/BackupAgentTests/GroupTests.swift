@@ -110,7 +110,12 @@ struct GroupTests {
             (group("a", "b") { $0.backups[0].requestKey = "k" }, .invalidArgument, "FIELD_INVALID"),
             (group("a", "b") { $0.backups[1].sync = .unspecified }, .invalidArgument, "FIELD_INVALID"),
             (group("a", "x"), .notFound, "DRIVE_NOT_FOUND"),
-            (group("a") { $0.completion = .grouped }, .unimplemented, "FIELD_UNIMPLEMENTED"),
+            (
+                group("a", "b") {
+                    $0.completion = .grouped
+                    $0.backups[1].sync = .none
+                }, .invalidArgument, "FIELD_INVALID"
+            ),
             (
                 group("a") { $0.completion = GroupCompletion(rawValue: 9) }, .invalidArgument,
                 "FIELD_INVALID"
@@ -122,6 +127,53 @@ struct GroupTests {
         }
         #expect(try await snapshot(directory.file("out")).isEmpty)
         #expect(try await test.client.jobs.list(all: true).isEmpty)
+        await test.stop()
+    }
+
+    @Test("a group that completes together does, when one of its jobs is finalized")
+    func completesTogether() async throws {
+        let test = try await agent()
+        let request = group("a", "b") { request in
+            request.completion = .grouped
+            request.detach = true
+            request.backups[0].speed = 1
+            request.backups[1].manualFinalize = true
+            for index in request.backups.indices { request.backups[index].manualDismiss = true }
+        }
+        _ = try await run(request, test)
+        try await test.wait(for: .waiting, of: "b")
+        #expect(await status { _ = try await test.client.jobs.finalize("b") }?.reason == "JOB_STATE")
+        _ = try await test.client.jobs.setSpeed("a", bytesPerSecond: 0)
+        try await test.wait(for: .pending, of: "a")
+        try await test.wait(for: .pending, of: "b")
+        for id in ["a", "b"] {
+            let job = try await test.client.jobs.get(id)
+            #expect(job.grouped && !job.group.isEmpty && job.state == .pending)
+        }
+        // Of any, not only of the one that waits for it.
+        _ = try await test.client.jobs.finalize("a")
+        #expect(try await test.end(of: "a").completed != nil)
+        #expect(try await test.end(of: "b").completed != nil)
+        await test.stop()
+    }
+
+    @Test("of a group that completes together all are cancelled with one", arguments: [false, true])
+    func cancelledTogether(isPending: Bool) async throws {
+        let test = try await agent()
+        let request = group("a", "b") { request in
+            request.completion = .grouped
+            request.detach = true
+            if !isPending { request.backups[0].speed = 1 }
+            for index in request.backups.indices {
+                request.backups[index].manualFinalize = true
+                request.backups[index].manualDismiss = true
+            }
+        }
+        _ = try await run(request, test)
+        try await test.wait(for: isPending ? .pending : .waiting, of: "b")
+        _ = try await test.client.jobs.cancel("a")
+        for id in ["a", "b"] { #expect(try await test.end(of: id).cancelled != nil) }
+        #expect(try await snapshot(directory.file("out")).isEmpty)
         await test.stop()
     }
 

@@ -83,6 +83,11 @@ private struct NoTargets: TargetOpener {
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
         throw AgentError(.ioError, "There are no targets.")
     }
+    func reserve(_ spec: TargetSpec) {}
+    func release(_ spec: TargetSpec) {}
+    func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget {
+        throw AgentError(.targetLost, "There are no targets.")
+    }
 }
 
 @Suite("What outlives the agent")

@@ -31,6 +31,9 @@ final class SimTargets: TargetOpener {
     init(_ script: Script = Script()) { self.script = Mutex(script) }
 
     func check(_ spec: TargetSpec) async throws(AgentError) {}
+    func reserve(_ spec: TargetSpec) {}
+    func release(_ spec: TargetSpec) {}
+    func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget { .open(try await open(spec)) }
 
     func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
         let script = script.withLock { $0 }
@@ -54,6 +57,9 @@ private final class SimTarget: JobTarget {
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
     let manifestPath = ""
+    let resumption = TargetSpec.Resumption(
+        device: 0, inode: 0, birthTime: 0, isNew: true, overwrites: false, readsAsZero: true,
+        clusterSize: 65536)
     private let targets: SimTargets
     private let script: SimTargets.Script
 
@@ -74,10 +80,14 @@ private final class SimTarget: JobTarget {
 
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
 
-    func complete() async throws(BlockError) {
+    func publish() async throws(BlockError) {}
+
+    func prepare() async throws(BlockError) {
         if script.completeHangs { await targets.hang() }
         if let error = script.completeFails { throw error }
     }
+
+    func leave() async {}
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 

@@ -34,7 +34,7 @@ struct TargetSessionTests {
         }
         let image = TargetPlace.Image(device: disk, format: .raw, clusterSize: 65536, readsAsZero: true)
         let place = TargetPlace(
-            path: spec.path, new: nil,
+            path: spec.path, birthTime: 0, new: nil,
             manifest: ManifestFile(of: "sim", in: try Directory(directory.path), on: engine), claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
         return (TargetSession(image, place: place, file: file, keeper: keeper, spec: spec), disk)
     }
@@ -147,5 +147,13 @@ struct TargetSessionTests {
                 }
             }
         }
+    }
+}
+
+extension JobTarget {
+    /// All of its end.
+    func complete() async throws(BlockError) {
+        try await prepare()
+        try await publish()
     }
 }

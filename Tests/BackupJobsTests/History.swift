@@ -121,6 +121,7 @@ struct History {
         switch failure {
         case .cancelled:
             if !control.isCancelled { found.append("cancelled, though nobody did") }
+        case .suspended: found.append("suspended, though nobody did")
         case .failed(let failure):
             let expected = failure.side == .source ? drive.failed : target.failed
             if failure.range != expected {

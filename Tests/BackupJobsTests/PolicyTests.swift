@@ -26,7 +26,8 @@ private final class DiskTarget: BackupTarget {
         try await disk.read(range, into: buffer)
     }
 
-    func complete() async throws(BlockError) {}
+    func prepare() async throws(BlockError) {}
+    func publish() async throws(BlockError) {}
     func abandon(keep _: Bool) async {}
 }
 

@@ -91,7 +91,8 @@ final class SimTarget: BackupTarget {
         if let part = part(range) { buffer.bytes.copyMemory(from: UnsafeRawBufferPointer(part)) }
     }
 
-    func complete() async throws(BlockError) {}
+    func prepare() async throws(BlockError) {}
+    func publish() async throws(BlockError) {}
     func abandon(keep _: Bool) async {}
 
     private func part(_ range: ByteRange) -> UnsafeMutableRawBufferPointer? {

@@ -29,6 +29,10 @@ int cblockio_stat(int descriptor, struct stat *result);
 uint64_t cblockio_birth_time(int descriptor);
 /// Whether the file lies on a file system that is known to have its disk here: ext4, xfs, btrfs, f2fs, tmpfs.
 bool cblockio_is_local(int descriptor);
+/// Whether modification times there are of this host's clock: what is local, overlayfs and ZFS.
+bool cblockio_has_times_of_host(int descriptor);
+/// CLOCK_REALTIME in nanoseconds since 1970.
+uint64_t cblockio_wall_clock(void);
 /// The descriptor's O_ flags (F_GETFL), or a negated errno.
 int cblockio_flags(int descriptor);
 /// Sets the descriptor's O_ flags (F_SETFL) and makes it close on exec.

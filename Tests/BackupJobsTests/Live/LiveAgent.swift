@@ -121,7 +121,7 @@ final class LiveAgent: Sendable {
             isOver.set()
             history.state.withLock { $0.isFlushing = true }
             var failure: BackupFailure?
-            do throws(BlockError) { try await job.complete() } catch {
+            do throws(BlockError) { try await job.prepare() } catch {
                 if !history.losesWriteBack { history.complain("complete: \(error)") }
                 failure = .failed(IOFailure(.target, .write, drive.range, error))
             }

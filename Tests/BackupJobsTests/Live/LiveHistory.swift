@@ -299,6 +299,7 @@ final class LiveHistory: Sendable {
         switch failure {
         case .cancelled:
             if cancelTime == nil { complain("cancelled, though nobody did") }
+        case .suspended: complain("suspended, though nobody did")
         case .failed(let failure):
             switch failure.side {
             case .target:

@@ -146,7 +146,9 @@ final class LiveTarget: BackupTarget {
     }
 
     /// As a kernel does it: one flush is told of what could not be written back, and the next one is not.
-    func complete() async throws(BlockError) {
+    func publish() async throws(BlockError) {}
+
+    func prepare() async throws(BlockError) {
         let hasLost = losesWriteBack && content.lose(sim)
         await delay()
         if hasLost { throw BlockError(.dataLost, "Couldn't flush \(name)", errno: EIO) }

@@ -1,0 +1,65 @@
+internal import Logging
+
+// What the next agent has to know of the jobs that run is written whenever it changes, by one task after another, each with
+// all that has changed until then: so what happened to several jobs in one step is kept as one.
+
+extension JobManager {
+    /// Jobs that have changed since they were kept.
+    struct Saving {
+        var changed: Set<JobNumber> = []
+        var task: Task<Void, Never>?
+    }
+
+    /// Has the job kept as it is, or forgotten when it has ended, soon.
+    func save(_ number: JobNumber) {
+        guard store != nil else { return }
+        saving.changed.insert(number)
+        guard saving.task == nil else { return }
+        saving.task = Task { await self.saveAll() }
+    }
+
+    /// Returns when all that has changed so far is kept, or `limit` is over.
+    func saved(atMost limit: Duration) async {
+        guard let task = saving.task else { return }
+        let done = OneShot<Void>()
+        Task {
+            await task.value
+            done.fulfil(())
+        }
+        _ = await done.wait(atMost: limit)
+    }
+
+    private func saveAll() async {
+        while !saving.changed.isEmpty {
+            let numbers = saving.changed.sorted()
+            saving.changed = []
+            var (kept, forgotten): ([StoredJob], [JobNumber]) = ([], [])
+            for number in numbers {
+                guard let record = records[number], record.machine.phase != nil else {
+                    forgotten.append(number)
+                    continue
+                }
+                // Before that it is the start that keeps it.
+                if record.started != nil, let job = stored(record) { kept.append(job) }
+            }
+            do throws(AgentError) { try await store?.keep(kept, forgetting: forgotten) } catch {
+                // The job goes on; what the next agent would know of it is a little old.
+                logger.error("\(error.message)")
+            }
+        }
+        saving.task = nil
+    }
+
+    /// What the next agent has to know; nil of a job that has ended.
+    func stored(_ record: Record) -> StoredJob? {
+        guard let phase = record.machine.phase, let known = record.known, let format = record.info.format
+        else { return nil }
+        return StoredJob(
+            number: record.number.value, spec: record.spec, access: record.access, group: record.info.group,
+            target: record.info.target, format: format, sync: record.info.sync, resumption: known.target,
+            drive: known.drive, pointInTime: record.info.pointInTime, createdAt: record.info.createdAt,
+            speedBytesPerSecond: record.info.speedBytesPerSecond, restarts: record.info.restarts,
+            started: record.started.map { StoredJob.Started(sequence: $0.sequence, time: $0.time) },
+            phase: record.isDecided ? .decided : phase)
+    }
+}

@@ -1,0 +1,246 @@
+internal import BackupJobs
+internal import BlockIO
+internal import DiskImages
+internal import Logging
+
+// The jobs of the agent before go on, from what it kept of them: the store says what they are and how far they were, the
+// record which clusters and blocks are where. Their drives are open and nobody uses them yet.
+//
+//   drive leased, record and staging opened, point in time taken up ─► exports open ─► target opened, when it is free
+
+extension JobManager {
+    /// Takes the jobs up again. When it returns guests may write: what they overwrite is saved.
+    /// `engine` removes the files of those that do not go on.
+    func takeUp(
+        _ jobs: [StoredJob], _ admissions: [String: DriveAdmission], on engine: any IOEngine
+    ) async {
+        for job in jobs { enter(job) }
+        remember(jobs)
+        for job in jobs {
+            let number = JobNumber(value: job.number)
+            if let problem = await standUp(job, admissions[job.spec.drive]) {
+                records[number]?.machine.failAtOnce(problem)
+                if records[number]?.hold == nil {
+                    let files = files
+                    await engine.blocking { files.remove(number, id: job.spec.jobID) }
+                }
+            }
+            tell(job)
+        }
+        // One of a group may have failed, now or when the agent before was about to end.
+        for job in jobs { groupChanged(JobNumber(value: job.number)) }
+        for job in jobs { goOn(job) }
+    }
+
+    /// Makes the job known again: as it was, once more restarted.
+    private func enter(_ job: StoredJob) {
+        let number = JobNumber(value: job.number)
+        lastNumber = max(lastNumber, job.number)
+        var info = JobInfo(
+            id: job.spec.jobID, drive: job.spec.drive, target: job.target, state: .running, progress: .none,
+            speedBytesPerSecond: job.speedBytesPerSecond, sync: job.sync, format: job.format,
+            createdAt: job.createdAt, waitsForFinalize: job.spec.waitsForFinalize,
+            waitsForDismiss: job.spec.waitsForDismiss)
+        info.pointInTime = job.pointInTime
+        info.group = job.group
+        info.isGrouped = job.spec.isGrouped
+        info.restarts = job.restarts + 1
+        info.onSourceError = job.spec.onSourceError
+        info.onTargetError = job.spec.onTargetError
+        var record = Record(
+            number: number, spec: job.spec, access: job.access, control: JobControl(), info: info,
+            machine: JobStateMachine(
+                resuming: job.phase, waitsForFinalize: job.spec.waitsForFinalize,
+                drains: job.spec.sync == .none,
+                isGrouped: job.spec.isGrouped),
+            stop: OneShot())
+        record.known = (job.drive, job.resumption)
+        record.isDecided = job.phase == .decided
+        record.control.setSpeed(job.speedBytesPerSecond)
+        if case .paused = job.phase { record.control.pause() }
+        if case .finishing = job.phase { record.control.finish() }
+        records[number] = record
+    }
+
+    /// A retried start finds them.
+    private func remember(_ jobs: [StoredJob]) {
+        for (_, group) in Dictionary(grouping: jobs, by: \.spec.requestKey) {
+            let numbers = group.map { JobNumber(value: $0.number) }
+            keys.remember(group.map(\.spec), jobs: numbers, now: group[0].createdAt)
+        }
+    }
+
+    /// Has the job stand on its drive again. Returns why it does not.
+    private func standUp(_ job: StoredJob, _ admission: DriveAdmission?) async -> AgentError? {
+        let number = JobNumber(value: job.number)
+        let isSameBoot =
+            switch admission?.finding {
+            case .unchanged: true
+            case .refused(let why): why.reason != .hostRestarted
+            case nil: false
+            }
+        let target = ReopeningTarget(
+            job.targetSpec(isOtherBoot: !isSameBoot), job.resumption, opener: targets)
+        records[number]?.target = target
+        guard !job.phase.isOver else { return nil }
+        let lease: DriveLease
+        do throws(AgentError) { lease = try await drives.lease(job.spec.drive, jobID: job.spec.jobID) } catch
+        {
+            return AgentError(
+                error.reason, "Couldn't go on with the backup of \(job.spec.drive): \(error.message)",
+                subject: error.subject)
+        }
+        do throws(AgentError) {
+            guard case .unchanged(let journal) = admission?.finding else {
+                if case .refused(let why) = admission?.finding { throw why }
+                throw AgentError(hostRestartedDuring: job)
+            }
+            try await standUp(job, lease, journal, target)
+            return nil
+        } catch {
+            if records[number]?.hold == nil { await drives.giveBack(lease) }
+            return error
+        }
+    }
+
+    private func standUp(
+        _ job: StoredJob, _ lease: DriveLease, _ journal: JobRecord, _ target: ReopeningTarget
+    ) async throws(AgentError) {
+        let number = JobNumber(value: job.number)
+        let device = lease.live.device
+        guard device.size == journal.driveSize else {
+            throw AgentError(
+                .sourceChanged,
+                "Couldn't go on with the backup of \(job.spec.drive): it has \(device.size) bytes now, and had "
+                    + "\(journal.driveSize)", subject: job.spec.drive)
+        }
+        let staging: Staging
+        do throws(BlockError) {
+            staging = try await files.openStaging(
+                number, id: job.spec.jobID, driveSize: device.size, on: device.engine)
+        } catch {
+            throw AgentError(lostPointInTimeBy: error, drive: job.spec.drive)
+        }
+        let hold: DriveHold
+        do throws(BlockError) {
+            let sums = try await files.openSums(
+                number, id: job.spec.jobID, driveSize: device.size, algorithm: job.spec.checksum,
+                on: device.engine)
+            hold = DriveHold(lease: lease, staging: staging, sums: sums, record: journal)
+        } catch {
+            // The error that led here is the one to tell.
+            try? await staging.close()
+            throw AgentError(lostPointInTimeBy: error, drive: job.spec.drive)
+        }
+        records[number]?.hold = hold
+        // Everything is copied; what the flush would have told is to be found out from the target.
+        if journal.isFlushing { return }
+        if job.spec.sync == .none, journal.isCancelled, job.phase != .finishing, job.phase != .finalizing {
+            // Its good end was recorded, and not kept yet.
+            records[number]?.machine = JobStateMachine(
+                resuming: .finishing, waitsForFinalize: false, drains: true, isGrouped: false)
+            records[number]?.control.finish()
+        }
+        let taken = await assemble(number, target, hold, journal)
+        do throws(BackupFailure) { try await taken.resume() } catch {
+            throw AgentError(
+                .snapshotBroken, error.ioFailure?.error.message ?? "\(error)", subject: job.spec.drive)
+        }
+        records[number]?.hold?.isFixed = true
+    }
+
+    /// Tells whoever watches that the job is there again.
+    private func tell(_ job: StoredJob) {
+        let number = JobNumber(value: job.number)
+        guard let record = records[number] else { return }
+        let id = job.spec.jobID
+        let kind = JobEvent.Kind.started(
+            JobEvent.Started(
+                drive: job.spec.drive, target: job.target, pointInTime: job.pointInTime, sync: job.sync,
+                format: job.format.rawValue))
+        let started =
+            job.started.map {
+                JobEvent(sequence: $0.sequence, time: $0.time, job: number, jobID: id, kind: kind)
+            }
+            // The agent before was killed before it could keep that it had told.
+            ?? log.append([kind], job: number, id: id)[0]
+        let (state, reason) = (record.machine.state, record.machine.pauseReason)
+        let events = log.append(
+            [.stateChanged(state, previous: state, pauseReason: reason)], job: number, id: id)
+        records[number]?.started = started
+        records[number]?.info.lastSequence = events.last?.sequence ?? 0
+        record.start.fulfil(.success(started))
+        save(number)
+        logger.notice(
+            "The job \(id) of \(job.spec.drive) to \(job.target) is taken up after a restart: \(state.word)")
+    }
+
+    // MARK: Going on
+
+    private func goOn(_ job: StoredJob) {
+        let number = JobNumber(value: job.number)
+        guard let target = records[number]?.target as? ReopeningTarget else { return }
+        // Not the job's: it may outlive it, as long as the agent before holds the file.
+        Task { await target.open() }
+        own(number, Task { await self.goOn(number, job.phase, target) })
+    }
+
+    private func goOn(_ number: JobNumber, _ phase: StoredJob.Phase, _ target: ReopeningTarget) async {
+        guard let found = await target.found(unless: records[number]?.stop) else {
+            // Cancelled while the target was busy, or the agent stops.
+            if !isStopping { report(.copyStopped, number) }
+            return
+        }
+        let (machine, journal) = (records[number]?.machine, records[number]?.hold?.record)
+        switch (phase, found) {
+        case (.finalizing, .success(.published)), (.decided, .success(.published)):
+            // The last that the agent before did was to give the target its name.
+            await end(number)
+        case (.decided, .success): await publish(number)
+        case (.cancelling, _): await giveUp(number)
+        // Why it does not go on was found out before.
+        case _ where machine?.failure != nil: await giveUp(number)
+        case (_, .failure(let error)): report(.copyFailed(JobFailure(error: error)), number)
+        case _ where journal?.isFlushing == true:
+            report(.copyFailed(JobFailure(error: interrupted(number))), number)
+        default: await goOnCopying(number)
+        }
+    }
+
+    private func goOnCopying(_ number: JobNumber) async {
+        guard let job = records[number]?.hold?.job, let phase = records[number]?.machine.phase else { return }
+        switch phase {
+        case .running, .paused, .finishing: await copy(number, job)
+        case .waiting: groupChanged(number)
+        case .finalizing:
+            // Once for all of a group.
+            let numbers = companions(of: number)
+            if numbers.first == number { await complete(numbers) }
+        case .pending, .decided, .cancelling, .failing: break
+        }
+    }
+
+    private func interrupted(_ number: JobNumber) -> AgentError {
+        let (drive, target) = (records[number]?.spec.drive ?? "", records[number]?.info.target ?? "")
+        return AgentError(
+            .flushInterrupted,
+            "The agent was killed while the backup of \(drive) was being flushed to \(target): whether all of it is "
+                + "there is not known (start it again)", subject: target)
+    }
+}
+
+extension ReopeningTarget {
+    /// What `open` has found; nil when `stop` is raised first.
+    func found(unless stop: OneShot<Void>?) async -> Result<ReopenedTarget, AgentError>? {
+        await withTaskGroup(of: Result<ReopenedTarget, AgentError>?.self) { group in
+            group.addTask { await self.found() }
+            group.addTask {
+                _ = await stop?.wait()
+                return nil
+            }
+            let first = await group.next() ?? nil
+            group.cancelAll()
+            return first
+        }
+    }
+}

@@ -1,0 +1,68 @@
+internal import BackupJobs
+internal import Logging
+
+// The agent's end in order. Jobs that run are suspended: they go on in the next agent from what a killed one would have
+// left, too. One that is being completed or given up gets the time that there is.
+
+extension JobManager {
+    /// Suspends all jobs and waits until nothing of them runs any more, but no longer than `limit`. No job starts
+    /// afterwards; one that is being started is refused. Guests may still write, and what they overwrite is saved.
+    package func stop(within limit: Duration) async {
+        isStopping = true
+        let refusal = AgentError(.agentStopping, "The agent was stopped before the job had started")
+        let reason = AgentError(.agentStopping, "The agent was stopped before the job had ended")
+        var waiting: [Task<Void, Never>] = []
+        for number in records.keys.sorted() {
+            guard let record = records[number] else { continue }
+            if record.started == nil {
+                records[number]?.startRefusal = refusal
+                report(.mustFail(JobFailure(error: refusal)), number)
+            } else if record.known == nil {
+                // The next agent does not take it up.
+                report(.mustFail(JobFailure(error: reason)), number)
+            } else {
+                record.control.suspend()
+                // A target that is still busy is waited for no more.
+                if record.target is ReopeningTarget { record.stop.fulfil(()) }
+            }
+            waiting += record.tasks
+        }
+        let done = OneShot<Void>()
+        let tasks = waiting
+        let waiter = Task {
+            for task in tasks { await task.value }
+            // What they set off comes later.
+            for task in self.remainingTasks() { await task.value }
+            done.fulfil(())
+        }
+        _ = await done.wait(atMost: limit)
+        waiter.cancel()
+    }
+
+    private func remainingTasks() -> [Task<Void, Never>] { records.values.flatMap(\.tasks) }
+
+    /// Lets drives and targets be closed in the midst of jobs. After `stop`, when no export is left.
+    package func leave() async {
+        await saved(atMost: .milliseconds(500))
+        let left = records.values.filter { $0.started != nil && $0.known != nil && $0.machine.phase != nil }
+        await withTaskGroup(of: Void.self) { group in
+            for record in left { group.addTask { await self.leave(record) } }
+        }
+    }
+
+    private func leave(_ record: Record) async {
+        logger.notice("The job \(record.spec.jobID) is suspended; it goes on when the agent is started again")
+        // One with requests on their way is left as a killed agent would leave it.
+        if let hold = record.hold, let job = hold.job, await job.suspend() {
+            // The next agent opens it anew; an error here is one of closing a file that keeps what it has.
+            try? await hold.staging.close()
+            await drives.giveBack(hold.lease)
+        }
+        let hasLeft = OneShot<Void>()
+        Task {
+            await record.target?.leave()
+            hasLeft.fulfil(())
+        }
+        _ = await hasLeft.wait(atMost: .milliseconds(500))
+    }
+}

@@ -1,0 +1,79 @@
+internal import BackupJobs
+internal import DiskImages
+
+/// A job that runs, as the agent remembers it over a restart: all that cannot be seen in its record, its target and its
+/// drive.
+///
+/// It is written as JSON. A later version must read what an earlier one has written, or an upgrade would end the jobs that
+/// run: what is added here, or to the types that it has, is optional.
+struct StoredJob: Codable, Sendable, Hashable {
+    /// How far it has come.
+    enum Phase: Codable, Sendable, Hashable {
+        case running
+        case paused(PauseReason)
+        /// Of sync `none`, after its good end was asked for.
+        case finishing
+        /// All is copied; others of its group are not as far.
+        case waiting
+        /// All is copied; waits for finalize.
+        case pending
+        /// The target is being made durable.
+        case finalizing
+        /// The target is durable and only its name is missing, as are those of its group: it completes.
+        case decided
+        case cancelling
+        case failing(AgentError)
+
+        /// It needs nothing of its drive any more.
+        var isOver: Bool {
+            switch self {
+            case .running, .paused, .finishing, .waiting, .pending, .finalizing: false
+            case .decided, .cancelling, .failing: true
+            }
+        }
+    }
+
+    /// The drive's top file.
+    struct DriveFile: Codable, Sendable, Hashable {
+        var path: String
+        var device: UInt64
+        var inode: UInt64
+        /// The drive's, in bytes.
+        var size: UInt64
+    }
+
+    /// The event that told of the job's start.
+    struct Started: Codable, Sendable, Hashable {
+        var sequence: UInt64
+        var time: Int64
+    }
+
+    var number: UInt64
+    var spec: BackupSpec
+    /// What the client who started it may use.
+    var access: PathAccess
+    /// Empty: none.
+    var group: String
+    /// The target's true path.
+    var target: String
+    var format: ImageFormat
+    var sync: BackupSync
+    var resumption: TargetSpec.Resumption
+    var drive: DriveFile
+    /// Nanoseconds since 1970-01-01 UTC, as all times.
+    var pointInTime: Int64
+    var createdAt: Int64
+    var speedBytesPerSecond: Int64
+    var restarts: UInt32
+    var started: Started?
+    var phase: Phase
+
+    /// What opens its target again.
+    func targetSpec(isOtherBoot: Bool) -> TargetSpec {
+        var known = resumption
+        known.isOtherBoot = isOtherBoot
+        return TargetSpec(
+            path: target, mode: .resume(known), format: format, size: drive.size, sync: sync, access: access,
+            job: JobNumber(value: number), jobID: spec.jobID)
+    }
+}

@@ -92,10 +92,6 @@ package final class BackgroundProcess: Sendable {
 /// Not Foundation's `Process`: to close what a child must not inherit that lists all open files, and reads beyond the end of
 /// the list where there are many.
 private final class Child: @unchecked Sendable {
-    /// One child is made at a time: until another one's pipes are closed on exec, a child that starts would inherit them, and
-    /// keep their ends from being seen for as long as it runs.
-    private static let birth = Mutex(())
-
     // SAFETY: all of it is used by one call at a time: the tests await one before they make the next.
     let input: FileHandle
     let output: FileHandle
@@ -103,6 +99,10 @@ private final class Child: @unchecked Sendable {
     private let number: pid_t
     /// As waitpid(2) tells it; nil until then, and so long the number is this process's.
     private var status: Int32?
+
+    /// One child is made at a time: until another one's pipes are closed on exec, a child that starts would inherit them, and
+    /// keep their ends from being seen for as long as it runs.
+    private static let birth = Mutex(())
 
     init(
         _ executable: String, _ arguments: [String], directory: String?, environment: [String: String]

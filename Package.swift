@@ -36,6 +36,8 @@ let targets: [Target] = [
     .systemLibrary(name: "CLiburing", pkgConfig: "liburing"),
     .systemLibrary(name: "CZlib", pkgConfig: "zlib"),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd"),
+    .systemLibrary(name: "CXXHash", pkgConfig: "libxxhash"),
+    .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto"),
     .target(name: "CWire", dependencies: ["CProtobufC"]),
     .target(name: "CDescriptor", dependencies: ["CProtobufC"]),
     .target(name: "CBlockIO", dependencies: ["CLiburing"]),
@@ -43,7 +45,7 @@ let targets: [Target] = [
     // The disk side.
     swift("BlockIO", ["CBlockIO"]),
     swift("DiskImages", ["BlockIO", "CZlib", "CZstd"]),
-    swift("BackupJobs", ["BlockIO"]),
+    swift("BackupJobs", ["BlockIO", "CXXHash", "CCrypto"]),
     swift("NBD", ["BlockIO", "CBlockIO"]),
 
     // The wire side.
@@ -58,9 +60,9 @@ let targets: [Target] = [
     swift(
         "BackupAgent",
         [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", grdb,
-            lifecycle,
-            logging, unixSignals,
+            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire",
+            grdb,
+            lifecycle, logging, unixSignals,
         ]),
 
     executable("drive-backup-agent", ["BackupAgent", argumentParser, logging]),

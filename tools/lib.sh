@@ -22,6 +22,8 @@ build     liburing-dev        liburing.h
 build     libprotobuf-c-dev   protobuf-c/protobuf-c.h
 build     zlib1g-dev          zlib.h
 build     libzstd-dev         zstd.h
+build     libxxhash-dev       xxhash.h
+build     libssl-dev          openssl/evp.h
 build     libsqlite3-dev      sqlite3.h
 generate  protobuf-compiler   protoc
 generate  protobuf-c-compiler protoc-gen-c

@@ -23,6 +23,8 @@ package struct AgentConfiguration: Sendable {
     package var staging: StagingOption?
     /// What does the I/O of drives; nil: the best kind that the system allows.
     package var engine: Engine?
+    package var history = HistoryLimits()
+    package var hooks = HookOptions()
     /// The agent's program, which is started for each target; another one in tests, which are no agent.
     package var targetProgram = TargetProcesses.ownProgram
     package var version: String
@@ -39,7 +41,9 @@ package struct AgentConfiguration: Sendable {
 package final class Agent: Sendable {
     /// How long jobs may take to end when the agent is stopped, then clients to hear of it, then drives to
     /// close: together less than the five seconds that stopping may take.
-    static let patience = (jobs: Duration.seconds(3), clients: Duration.milliseconds(700))
+    static let patience = (
+        jobs: Duration.seconds(3), history: Duration.milliseconds(500), clients: Duration.milliseconds(500)
+    )
 
     private let directories: AgentDirectories
     private let store: StateStore
@@ -51,7 +55,8 @@ package final class Agent: Sendable {
     private let log: EventLog
     private let server: RPCServer
     private let handlers: AgentHandlers
-    private let sequences: SequenceKeeper
+    private let writer: HistoryWriter
+    private let hooks: Hooks
     private let logger: Logger
 
     /// Does all that can fail before the agent answers: takes its directories, opens its state and the
@@ -66,43 +71,61 @@ package final class Agent: Sendable {
         do throws(BlockError) { starter = try engines.engine() } catch {
             throw AgentError(error, of: .drive, subject: "")
         }
+        let problems = AgentProblems(logger: logger)
         let opened: Result<Opened, AgentError> = await starter.blocking {
-            Result { () throws(AgentError) in try Opened(configuration) }
+            Result { () throws(AgentError) in try Opened(configuration, problems) }
         }
         let parts = try opened.get()
         directories = parts.directories
         store = parts.store
-        sequences = SequenceKeeper(store: parts.store, logger: logger)
         let claims = FileClaims()
         drives = DriveRegistry(
             engines: engines, claims: claims, store: store, journalDirectory: parts.journalDirectory,
             logger: logger)
         exports = ExportRegistry(drives: drives, engines: engines, store: store, logger: logger)
         for line in parts.leftovers { logger.warning("\(line)") }
-        let keeper = sequences
-        log = EventLog(after: try await store.reservedSequence(), reserve: { keeper.reserve($0) })
+        let writer = HistoryWriter(store: parts.store, limits: configuration.history, problems: problems)
+        let past = await Past(parts.store, numbersAreLost: parts.numbersAreLost, problems)
+        log = EventLog(
+            after: past.sequence, reserved: past.sequence + EventLog.reservation, history: writer,
+            reserve: { writer.reserve(sequence: $0) })
+        writer.begin(telling: log)
+        self.writer = writer
+        let hooks = Hooks(configuration.hooks, logger: logger)
+        self.hooks = hooks
         targets = try TargetProcesses(
             claims: claims, store: parts.store, executable: configuration.targetProgram, kind: engines.kind,
             logger: logger)
         try await targets.begin()
         jobs = JobManager(
-            drives: drives, exports: exports, targets: targets, files: parts.files, buffers: targets.buffers,
-            log: log, logger: logger)
+            drives: drives, exports: exports, targets: targets, files: parts.files,
+            buffers: targets.buffers, log: log,
+            history: JobHistory(
+                store: parts.store, writer: writer, problems: problems, keys: past.keys, lastNumber: past.job,
+                reservedNumber: past.job + JobHistory.reservation),
+            logger: logger, onEnd: { hooks.ended($0) })
         let identity = AgentIdentity(
             version: configuration.version, startedAt: WallClock.now(), engine: engines.kind.rawValue)
         handlers = AgentHandlers(
-            drives: drives, exports: exports, jobs: jobs, log: log, policy: parts.policy, identity: identity)
+            drives: drives, exports: exports, jobs: jobs, log: log, problems: problems, policy: parts.policy,
+            identity: identity)
         var limits = RPCLimits()
         limits.software = "drive-backup-agent \(configuration.version)"
         server = RPCServer(listen: addresses, router: handlers.router(), limits: limits, logger: logger)
         for option in configuration.drives { try await drives.openFromCommandLine(option) }
         // Who may add drives when no directories are named may add any: so what is stored passes.
         let access = parts.policy.access(isTrusted: true)
-        await drives.openStored(try await store.drives(), access: access)
+        let storedDrives = await Past.read(problems) { () async throws(AgentError) in
+            try await parts.store.drives()
+        }
+        await drives.openStored(storedDrives ?? [], access: access)
         // Guests come back when their drives are whole, and not before.
         do throws(AgentError) {
             for option in configuration.exports { try await exports.openFromCommandLine(option) }
-            await exports.openStored(try await store.exports(), access: access)
+            let stored = await Past.read(problems) { () async throws(AgentError) in
+                try await parts.store.exports()
+            }
+            await exports.openStored(stored ?? [], access: access)
             do throws(RPCStatus) { try await server.bind() } catch { throw AgentError(error) }
         } catch {
             await exports.shutDown()
@@ -130,12 +153,17 @@ package final class Agent: Sendable {
         async let exportsEnded: Void = exports.shutDown()
         await jobs.stop(within: Self.patience.jobs)
         await exportsEnded
+        async let hooksEnded: Void = hooks.finish(within: Self.patience.history)
+        let isKept = await writer.finish(within: Self.patience.history)
+        await hooksEnded
+        // What could not be kept is told all the same.
+        if !isKept { log.showUnkept() }
         log.close()
         await server.shutDown(within: Self.patience.clients)
-        await sequences.finish()
         await drives.closeAll()
         await targets.shutDown()
-        store.close()
+        // One that does not answer would not answer to this either.
+        if isKept { store.close() }
         await engines.shutDown()
         directories.release()
         logger.notice("Stopped")
@@ -153,44 +181,111 @@ package final class Agent: Sendable {
         let policy: PathPolicy
         let directories: AgentDirectories
         let store: StateStore
+        /// Which numbers were given out is not known.
+        let numbersAreLost: Bool
         let files: JobFiles
         let journalDirectory: String
         /// What an agent that was killed has left, a sentence for each job.
         let leftovers: [String]
 
-        init(_ configuration: AgentConfiguration) throws(AgentError) {
+        init(_ configuration: AgentConfiguration, _ problems: AgentProblems) throws(AgentError) {
+            try configuration.hooks.check()
             policy = try PathPolicy(directories: configuration.allowedDirectories)
             let staging =
                 configuration.staging ?? StagingOption(directory: configuration.stateDirectory + "/staging")
             let runtime = configuration.runtimeDirectory
             directories = try AgentDirectories(
-                state: configuration.stateDirectory, runtime: runtime, staging: staging.directory)
-            store = try StateStore.open(directory: configuration.stateDirectory)
+                state: configuration.stateDirectory, runtime: runtime, staging: staging.directory, problems)
+            let opened = try StateStore.openWhatThereIs(
+                directory: configuration.stateDirectory, scratch: runtime)
+            if let problem = opened.problem { problems.raise(.state, problem) }
+            store = opened.store
+            numbersAreLost = opened.numbersAreLost
             journalDirectory = runtime + "/journals"
             try JobFiles.makeDirectory(journalDirectory)
             files = JobFiles(
                 recordDirectory: runtime + "/jobs", stagingDirectory: staging.directory,
-                stagingLimit: staging.limit)
+                stagingLimit: staging.limit,
+                manifestDirectory: configuration.stateDirectory + "/manifests")
+            try JobFiles.makeDirectory(files.manifestDirectory)
             leftovers = try files.prepare()
+        }
+    }
+}
+
+/// What earlier runs of the agent have left that this one goes on from.
+private struct Past: Sendable {
+    /// Event numbers up to this one are used.
+    let sequence: UInt64
+    /// As well.
+    let job: UInt64
+    let keys: [RequestKeys.Kept]
+
+    /// Reads what there is, and sets numbers aside before the first of them is used.
+    init(_ store: StateStore, numbersAreLost: Bool, _ problems: AgentProblems) async {
+        let now = WallClock.now()
+        // In microseconds the time is beyond every number that was counted up to, and the same is true next time.
+        let lost = UInt64(max(0, now / 1000))
+        let read = await Self.read(problems) { () async throws(AgentError) in
+            (try await store.reserved(.sequence), try await store.reserved(.job))
+        }
+        let (sequence, job) = numbersAreLost ? (lost, lost) : read ?? (lost, lost)
+        self.sequence = sequence
+        self.job = job
+        keys =
+            await Self.read(problems) { () async throws(AgentError) in
+                try await store.requestKeys(since: now - RequestKeys.lifetime)
+            } ?? []
+        do throws(AgentError) {
+            try await store.reserve(.sequence, upTo: sequence + EventLog.reservation)
+            try await store.reserve(.job, upTo: job + JobHistory.reservation)
+        } catch {
+            problems.raise(
+                .numbers,
+                "\(error.message): the next start of the agent may use the numbers of events and jobs again")
+        }
+    }
+
+    /// What `body` reads; nil, and a problem, when nothing can be read.
+    static func read<Value: Sendable>(
+        _ problems: AgentProblems, _ body: () async throws(AgentError) -> Value
+    ) async -> Value? {
+        do throws(AgentError) { return try await body() } catch {
+            problems.raise(.reading, error.message)
+            return nil
         }
     }
 }
 
 /// The agent's own directories, held until they are released.
 private final class AgentDirectories: Sendable {
-    let state: DirectoryLock
+    /// nil: on a file system that cannot be written.
+    let state: DirectoryLock?
     let runtime: DirectoryLock
-    let staging: DirectoryLock
+    let staging: DirectoryLock?
 
-    init(state: String, runtime: String, staging: String) throws(AgentError) {
-        self.state = try DirectoryLock(path: state, purpose: "state")
+    init(
+        state: String, runtime: String, staging: String, _ problems: AgentProblems
+    ) throws(AgentError) {
         self.runtime = try DirectoryLock(path: runtime, purpose: "runtime")
-        self.staging = try DirectoryLock(path: staging, purpose: "staging")
+        self.state = try Self.hold(state, "state", problems)
+        self.staging = try Self.hold(staging, "staging", problems)
+    }
+
+    /// Without these directories drives can be served, and jobs say what they lack.
+    private static func hold(
+        _ path: String, _ purpose: String, _ problems: AgentProblems
+    ) throws(AgentError) -> DirectoryLock? {
+        do throws(AgentError) { return try DirectoryLock(path: path, purpose: purpose) } catch {
+            guard error.reason == .noSpace else { throw error }
+            problems.raise(.directories, "\(error.message); the \(purpose) directory is not locked")
+            return nil
+        }
     }
 
     func release() {
-        state.release()
+        state?.release()
         runtime.release()
-        staging.release()
+        staging?.release()
     }
 }

@@ -32,6 +32,7 @@ extension AgentError {
             case .corrupt: .imageCorrupt
             case .unsupported: .imageUnsupported
             case .invalid: error.errno == 0 ? .imageUnsupported : .pathInvalid
+            case .dataLost: error.isNoSpace ? .noSpace : .ioError
             case .inputOutput: .ioError
             case .cancelled: .jobCancelled
             }

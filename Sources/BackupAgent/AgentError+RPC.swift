@@ -7,21 +7,24 @@ extension AgentError.Reason {
     /// gRPC's code for the reason.
     var code: RPCCode {
         switch self {
-        case .driveNotFound, .fileNotFound, .targetMissing, .jobNotFound, .exportNotFound: .notFound
-        case .driveExists, .targetExists, .targetPartialExists, .jobExists, .exportExists, .requestKeyReused:
+        case .driveNotFound, .fileNotFound, .targetMissing, .jobNotFound, .exportNotFound, .manifestMissing:
+            .notFound
+        case .driveExists, .targetExists, .targetPartialExists, .jobExists, .exportExists, .requestKeyReused,
+            .manifestExists:
             .alreadyExists
         case .pathNotAllowed, .accessDenied: .permissionDenied
         case .pathInvalid, .fieldInvalid: .invalidArgument
         case .driveBusy, .driveInvalid, .fileLocked, .imageUnsupported, .targetIsSource, .targetBusy,
             .targetLocked, .targetSizeMismatch, .targetFormatAmbiguous, .targetNotRegular,
-            .backingUnsupported, .backingMismatch, .exportInvalid, .listenFailed, .jobState:
+            .backingUnsupported, .backingMismatch, .exportInvalid, .listenFailed, .jobState,
+            .manifestInvalid, .manifestPartial, .manifestMismatch:
             .failedPrecondition
-        case .imageCorrupt: .dataLoss
+        case .imageCorrupt, .stateDamaged, .backupDamaged: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted
         case .ioError, .flushInterrupted, .cbwTimeout, .snapshotBroken, .snapshotFailed, .jobCancelled,
             .agentRestarted:
             .aborted
-        case .fieldUnimplemented: .unimplemented
+        case .fieldUnimplemented, .stateSuperseded: .unimplemented
         case .agentStopping: .unavailable
         }
     }

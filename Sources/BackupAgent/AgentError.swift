@@ -45,6 +45,12 @@ package struct AgentError: Error, Sendable, Hashable, Codable {
         case cbwTimeout = "CBW_TIMEOUT"
         case snapshotBroken = "SNAPSHOT_BROKEN"
         case snapshotFailed = "SNAPSHOT_FAILED"
+        case manifestExists = "MANIFEST_EXISTS"
+        case manifestMissing = "MANIFEST_MISSING"
+        case manifestInvalid = "MANIFEST_INVALID"
+        case manifestPartial = "MANIFEST_PARTIAL"
+        case manifestMismatch = "MANIFEST_MISMATCH"
+        case backupDamaged = "BACKUP_DAMAGED"
         case noSpace = "NO_SPACE"
         case ioError = "IO_ERROR"
         case flushInterrupted = "FLUSH_INTERRUPTED"
@@ -57,6 +63,8 @@ package struct AgentError: Error, Sendable, Hashable, Codable {
         case fieldUnimplemented = "FIELD_UNIMPLEMENTED"
         case agentStopping = "AGENT_STOPPING"
         case agentRestarted = "AGENT_RESTARTED"
+        case stateDamaged = "STATE_DAMAGED"
+        case stateSuperseded = "STATE_SUPERSEDED"
     }
 }
 

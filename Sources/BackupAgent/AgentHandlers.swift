@@ -8,6 +8,7 @@ struct AgentHandlers: Sendable {
     let exports: ExportRegistry
     let jobs: JobManager
     let log: EventLog
+    let problems: AgentProblems
     let policy: PathPolicy
     /// What does not change about the agent.
     let identity: AgentIdentity
@@ -48,6 +49,7 @@ struct AgentHandlers: Sendable {
         info.lastSequence = log.lastSequence
         info.addresses = identity.addresses.value ?? []
         info.allowedDirectories = policy.directories
+        info.problems = problems.sentences
         return info
     }
 
@@ -59,15 +61,18 @@ struct AgentHandlers: Sendable {
         var last = sequence
         while true {
             let isClosed = log.isClosed
-            let events = log.events(after: last)
+            let horizon = log.lastSequence
+            let events = await jobs.watchAll(after: last)
             for event in events {
-                try await writer.write(event.wire)
+                try await writer.write(event)
                 last = event.sequence
             }
             guard events.isEmpty else { continue }
             if !follows { return }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }
             try checkNotCancelled()
+            // There was nothing up to the horizon.
+            last = max(last, horizon)
             await log.waitForEvent(after: last)
         }
     }

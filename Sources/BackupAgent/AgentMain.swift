@@ -94,6 +94,8 @@ extension AgentConfiguration {
         allowedDirectories = allowedDirectories.map(absolute)
         for index in drives.indices { drives[index].file = absolute(drives[index].file) }
         for index in exports.indices { exports[index].makeAbsolute(in: current) }
+        hooks.onCompleted = hooks.onCompleted.map(absolute)
+        hooks.onFailed = hooks.onFailed.map(absolute)
         if let directory = staging?.directory { staging?.directory = absolute(directory) }
     }
 }

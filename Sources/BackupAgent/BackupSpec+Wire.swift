@@ -39,8 +39,13 @@ extension BackupSpec {
                 "With sync none it is the cancel that ends the job: manual_finalize has no meaning")
         }
         keepsTarget = request.keepTarget
-        try Self.check(request.onSourceError, "on_source_error")
-        try Self.check(request.onTargetError, "on_target_error")
+        switch request.checksum {
+        case .unspecified, .xxh3128: checksum = .xxh3
+        case .sha256: checksum = .sha256
+        default: throw Self.invalid("checksum", "The checksum \(request.checksum) is not known")
+        }
+        onSourceError = try Self.policy(request.onSourceError, "on_source_error")
+        onTargetError = try Self.policy(request.onTargetError, "on_target_error")
         try takeSavingOptions(request)
         guard !request.rebase else {
             throw AgentError(
@@ -131,18 +136,20 @@ extension BackupSpec {
         }
     }
 
-    private static func check(_ policy: ErrorPolicy, _ field: String) throws(AgentError) {
+    static func policy(
+        _ policy: DriveBackupWire.ErrorPolicy, _ field: String
+    ) throws(AgentError) -> BackupJobs.ErrorPolicy {
         switch policy {
-        case .unspecified, .report: return
-        case .ignore, .enospc, .stop, .auto:
-            throw AgentError(
-                .fieldUnimplemented, "\(field): the policy \(policy) is not implemented yet (report is)",
-                subject: field)
+        case .unspecified, .report: return .report
+        case .ignore: return .ignore
+        case .enospc: return .enospc
+        case .stop: return .stop
+        case .auto: return .auto
         default: throw invalid(field, "\(field): the policy \(policy) is not known")
         }
     }
 
-    private static func invalid(_ field: String, _ message: String) -> AgentError {
+    static func invalid(_ field: String, _ message: String) -> AgentError {
         AgentError(.fieldInvalid, message, subject: field)
     }
 }

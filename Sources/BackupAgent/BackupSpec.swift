@@ -5,10 +5,22 @@ package import DiskImages
 package struct BackupSpec: Sendable, Hashable {
     package enum Mode: Sendable, Hashable { case absolutePaths, existing }
 
+    /// What kind of job it is.
+    package enum Work: Sendable, Hashable {
+        case backup
+        /// `target` is read back.
+        case verify
+        /// The backup of that path is written to `target`, or to `drive` when that is empty.
+        case restore(from: String)
+    }
+
+    package var work = Work.backup
+    /// Empty where the job is about none.
     package var drive: String
     /// Absolute.
     package var target: String
     package var sync: BackupSync
+    package var checksum = DigestAlgorithm.xxh3
     /// nil: found out for an existing target, else the drive's own.
     package var format: ImageFormat?
     package var mode = Mode.absolutePaths
@@ -27,6 +39,8 @@ package struct BackupSpec: Sendable, Hashable {
     /// Zero: for ever.
     package var saveTimeout = Duration.seconds(5)
     package var stagingFull = BackupJob.Options.StagingFull.fail
+    package var onSourceError = ErrorPolicy.report
+    package var onTargetError = ErrorPolicy.report
 
     package init(drive: String, target: String, sync: BackupSync, jobID: String? = nil) {
         self.drive = drive
@@ -39,6 +53,7 @@ package struct BackupSpec: Sendable, Hashable {
 /// What a client is told about a job.
 package struct JobInfo: Sendable, Hashable {
     package var id: String
+    package var type = BackupSpec.Work.backup
     package var drive: String
     package var target: String
     package var state: JobState
@@ -55,10 +70,22 @@ package struct JobInfo: Sendable, Hashable {
     package var endedAt: Int64 = 0
     package var waitsForFinalize: Bool
     package var waitsForDismiss: Bool
+    package var onSourceError = ErrorPolicy.report
+    package var onTargetError = ErrorPolicy.report
+    /// What the target lacks, and the first ranges of it.
+    package var missing = BackupJob.Missing()
+    /// What the job is paused by, where the reason is an error.
+    package var pauseError: JobIOError?
+    /// How many operations have failed.
+    package var errorCount: UInt64 = 0
+    /// The last of these, merged as their events are.
+    package var errors: [JobIOError] = []
     /// The number of its last event.
     package var lastSequence: UInt64 = 0
     /// nil before the job has staging, and after its end.
     package var staging: Staging.Usage?
     /// Why nothing can be done to the target now; nil when it can.
     package var targetBusy: String?
+    /// The manifest's path; empty where there is none.
+    package var manifest = ""
 }

@@ -13,7 +13,13 @@ package final class DirectoryLock: Sendable {
     package init(path: String, purpose: String) throws(AgentError) {
         try Self.makeDirectory(path, purpose: purpose)
         let file = path + "/\(purpose).lock"
-        let descriptor = open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        var descriptor = open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o600)
+        // A lock that exists can be held on a file system that cannot be written.
+        if descriptor < 0, errno == EROFS || errno == ENOSPC {
+            let error = errno
+            descriptor = open(file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+            if descriptor < 0 { errno = error }
+        }
         guard descriptor >= 0 else { throw Self.failure("open \(file)", errno) }
         guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
             let error = errno
@@ -58,6 +64,8 @@ package final class DirectoryLock: Sendable {
     }
 
     private static func failure(_ what: String, _ error: Int32) -> AgentError {
-        AgentError(.ioError, "Couldn't \(what): \(BlockError.describe(errno: error))")
+        AgentError(
+            error == EROFS || error == ENOSPC ? .noSpace : .ioError,
+            "Couldn't \(what): \(BlockError.describe(errno: error))")
     }
 }

@@ -36,6 +36,8 @@ package struct DriveLease: Sendable {
     let image: OpenImage
     /// What its guests and its jobs use.
     let live: LiveDrive
+    /// It is no drive: a backup, opened to be read by one job, which closes it.
+    var isBackup = false
 
     /// What the image's top layer lies on, for sync `top`; nil where nothing does.
     var base: (any BlockDevice)? { image.backingDevice }

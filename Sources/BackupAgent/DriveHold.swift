@@ -5,6 +5,7 @@ internal import BlockIO
 struct DriveHold: Sendable {
     let lease: DriveLease
     let staging: Staging
+    let sums: BlockSums
     var record: JobRecord?
     var job: BackupJob?
     /// The point in time is fixed, the drive's requests pass through the job.
@@ -12,7 +13,7 @@ struct DriveHold: Sendable {
 
     /// Makes what there is to see of the drive as it was.
     func view(_ number: JobNumber, _ id: String) -> JobView? {
-        guard isFixed, let job else { return nil }
+        guard isFixed, !lease.isBackup, let job else { return nil }
         return JobView(job: number, jobID: id, drive: lease.id, device: job.view)
     }
 }

@@ -23,6 +23,8 @@ package actor DriveRegistry {
         var isWritten = false
         /// For each export that is gone and whose requests had not ended, whether they still have not.
         var leftBehind: [@Sendable () -> Bool] = []
+        /// A backup is written to it: nobody may export it.
+        var isRestored = false
         /// It is being opened or closed: there for the id's sake only.
         var isInTransition = true
 
@@ -176,14 +178,59 @@ package actor DriveRegistry {
         return DriveLease(id: id, image: image, live: live)
     }
 
-    package func giveBack(_ lease: DriveLease) { drives[lease.id]?.jobID = nil }
+    /// Takes a drive that nobody has open, to be overwritten by a job, and tells all other processes so.
+    func leaseForRestore(_ id: String, jobID: String) async throws(AgentError) -> DriveLease {
+        try check(id)
+        let drive = try find(id)
+        guard let image = drive.image, let live = drive.live else { throw Self.notFound(id) }
+        if let export = drive.exports.min() {
+            throw AgentError(
+                .driveBusy, "Couldn't restore to the drive \(id): the export \(export) serves it (remove that first)",
+                subject: id)
+        }
+        guard !drive.isStuck else {
+            throw AgentError(
+                .driveBusy,
+                "Couldn't restore to the drive \(id): requests to it that an export left have not ended (a disk that hangs?)",
+                subject: id)
+        }
+        guard !drive.option.isReadOnly else {
+            throw AgentError(
+                .driveInvalid, "Couldn't restore to the drive \(id): it is read-only", subject: id)
+        }
+        drives[id]?.jobID = jobID
+        drives[id]?.isRestored = true
+        do throws(BlockError) { try await image.takeWritePermission() } catch {
+            drives[id]?.jobID = nil
+            drives[id]?.isRestored = false
+            throw AgentError(error, of: .drive, subject: drive.option.file)
+        }
+        drives[id]?.isWritten = true
+        return DriveLease(id: id, image: image, live: live)
+    }
+
+    package func giveBack(_ lease: DriveLease) {
+        drives[lease.id]?.jobID = nil
+        drives[lease.id]?.isRestored = false
+    }
+
+    /// An engine for what a job opens beside drives.
+    func engine(for path: String) throws(AgentError) -> any IOEngine {
+        do throws(BlockError) { return try engines.engine() } catch {
+            throw AgentError(error, of: .drive, subject: path)
+        }
+    }
 
     // MARK: For exports
 
     /// Notes that an export of that name belongs to the drive, which cannot be removed until `detach`. Throws when there is
     /// no such drive.
     package func attach(export name: String, to id: String) throws(AgentError) {
-        _ = try find(id)
+        let drive = try find(id)
+        guard !drive.isRestored else {
+            throw AgentError(
+                .driveBusy, "The drive \(id) is busy: the job \(drive.jobID ?? "") restores a backup to it", subject: id)
+        }
         drives[id]?.exports.insert(name)
     }
 

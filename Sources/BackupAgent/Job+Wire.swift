@@ -7,7 +7,13 @@ extension JobInfo {
     package var wire: DriveBackupWire.Job {
         var job = DriveBackupWire.Job()
         job.id = id
-        job.type = .backup
+        job.type =
+            switch type {
+            case .backup: .backup
+            case .verify: .verify
+            case .restore: .restore
+            }
+        job.manifest = manifest
         job.drive = drive
         job.target = target
         job.state = DriveBackupWire.JobState(rawValue: state.rawValue)
@@ -27,6 +33,13 @@ extension JobInfo {
         job.staging = staging.map { usage in
             StagingUsage(used: Int64(clamping: usage.used), limit: Int64(clamping: usage.limit))
         }
+        job.missingBytes = Int64(clamping: missing.length)
+        job.missing = missing.ranges.map(\.wire)
+        job.pauseError = pauseError?.wire
+        job.errorCount = errorCount
+        job.errors = errors.map(\.wire)
+        job.onSourceError = onSourceError.wire
+        job.onTargetError = onTargetError.wire
         job.targetBusy = targetBusy ?? ""
         return job
     }
@@ -47,19 +60,22 @@ extension JobEvent.Kind {
     fileprivate var wire: DriveBackupWire.JobEvent.Event {
         switch self {
         case .started(let started): return .started(started.wire)
-        case .stateChanged(let state, let previous, let reason):
+        case .stateChanged(let state, let previous, let reason, let error):
             var changed = StateChanged()
             changed.state = DriveBackupWire.JobState(rawValue: state.rawValue)
             changed.previous =
                 previous.map { DriveBackupWire.JobState(rawValue: $0.rawValue) } ?? .unspecified
             changed.pauseReason = reason.wire
+            changed.pauseError = error?.wire
             return .stateChanged(changed)
         case .progress(let progress): return .progress(progress.wire)
         case .ioError(let error): return .ioError(error.wire)
         case .pending: return .pending(Pending())
-        case .completed(let progress):
+        case .completed(let progress, let missing):
             var completed = Completed()
-            completed.result = .completed
+            completed.result = missing.length == 0 ? .completed : .completedWithErrors
+            completed.missingBytes = Int64(clamping: missing.length)
+            completed.missing = missing.ranges.map(\.wire)
             completed.progress = progress.wire
             return .completed(completed)
         case .failed(let error, let progress):
@@ -85,6 +101,12 @@ extension JobEvent.Started {
         started.format = format
         return started
     }
+
+    init(_ wire: DriveBackupWire.Started) {
+        self.init(
+            drive: wire.drive, target: wire.target, pointInTime: wire.pointInTime,
+            sync: BackupSync(rawValue: wire.sync.rawValue) ?? .full, format: wire.format)
+    }
 }
 
 extension JobIOError {
@@ -97,8 +119,26 @@ extension JobIOError {
         event.errno = errno
         event.message = message.replacing("\0", with: "\u{FFFD}")
         event.action = ErrorAction(rawValue: action.rawValue)
-        event.count = 1
+        event.count = count
         return event
+    }
+}
+
+extension ByteRange {
+    fileprivate var wire: DriveBackupWire.Range {
+        DriveBackupWire.Range(offset: Int64(clamping: offset), length: Int64(clamping: length))
+    }
+}
+
+extension BackupJobs.ErrorPolicy {
+    fileprivate var wire: DriveBackupWire.ErrorPolicy {
+        switch self {
+        case .report: .report
+        case .ignore: .ignore
+        case .enospc: .enospc
+        case .stop: .stop
+        case .auto: .auto
+        }
     }
 }
 

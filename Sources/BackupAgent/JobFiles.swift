@@ -10,14 +10,20 @@ package struct JobFiles: Sendable {
     package let stagingDirectory: String
     /// What one job may take of staging, in bytes; nil: what the file system has to give.
     package let stagingLimit: UInt64?
+    /// Where manifests of devices are.
+    package let manifestDirectory: String
 
-    package init(recordDirectory: String, stagingDirectory: String, stagingLimit: UInt64? = nil) {
+    package init(
+        recordDirectory: String, stagingDirectory: String, stagingLimit: UInt64? = nil,
+        manifestDirectory: String? = nil
+    ) {
+        self.manifestDirectory = manifestDirectory ?? stagingDirectory + "/manifests"
         self.recordDirectory = recordDirectory
         self.stagingDirectory = stagingDirectory
         self.stagingLimit = stagingLimit
     }
 
-    private static let suffixes = (record: ".record", staging: ".staging")
+    private static let suffixes = (record: ".record", staging: ".staging", sums: ".sums")
 
     /// A file's name holds the job's number, by which it is unique, and for people as much of its id as fits.
     private static func name(_ job: JobNumber, _ id: String) -> String { "\(job.value)-\(id.prefix(100))" }
@@ -43,18 +49,29 @@ package struct JobFiles: Sendable {
             limit: stagingLimit, on: engine)
     }
 
+    /// Makes the file of the digests of what a job reads.
+    func makeSums(
+        _ job: JobNumber, id: String, driveSize: UInt64, algorithm: DigestAlgorithm, on engine: any IOEngine
+    ) async throws(BlockError) -> BlockSums {
+        try await BlockSums.create(
+            at: "\(stagingDirectory)/\(Self.name(job, id))\(Self.suffixes.sums)", driveSize: driveSize,
+            algorithm: algorithm, on: engine)
+    }
+
     /// Makes the record directory, and removes what an agent that was killed has left in both. Returns a sentence for each
     /// job it was of. Blocks; throws a sentence for the operator.
     package func prepare() throws(AgentError) -> [String] {
         try Self.makeDirectory(recordDirectory)
-        let files = [(recordDirectory, Self.suffixes.record), (stagingDirectory, Self.suffixes.staging)].map {
-            directory, suffix in
+        let files = [
+            (recordDirectory, Self.suffixes.record), (stagingDirectory, Self.suffixes.staging),
+            (stagingDirectory, Self.suffixes.sums),
+        ].map { directory, suffix in
             (directory, suffix, Self.names(in: directory).filter { $0.hasSuffix(suffix) })
         }
         var jobs: Set<String> = []
         for (directory, suffix, names) in files {
             for name in names {
-                guard unlink("\(directory)/\(name)") == 0 || errno == ENOENT else {
+                guard unlink("\(directory)/\(name)") == 0 || errno == ENOENT || errno == EROFS else {
                     throw AgentError(
                         .ioError,
                         "Couldn't remove \(directory)/\(name), left by an agent that was killed: "

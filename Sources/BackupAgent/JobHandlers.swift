@@ -4,37 +4,62 @@ internal import DriveBackupWire
 extension AgentHandlers {
     func addJobs(to router: inout RPCRouter) {
         router.stream(BackupsMethods.start) { (request, context, writer) async throws(RPCStatus) in
-            let access = access(context)
-            let (job, started) = try await translate { () async throws(AgentError) in
-                try await jobs.start(BackupSpec(request), access: access)
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
             }
-            try await writer.write(started.wire)
-            if !request.detach { try await watch(job, after: started.sequence, writer) }
         }
         router.stream(BackupsMethods.startGroup) { (request, context, writer) async throws(RPCStatus) in
             let access = access(context)
             let started = try await translate { () async throws(AgentError) in
                 try await jobs.start(BackupSpec.group(request), access: access)
             }
-            for (_, event) in started { try await writer.write(event.wire) }
+            for (_, event) in started {
+                await shown(event)
+                try await writer.write(event.wire)
+            }
             guard !request.detach else { return }
             try await watch(started.map { ($0.job, $0.started.sequence) }, writer)
         }
+        router.stream(BackupsMethods.verify) { (request, context, writer) async throws(RPCStatus) in
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
+            }
+        }
+        router.stream(BackupsMethods.restore) { (request, context, writer) async throws(RPCStatus) in
+            try await start(detach: request.detach, context, writer) { () throws(AgentError) in
+                try BackupSpec(request)
+            }
+        }
         router.unary(JobsMethods.list) { (request, _) async throws(RPCStatus) in
-            var response = ListJobsResponse()
-            response.jobs = await jobs.list(all: request.all).map(\.wire)
-            return response
+            try await translate { () async throws(AgentError) in
+                guard !request.all else { return try await jobs.listAll(after: request.afterSequence) }
+                return ListJobsResponse(jobs: await jobs.list(all: false).map(\.wire))
+            }
         }
         router.unary(JobsMethods.get) { (request, _) async throws(RPCStatus) in
-            try await translate { () async throws(AgentError) in try await jobs.get(request.jobID).wire }
+            try await translate { () async throws(AgentError) in try await jobs.show(request.jobID) }
         }
         router.stream(JobsMethods.watch) { (request, _, writer) async throws(RPCStatus) in
             let job = try await translate { () async throws(AgentError) in
-                try await jobs.number(of: request.jobID)
+                try await jobs.lookUp(request.jobID)
             }
             try await watch(job, after: request.afterSequence, writer)
         }
         addVerbs(to: &router)
+    }
+
+    /// Starts a job and reports it until it ends.
+    private func start(
+        detach: Bool, _ context: RPCContext, _ writer: RPCWriter<DriveBackupWire.JobEvent>,
+        _ spec: () throws(AgentError) -> BackupSpec
+    ) async throws(RPCStatus) {
+        let access = access(context)
+        let (job, started) = try await translate { () async throws(AgentError) in
+            try await jobs.start(spec(), access: access)
+        }
+        await shown(started)
+        try await writer.write(started.wire)
+        if !detach { try await watch(job, after: started.sequence, writer) }
     }
 
     private func addVerbs(to router: inout RPCRouter) {
@@ -68,6 +93,13 @@ extension AgentHandlers {
         }
     }
 
+    /// Waits until the event may be seen.
+    private func shown(_ event: JobEvent) async {
+        if event.sequence > log.lastSequence {
+            await log.waitForEvent(after: event.sequence - 1, of: event.job)
+        }
+    }
+
     /// The events of several jobs, each after a number, until the last one of each, in the order of their numbers.
     private func watch(
         _ numbers: [(job: JobNumber, sequence: UInt64)], _ writer: RPCWriter<DriveBackupWire.JobEvent>
@@ -77,10 +109,10 @@ extension AgentHandlers {
             let isClosed = log.isClosed
             // Looked at before the jobs: what is logged later wakes the wait below.
             let horizon = log.lastSequence
-            var events: [JobEvent] = []
+            var events: [DriveBackupWire.JobEvent] = []
             var going: [(job: JobNumber, sequence: UInt64)] = []
             for (job, sequence) in running {
-                let (found, isEnd) = await jobs.events(of: job, after: sequence)
+                let (found, isEnd) = await jobs.watch(job, after: sequence)
                 // What is beyond would be out of order with the others'.
                 let due = found.filter { $0.sequence <= horizon }
                 events += due
@@ -88,9 +120,7 @@ extension AgentHandlers {
                 if !isEnd || due.count < found.count { going.append((job, last)) }
             }
             running = going
-            for event in events.sorted(by: { $0.sequence < $1.sequence }) {
-                try await writer.write(event.wire)
-            }
+            for event in events.sorted(by: { $0.sequence < $1.sequence }) { try await writer.write(event) }
             guard events.isEmpty else { continue }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }
             try checkNotCancelled()
@@ -99,22 +129,25 @@ extension AgentHandlers {
     }
 
     /// A job's events until its last one. A slow reader costs a number: what it has not read stays in the
-    /// log.
+    /// log, and in the history.
     private func watch(
         _ job: JobNumber, after sequence: UInt64, _ writer: RPCWriter<DriveBackupWire.JobEvent>
     ) async throws(RPCStatus) {
         var last = sequence
         while true {
             let isClosed = log.isClosed
-            let (events, isEnd) = await jobs.events(of: job, after: last)
+            let horizon = log.lastSequence
+            let (events, isEnd) = await jobs.watch(job, after: last)
             for event in events {
-                try await writer.write(event.wire)
+                try await writer.write(event)
                 last = event.sequence
             }
             if isEnd { return }
             guard events.isEmpty else { continue }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }
             try checkNotCancelled()
+            // There was nothing up to the horizon.
+            last = max(last, horizon)
             await log.waitForEvent(after: last, of: job)
         }
     }

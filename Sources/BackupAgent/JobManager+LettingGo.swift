@@ -50,7 +50,8 @@ extension JobManager {
     private func giveBack(_ hold: DriveHold, of number: JobNumber) async {
         await hold.job?.letGo()
         await exports?.endSnapshots(of: number)
-        await drives.giveBack(hold.lease)
+        // A backup is closed when nobody reads it any more.
+        if !hold.lease.isBackup { await drives.giveBack(hold.lease) }
     }
 
     private func removeFiles(of hold: DriveHold) async {
@@ -58,6 +59,10 @@ extension JobManager {
         do throws(BlockError) { try await hold.staging.remove() } catch {
             logger.warning("\(error.message); it is removed when the agent starts again")
         }
+        do throws(BlockError) { try await hold.sums.remove() } catch {
+            logger.warning("\(error.message); it is removed when the agent starts again")
+        }
+        if hold.lease.isBackup { await close(hold.lease) }
         guard let record = hold.record else { return }
         let removed: Result<Void, BlockError> = await hold.lease.live.engine.blocking {
             Result { () throws(BlockError) in try record.remove() }

@@ -7,7 +7,7 @@ internal import Logging
 extension JobManager {
     /// A job from its point in time to the end of its copy.
     func copy(_ number: JobNumber, _ job: BackupJob) async {
-        let ticker = Task { await self.tick(number) }
+        let ticker = Task { await self.tick(number, job) }
         let failure: BackupFailure?
         do throws(BackupFailure) {
             try await job.run()
@@ -17,25 +17,32 @@ extension JobManager {
         }
         ticker.cancel()
         await ticker.value
+        takeErrors(of: number)
+        await lookForMissing(number, job)
         switch failure {
         case nil:
             appendProgress(number)
+            if records[number]?.info.missing.length ?? 0 > 0 { report(.incomplete, number) }
             report(.copied, number)
-        case .cancelled: report(.copyStopped, number)
-        case .failed(let failure): report(.copyFailed(jobFailure(failure, number)), number)
+        case .cancelled:
+            tellSpoilt(number)
+            report(.copyStopped, number)
+        case .failed(let failure): report(.copyFailed(noting(jobFailure(failure, number), number)), number)
         }
     }
 
     // MARK: Progress
 
     /// Looks ten times a second at how far the job is, until the task is cancelled.
-    private func tick(_ number: JobNumber) async {
+    private func tick(_ number: JobNumber, _ job: BackupJob) async {
         while !Task.isCancelled {
             // Ends early when the job does.
             try? await Task.sleep(for: .milliseconds(100))
             guard !Task.isCancelled, let record = records[number] else { return }
             let isDue = clock() - record.lastProgressTime >= 1_000_000_000 || log.isWatched(number)
             if isDue { appendProgress(number) }
+            tellDueErrors(number)
+            await lookForMissing(number, job)
         }
     }
 
@@ -67,10 +74,13 @@ extension JobManager {
     /// Completes the target. The drive is given back before anybody hears of it.
     func complete(_ number: JobNumber) async {
         guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return }
+        if let failure = await finishContent(number, job, target) {
+            return report(.targetFailed(noting(failure, number)), number)
+        }
         do throws(BlockError) {
             try await job.complete()
         } catch {
-            report(.targetFailed(finishFailure(error, target)), number)
+            report(.targetFailed(noting(finishFailure(error, target), number)), number)
             return
         }
         await letGo(number)
@@ -100,10 +110,10 @@ extension JobManager {
             case .staging: AgentError(lostPointInTimeBy: failure.error, drive: drive)
             }
         return JobFailure(
-            error: error, ioError: JobIOError(failure, failedOperation: record?.target?.failedOperation))
+            error: error, ioError: JobIOError(failure))
     }
 
-    private func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
+    func finishFailure(_ error: BlockError, _ target: any JobTarget) -> JobFailure {
         JobFailure(
             error: target.endedWhileFlushing
                 ? AgentError(.flushInterrupted, error.message, subject: target.name)
@@ -112,24 +122,25 @@ extension JobManager {
             ioError: error.code == .cancelled
                 ? nil
                 : JobIOError(
-                    side: .target, operation: target.failedOperation ?? .finish, range: error.range,
+                    side: .target,
+                    operation: error.code == .dataLost ? .flush : target.failedOperation ?? .finish,
+                    range: error.range,
                     errno: error.errno, message: error.message))
     }
 }
 
 extension JobIOError {
-    /// - Parameter failedOperation: what the target says that it was, which knows better than the job.
-    init(_ failure: IOFailure, failedOperation: Operation? = nil) {
+    init(_ failure: IOFailure) {
         let side: Side =
             switch failure.side {
             case .source: .source
             case .target: .target
             case .staging: .staging
             }
-        let operation: Operation = failure.operation == .read ? .read : .write
+        let operation: Operation =
+            failure.error.code == .dataLost ? .flush : failure.operation == .read ? .read : .write
         self.init(
-            side: side, operation: side == .target ? failedOperation ?? operation : operation,
-            range: failure.range,
-            errno: failure.error.errno, message: failure.error.message)
+            side: side, operation: operation, range: failure.range, errno: failure.error.errno,
+            message: failure.error.message)
     }
 }

@@ -14,7 +14,7 @@ extension JobManager {
     /// Jobs that start at one instant, from their acceptance to the ends of their copies.
     func run(_ numbers: [JobNumber], _ access: PathAccess) async {
         do throws(AgentError) {
-            for number in numbers { try await takeDrive(number) }
+            for number in numbers { try await takeDrive(number, access) }
             if numbers.count > 1 { for number in numbers { try await checkTarget(number, access) } }
             var jobs: [(number: JobNumber, job: BackupJob)] = []
             for number in numbers { jobs.append((number, try await prepare(number, access))) }
@@ -43,9 +43,11 @@ extension JobManager {
 
     // MARK: The drive and what is beside it
 
-    private func takeDrive(_ number: JobNumber) async throws(AgentError) {
+    private func takeDrive(_ number: JobNumber, _ access: PathAccess) async throws(AgentError) {
         guard let spec = records[number]?.spec else { return }
-        let lease = try await drives.lease(spec.drive, jobID: spec.jobID)
+        let lease =
+            spec.work == .backup
+            ? try await drives.lease(spec.drive, jobID: spec.jobID) : try await openBackup(number, access)
         let device = lease.live.device
         do throws(AgentError) {
             guard device.size <= BackupJob.largestDrive else {
@@ -54,22 +56,38 @@ extension JobManager {
                     "Couldn't back up \(spec.drive): its \(device.size) bytes are more than the "
                         + "\(BackupJob.largestDrive) bytes that a job can keep track of", subject: spec.drive)
             }
-            let staging: Staging
-            do throws(BlockError) {
-                staging = try await files.makeStaging(
-                    number, id: spec.jobID, driveSize: device.size, on: device.engine)
-            } catch {
-                throw AgentError(error, of: .staging, subject: files.stagingDirectory)
-            }
-            records[number]?.hold = DriveHold(lease: lease, staging: staging)
+            let (staging, sums) = try await makeFiles(number, spec, for: device)
+            records[number]?.hold = DriveHold(lease: lease, staging: staging, sums: sums)
         } catch {
-            await drives.giveBack(lease)
+            if lease.isBackup { await close(lease) } else { await drives.giveBack(lease) }
             throw error
         }
     }
 
+    private func makeFiles(
+        _ number: JobNumber, _ spec: BackupSpec, for device: any BlockDevice
+    ) async throws(AgentError) -> (Staging, BlockSums) {
+        // What is read back is read as its manifest says.
+        let algorithm = records[number]?.manifest?.content?.algorithm ?? spec.checksum
+        do throws(BlockError) {
+            let staging = try await files.makeStaging(
+                number, id: spec.jobID, driveSize: device.size, on: device.engine)
+            do throws(BlockError) {
+                let sums = try await files.makeSums(
+                    number, id: spec.jobID, driveSize: device.size, algorithm: algorithm, on: device.engine)
+                return (staging, sums)
+            } catch {
+                // The error that led here is the one to tell.
+                try? await staging.remove()
+                throw error
+            }
+        } catch {
+            throw AgentError(error, of: .staging, subject: files.stagingDirectory)
+        }
+    }
+
     @discardableResult
-    private func makeRecord(_ number: JobNumber, clusterSize: UInt64) async throws(AgentError) -> JobRecord {
+    func makeRecord(_ number: JobNumber, clusterSize: UInt64) async throws(AgentError) -> JobRecord {
         guard let record = records[number], let lease = record.hold?.lease else {
             throw cancelledAtStart("")
         }
@@ -96,6 +114,7 @@ extension JobManager {
         guard let spec = records[number]?.spec, let hold = records[number]?.hold else {
             throw cancelledAtStart("")
         }
+        guard spec.work == .backup else { return try await prepareReading(number, access) }
         let (targetSpec, sync) = targetSpec(number, spec, hold.lease.image, access)
         // What a new target's clusters are is known, so that it is made last of all.
         if case .new = targetSpec.mode {
@@ -111,6 +130,7 @@ extension JobManager {
         record.info.target = target.name
         record.info.format = target.format
         record.info.sync = sync
+        record.info.manifest = target.manifestPath
         records[number] = record
         let journal =
             if let made = record.hold?.record {
@@ -121,18 +141,22 @@ extension JobManager {
         var options = BackupJob.Options(
             sync: BackupJob.Options.Sync(sync), speedBytesPerSecond: record.info.speedBytesPerSecond,
             targetReadsAsZero: target.readsAsZero)
+        options.beforeFirstWrite = partialManifest(number, target)
         options.saveFailure = spec.saveFailure
         options.saveTimeout = spec.saveTimeout
         options.stagingFull = spec.stagingFull
+        options.onSourceError = spec.onSourceError
+        options.onTargetError = spec.onTargetError
         let job = BackupJob(
             drive: hold.lease.live, base: hold.lease.base, target: target, options: options, record: journal,
-            staging: hold.staging, buffers: buffers, control: record.control)
-        await job.onWarning { failure in
-            // Ends at once: it only tells the manager.
-            Task { await self.warn(failure, number) }
-        }
-        records[number]?.hold?.job = job
+            staging: hold.staging, sums: hold.sums, buffers: buffers, control: record.control)
+        await keep(job, number)
         return job
+    }
+
+    func keep(_ job: BackupJob, _ number: JobNumber) async {
+        await listen(to: job, number)
+        records[number]?.hold?.job = job
     }
 
     private func targetSpec(
@@ -143,7 +167,8 @@ extension JobManager {
         let sync: BackupSync = spec.sync == .top && backing == nil ? .full : spec.sync
         var target = TargetSpec(
             path: spec.target, mode: .new(overwrite: spec.overwrites), format: spec.format ?? image.format,
-            size: image.device.size, sync: sync, access: access, job: number, jobID: spec.jobID)
+            size: image.device.size, sync: sync, access: access, job: number, jobID: spec.jobID,
+            manifestDirectory: files.manifestDirectory)
         if spec.mode == .existing {
             target.mode = .existing
             target.format = spec.format
@@ -164,7 +189,7 @@ extension JobManager {
         try await unlessStopped(number) { () async throws(AgentError) in try await targets.check(targetSpec) }
     }
 
-    private func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
+    func open(_ spec: TargetSpec, _ number: JobNumber) async throws(AgentError) -> any JobTarget {
         let targets = targets
         return try await unlessStopped(number) { () async throws(AgentError) in
             try await targets.open(spec)
@@ -175,7 +200,7 @@ extension JobManager {
 
     /// Does what a target may hang in, unless a job that starts with this one is to stop first: then `late` gets what comes
     /// of it at last.
-    private func unlessStopped<Value: Sendable>(
+    func unlessStopped<Value: Sendable>(
         _ number: JobNumber, _ body: @escaping @Sendable () async throws(AgentError) -> Value,
         late: @escaping @Sendable (Value) async -> Void = { _ in }
     ) async throws(AgentError) -> Value {
@@ -209,9 +234,9 @@ extension JobManager {
         throw cancelledAtStart(record.spec.jobID)
     }
 
-    private func isStopRequested(_ number: JobNumber) -> Bool { records[number]?.stop.value != nil }
+    func isStopRequested(_ number: JobNumber) -> Bool { records[number]?.stop.value != nil }
 
-    private func cancelledAtStart(_ id: String) -> AgentError {
+    func cancelledAtStart(_ id: String) -> AgentError {
         AgentError(.jobCancelled, "The job \(id) was cancelled before it had started", subject: id)
     }
 
@@ -312,22 +337,8 @@ extension JobManager {
             records[number]?.info.lastSequence = last.sequence
         }
         record.start.fulfil(.success(event))
-        logger.info("The job \(record.spec.jobID) copies \(record.spec.drive) to \(record.info.target)")
-    }
-
-    /// Tells the operator what a job's data path found worth telling.
-    private func warn(_ failure: IOFailure, _ number: JobNumber) {
-        guard let record = records[number] else { return }
-        logger.warning("The job \(record.spec.jobID): \(failure.error.message)")
-        var warning = JobIOError(failure)
-        warning.action = .warn
-        guard record.started != nil else {
-            records[number]?.earlyWarnings.append(warning)
-            return
-        }
-        guard record.machine.state != .concluded else { return }
-        let events = log.append([.ioError(warning)], job: number, id: record.spec.jobID)
-        if let last = events.last { records[number]?.info.lastSequence = last.sequence }
+        let verb = record.spec.work == .verify ? "verifies" : "copies to"
+        logger.info("The job \(record.spec.jobID) \(verb) \(record.info.target)")
     }
 
     // MARK: Points in time that are exported

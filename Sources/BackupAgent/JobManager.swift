@@ -29,7 +29,16 @@ package actor JobManager {
         var lettingGo: LettingGo?
         /// What the operator was to know before the job had started.
         var earlyWarnings: [JobIOError] = []
+        var errors = JobErrors()
+        /// What the data path has told, and nobody has taken up.
+        let inbox = ErrorInbox()
+        /// `info.missing` is as the job would tell it.
+        var isMissingKnown = true
         var started: JobEvent?
+        /// What a backup's manifest is to say, or what that of one that is read says.
+        var manifest: Manifest?
+        /// The backup that is read is one layer, without what it lies on.
+        var isLayer = false
         /// Why a job that has not started has to go.
         var startRefusal: AgentError?
         var lastProgress = JobProgress.none
@@ -44,8 +53,8 @@ package actor JobManager {
         var end: JobEvent?
     }
 
-    /// How many ended jobs are remembered.
-    static let historyBound = 1000
+    /// How many ended jobs stay in memory; the history has more.
+    static let historyBound = 256
 
     let drives: DriveRegistry
     /// Where points in time are exported; nil in tests that have none.
@@ -54,20 +63,27 @@ package actor JobManager {
     let files: JobFiles
     let buffers: BufferPool
     let log: EventLog
+    /// nil in tests that keep nothing.
+    let history: JobHistory?
     let clock: @Sendable () -> Int64
     let logger: Logger
+    private let onEnd: @Sendable (JobInfo) -> Void
 
     var records: [JobNumber: Record] = [:]
+    /// The last ended jobs; those of `dismissed` are not in `records` any more.
     private var ended: [JobNumber: Ended] = [:]
-    private var history: [JobNumber] = []
-    private var keys = RequestKeys()
-    private var lastNumber: UInt64 = 0
+    private var dismissed: [JobNumber] = []
+    var keys: RequestKeys
+    private var lastNumber: UInt64
+    private var reservedNumber: UInt64
     private var isStopping = false
 
+    /// - Parameter onEnd: called for each job that ends, in one step with its end; must not wait.
     package init(
         drives: DriveRegistry, exports: ExportRegistry? = nil, targets: any TargetOpener, files: JobFiles,
-        buffers: BufferPool, log: EventLog, clock: @escaping @Sendable () -> Int64 = WallClock.now,
-        logger: Logger
+        buffers: BufferPool, log: EventLog, history: JobHistory? = nil,
+        clock: @escaping @Sendable () -> Int64 = WallClock.now, logger: Logger,
+        onEnd: @escaping @Sendable (JobInfo) -> Void = { _ in }
     ) {
         self.drives = drives
         self.exports = exports
@@ -75,8 +91,13 @@ package actor JobManager {
         self.files = files
         self.buffers = buffers
         self.log = log
+        self.history = history
         self.clock = clock
         self.logger = logger
+        self.onEnd = onEnd
+        keys = RequestKeys(history?.keys ?? [])
+        lastNumber = history?.lastNumber ?? 0
+        reservedNumber = history?.reservedNumber ?? 0
     }
 
     // MARK: Starting
@@ -114,9 +135,12 @@ package actor JobManager {
 
     private func accept(_ specs: [BackupSpec], _ access: PathAccess) async throws(AgentError) -> [JobNumber] {
         try checkNotStopping()
-        if let known = try keys.jobs(for: specs, now: clock()) { return known }
+        if let known = try keys.jobs(for: specs, now: clock()) {
+            if await areKnown(known) { return known }
+            for spec in specs { keep(keys.forget(spec, jobs: known)) }
+        }
         // The drives are looked at first for the sake of the message; the leases decide.
-        for spec in specs { try await drives.check(spec.drive) }
+        for spec in specs where !spec.drive.isEmpty { try await drives.check(spec.drive) }
         // Others may have come in between.
         try checkNotStopping()
         if let known = try keys.jobs(for: specs, now: clock()) { return known }
@@ -132,7 +156,7 @@ package actor JobManager {
             records[record.number] = record
             return record.number
         }
-        keys.remember(specs, jobs: numbers, now: clock())
+        keep(keys.remember(specs, jobs: numbers, now: clock()))
         let task = Task { await self.run(numbers, access) }
         for number in numbers { own(number, task) }
         return numbers
@@ -140,14 +164,20 @@ package actor JobManager {
 
     private func makeRecord(_ spec: BackupSpec, _ stop: OneShot<Void>) -> Record {
         lastNumber += 1
+        if lastNumber + JobHistory.reservation / 2 > reservedNumber {
+            reservedNumber = lastNumber + JobHistory.reservation
+            history?.writer.reserve(job: reservedNumber)
+        }
         let info = JobInfo(
-            id: spec.jobID, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
-            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss
-        )
+            createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
+            waitsForDismiss: spec.waitsForDismiss,
+            onSourceError: spec.onSourceError, onTargetError: spec.onTargetError)
         return Record(
             number: JobNumber(value: lastNumber), spec: spec, control: JobControl(), info: info,
-            machine: JobStateMachine(waitsForFinalize: spec.waitsForFinalize, drains: spec.sync == .none),
+            machine: JobStateMachine(
+                waitsForFinalize: spec.waitsForFinalize, drains: spec.work == .backup && spec.sync == .none),
             stop: stop)
     }
 
@@ -161,22 +191,23 @@ package actor JobManager {
     private func outcome(of number: JobNumber) async -> Result<JobEvent, AgentError>? {
         if let record = records[number] { return await record.start.wait() }
         if let started = ended[number]?.started { return .success(started) }
+        if let started = await keptStart(of: number) { return .success(started) }
         return .failure(AgentError(.jobNotFound, "The job is not known any more"))
     }
 
     /// The start was refused: nothing of the job remains.
     func refuse(_ number: JobNumber, _ error: AgentError) {
         guard let record = records.removeValue(forKey: number) else { return }
-        keys.forget(record.spec)
+        keep(keys.forget(record.spec, jobs: [number]))
         log.wake(number)
         record.start.fulfil(.failure(record.startRefusal ?? error))
     }
 
     // MARK: Asking
 
-    /// Jobs that have not been dismissed, oldest first; with `all` the ended ones that are remembered, too.
+    /// Jobs that have not been dismissed, oldest first; with `all` the last ended ones, too.
     package func list(all: Bool) -> [JobInfo] {
-        let past = all ? history.compactMap(past) : []
+        let past = all ? dismissed.compactMap { self.past($0) } : []
         return past + records.keys.sorted().compactMap { records[$0].map(current) }
     }
 
@@ -199,11 +230,14 @@ package actor JobManager {
     package func events(of number: JobNumber, after sequence: UInt64) -> (events: [JobEvent], isEnd: Bool) {
         // Looked at before the log: what is logged later is found next time.
         let past = ended[number]
-        let isConcluded = past != nil || records[number] == nil
+        let horizon = log.lastSequence
+        let isConcluded = past.map { $0.info.lastSequence <= horizon } ?? (records[number] == nil)
         var events = log.events(after: sequence, of: number)
         // The log may have dropped the oldest of many events; these two are kept.
         for kept in [past?.started, past?.end] {
-            if let kept, kept.sequence > sequence, !events.contains(kept), events.count < 256 {
+            if let kept, kept.sequence > sequence, kept.sequence <= horizon, !events.contains(kept),
+                events.count < 256
+            {
                 events.append(kept)
             }
         }
@@ -217,6 +251,9 @@ package actor JobManager {
         info.state = record.machine.state
         info.result = record.machine.result
         info.pauseReason = record.machine.pauseReason
+        info.pauseError = info.pauseReason == .error ? record.machine.pauseError : nil
+        info.errorCount = record.errors.count
+        info.errors = record.errors.last
         info.error = record.machine.state == .concluded ? record.machine.failure?.error : nil
         if record.started != nil { info.progress = progress(of: record) }
         info.staging = record.started == nil ? nil : record.hold?.staging.usage
@@ -238,9 +275,17 @@ package actor JobManager {
 
     private func live(_ id: String) -> Record? { records.values.first { $0.spec.jobID == id } }
 
-    private func last(_ id: String) -> JobNumber? { history.last { ended[$0]?.info.id == id } }
+    private func last(_ id: String) -> JobNumber? { dismissed.last { ended[$0]?.info.id == id } }
 
-    private static func notFound(_ id: String) -> AgentError {
+    /// Whether memory has the job, running or ended.
+    func isInMemory(_ number: JobNumber) -> Bool { records[number] != nil || ended[number] != nil }
+
+    /// The jobs that have ended and are in memory, oldest first.
+    var endedInMemory: [(number: JobNumber, info: JobInfo)] {
+        ended.keys.sorted().compactMap { number in ended[number].map { (number, $0.info) } }
+    }
+
+    static func notFound(_ id: String) -> AgentError {
         AgentError(.jobNotFound, "There is no job \(Identifier.quoted(id))", subject: id)
     }
 
@@ -252,9 +297,9 @@ package actor JobManager {
         _ verb: JobVerb, on id: String, isForced: Bool = false
     ) async throws(AgentError) -> JobInfo {
         guard let record = live(id) else {
-            guard let number = last(id), let past = ended[number] else { throw Self.notFound(id) }
+            if last(id) == nil, try await kept(id) == nil { throw Self.notFound(id) }
             // It has ended and was dismissed: what it refuses is what a concluded job refuses.
-            throw Self.refusal(.wrongState(past.info.state, verb), id: id, verb)
+            throw Self.refusal(.wrongState(.concluded, verb), id: id, verb)
         }
         let number = record.number
         do throws(JobStateMachine.Refusal) {
@@ -326,9 +371,13 @@ package actor JobManager {
         var kinds: [JobEvent.Kind] = []
         for effect in effects {
             switch effect {
-            case .stateChanged(let state, let previous, let reason):
-                kinds.append(.stateChanged(state, previous: previous, pauseReason: reason))
-            case .ioError(let error): kinds.append(.ioError(error))
+            case .stateChanged(let state, let previous, let reason, let error):
+                // Errors come before what they lead to.
+                kinds += (records[number]?.errors.takePending(now: clock()) ?? []).map { .ioError($0) }
+                kinds.append(
+                    .stateChanged(state, previous: previous, pauseReason: reason, pauseError: error))
+            case .ioError(let error):
+                kinds += (records[number]?.errors.noteLast(error, now: clock()) ?? []).map { .ioError($0) }
             case .pending: kinds.append(.pending)
             case .pauseCopy:
                 record.control.pause()
@@ -342,10 +391,7 @@ package actor JobManager {
             case .abandonTarget: own(number, Task { await self.giveUp(number) })
             case .ended(let result):
                 kinds.append(end(result, record))
-                if isVisible {
-                    let events = log.append(kinds, job: number, id: record.spec.jobID)
-                    conclude(number, events)
-                }
+                if isVisible { conclude(number, kinds) }
                 kinds = []
             case .dismissed: forget(number)
             }
@@ -358,7 +404,8 @@ package actor JobManager {
     private func end(_ result: JobResult, _ record: Record) -> JobEvent.Kind {
         let progress = progress(of: record)
         switch result {
-        case .completed, .completedWithErrors: return .completed(progress)
+        case .completed, .completedWithErrors:
+            return .completed(progress, missing: records[record.number]?.info.missing ?? BackupJob.Missing())
         case .cancelled: return .cancelled(progress)
         case .failed:
             let unknown = AgentError(.ioError, "The job failed for an unknown reason")
@@ -366,25 +413,30 @@ package actor JobManager {
         }
     }
 
-    private func conclude(_ number: JobNumber, _ events: [JobEvent]) {
+    /// Tells of a job's end, and keeps what is left of it in the same step.
+    private func conclude(_ number: JobNumber, _ kinds: [JobEvent.Kind]) {
         guard var record = records[number] else { return }
-        record.info.lastSequence = events.last?.sequence ?? record.info.lastSequence
-        record.info.endedAt = events.last?.time ?? clock()
-        record.info.progress = progress(of: record)
+        var info = current(record)
+        let events = log.append(kinds, job: number, id: record.spec.jobID) { events in
+            info.lastSequence = events.last?.sequence ?? info.lastSequence
+            info.endedAt = events.last?.time ?? 0
+            return .ended(number, info)
+        }
+        record.info = info
         record.target = nil
         records[number] = record
-        let info = current(record)
         ended[number] = Ended(info: info, started: record.started, end: events.last)
         logger.info("The job \(info.id) has ended: \(info.result.map { "\($0)" } ?? "?")")
         if let error = info.error { logger.error("The job \(info.id) failed: \(error.message)") }
+        onEnd(info)
         if !record.spec.waitsForDismiss { forget(number) }
     }
 
-    /// Frees a concluded job's id and moves it to the history.
+    /// Frees a concluded job's id and moves it to the ended ones.
     private func forget(_ number: JobNumber) {
         guard records.removeValue(forKey: number) != nil else { return }
-        history.append(number)
-        if history.count > Self.historyBound { ended[history.removeFirst()] = nil }
+        dismissed.append(number)
+        if dismissed.count > Self.historyBound { ended[dismissed.removeFirst()] = nil }
     }
 
     /// Keeps a task of a job until it is done.

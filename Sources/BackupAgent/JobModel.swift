@@ -1,3 +1,4 @@
+package import BackupJobs
 internal import BlockIO
 
 /// Where a job is in its life. Raw values are those of `drivebackup.v1.JobState`.
@@ -23,7 +24,7 @@ package enum JobResult: Int32, Sendable, Hashable, CaseIterable {
 }
 
 /// Why a job is paused. Raw values are those of `drivebackup.v1.PauseReason`.
-package enum PauseReason: Int32, Sendable, Hashable {
+package enum PauseReason: Int32, Sendable, Hashable, Codable {
     case user = 1
     case error
 }
@@ -57,13 +58,15 @@ package struct JobProgress: Sendable, Hashable {
 }
 
 /// A failed operation of a job, as its `io_error` event tells it.
-package struct JobIOError: Sendable, Hashable {
+package struct JobIOError: Sendable, Hashable, Codable {
     /// Raw values are those of `drivebackup.v1.Side`.
-    package enum Side: Int32, Sendable, Hashable { case source = 1, target, staging }
+    package enum Side: Int32, Sendable, Hashable, Codable { case source = 1, target, staging }
     /// Raw values are those of `drivebackup.v1.Operation`.
-    package enum Operation: Int32, Sendable, Hashable, Codable { case read = 1, write, flush, open, finish }
+    package enum Operation: Int32, Sendable, Hashable, Codable {
+        case read = 1, write, flush, open, finish, verify
+    }
     /// What was done about it. Raw values are those of `drivebackup.v1.ErrorAction`.
-    package enum Action: Int32, Sendable, Hashable { case report = 1, warn = 4 }
+    package enum Action: Int32, Sendable, Hashable, Codable { case report = 1, ignore, stop, warn }
 
     var side: Side
     var operation: Operation
@@ -71,6 +74,8 @@ package struct JobIOError: Sendable, Hashable {
     var errno: Int32
     var message: String
     var action = Action.report
+    /// How many errors like this one it stands for; then `range` spans them all.
+    var count: UInt32 = 1
 }
 
 /// Why a job failed: what its clients are told, and the operation behind it where there was one.
@@ -93,11 +98,14 @@ package struct JobEvent: Sendable, Hashable {
 
     package enum Kind: Sendable, Hashable {
         case started(Started)
-        case stateChanged(JobState, previous: JobState?, pauseReason: PauseReason?)
+        /// `pauseError` is what the job is paused by, where the reason is an error.
+        case stateChanged(
+            JobState, previous: JobState?, pauseReason: PauseReason?, pauseError: JobIOError? = nil)
         case progress(JobProgress)
         case ioError(JobIOError)
         case pending
-        case completed(JobProgress)
+        /// With what the target lacks; then the job has completed with errors.
+        case completed(JobProgress, missing: BackupJob.Missing = BackupJob.Missing())
         case failed(AgentError, JobProgress)
         case cancelled(JobProgress)
 

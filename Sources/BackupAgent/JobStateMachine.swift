@@ -6,7 +6,8 @@
 // The copy runs from `created` (accepted) until it reports its end; it is told to pause, resume or stop by
 // effects. A job is `paused` only when the copy says that nothing is in flight any more, so a pause that was
 // asked for and one that has been reached are different things; verbs look at the first, watchers see the
-// second. In `pending` the target is completed: at once, or when `finalize` arrives. A cancel during that is
+// second. An error whose policy is to pause the job does as a user does who asks for it; only the reason is another
+// one, and `resume` takes back both. In `pending` the target is completed: at once, or when `finalize` arrives. A cancel during that is
 // answered at once as well, and the target decides who was first: when its rename has happened already the
 // job ends as completed, because it is.
 //
@@ -23,6 +24,8 @@ package struct JobStateMachine: Sendable, Hashable {
     /// Set exactly when the state is `concluded`.
     package private(set) var result: JobResult?
     package private(set) var pauseReason: PauseReason?
+    /// The error that has halted the copy; set while the job is paused by it, or about to be.
+    package private(set) var pauseError: JobIOError?
     /// Set when the job failed or is about to.
     package private(set) var failure: JobFailure?
 
@@ -34,6 +37,7 @@ package struct JobStateMachine: Sendable, Hashable {
     private var isPauseAsked = false
     private var isFinalizing = false
     private var isCopying = true
+    private var isIncomplete = false
 
     /// What the job and its target report.
     package enum Event: Sendable, Hashable {
@@ -41,7 +45,11 @@ package struct JobStateMachine: Sendable, Hashable {
         case started
         /// Nothing of the copy is in flight after a pause.
         case quiescent
-        /// Every byte is in the target.
+        /// An error has halted the copy, as its policy says; it goes on when it is resumed.
+        case copyHalted(JobIOError)
+        /// Something is missing in the target, and the job goes on.
+        case incomplete
+        /// Every byte is in the target, but for what is missing.
         case copied
         /// The copy has ended because it was told to stop.
         case copyStopped
@@ -58,7 +66,8 @@ package struct JobStateMachine: Sendable, Hashable {
 
     /// What the owner of the machine has to do, in order.
     package enum Effect: Sendable, Hashable {
-        case stateChanged(JobState, previous: JobState, pauseReason: PauseReason?)
+        case stateChanged(
+            JobState, previous: JobState, pauseReason: PauseReason?, pauseError: JobIOError? = nil)
         case ioError(JobIOError)
         /// The work is done and the job waits for `finalize`.
         case pending
@@ -102,6 +111,7 @@ package struct JobStateMachine: Sendable, Hashable {
             guard isPauseAsked else { throw .notPaused }
             guard isCopyState else { throw .wrongState(state, verb) }
             isPauseAsked = false
+            pauseError = nil
             guard state == .paused else { return state == .created ? [] : [.resumeCopy] }
             return [.resumeCopy] + change(to: .running)
         case .setSpeed:
@@ -134,8 +144,22 @@ package struct JobStateMachine: Sendable, Hashable {
             return change(to: .running) + (isPauseAsked ? [.pauseCopy] : [])
         case .quiescent:
             guard state == .running, isPauseAsked, isCopying else { return [] }
-            pauseReason = .user
+            pauseReason = pauseError == nil ? .user : .error
             return change(to: .paused)
+        case .copyHalted(let error):
+            guard state == .running || state == .paused, isCopying else { return [] }
+            // From here on it is as if somebody had asked for it: a pause is refused, a resume is not. Of several errors the
+            // first is the reason.
+            guard pauseError == nil else { return [] }
+            isPauseAsked = true
+            pauseError = error
+            guard state == .paused else { return [.pauseCopy] }
+            // Heard of after a user's pause was reached.
+            pauseReason = .error
+            return change(to: .paused)
+        case .incomplete:
+            isIncomplete = true
+            return []
         case .copied:
             isCopying = false
             if isDraining {
@@ -162,7 +186,7 @@ package struct JobStateMachine: Sendable, Hashable {
         case .targetCompleted:
             guard state == .pending || state == .aborting else { return [] }
             failure = nil
-            return conclude(.completed)
+            return conclude(isIncomplete ? .completedWithErrors : .completed)
         case .targetFailed(let failure):
             isFinalizing = false
             if isDraining { return failDraining(failure) }
@@ -243,7 +267,14 @@ package struct JobStateMachine: Sendable, Hashable {
     private mutating func change(to new: JobState) -> [Effect] {
         let previous = state
         state = new
-        if new != .paused { pauseReason = nil }
-        return [.stateChanged(new, previous: previous, pauseReason: pauseReason)]
+        if new != .paused {
+            pauseReason = nil
+            pauseError = nil
+        }
+        return [
+            .stateChanged(
+                new, previous: previous, pauseReason: pauseReason,
+                pauseError: pauseReason == .error ? pauseError : nil)
+        ]
     }
 }

@@ -32,6 +32,10 @@ package struct TargetSpec: Sendable, Codable {
     package var access: PathAccess
     package var job: JobNumber
     package var jobID: String
+    /// Where manifests of targets are that have no directory of their own: devices.
+    package var manifestDirectory = ""
+    /// The content is no backup: a manifest of an earlier one goes.
+    package var isRestored = false
 }
 
 /// A job's target, opened, checked and locked, and not written yet.
@@ -41,10 +45,17 @@ package protocol JobTarget: BackupTarget {
     var isProbedRaw: Bool { get }
     /// What was never written reads as zero.
     var readsAsZero: Bool { get }
-    /// What kind of operation the first error was in; nil before there is one.
+    /// In which part of `complete` the first error was; nil before there is one.
     var failedOperation: JobIOError.Operation? { get }
     /// The process that the target is in has ended while it made the target durable: nobody knows whether it is.
     var endedWhileFlushing: Bool { get }
+
+    /// Where its manifest is; empty where it gets none.
+    var manifestPath: String { get }
+
+    /// Writes the target's manifest, durably. Final: it gets its name when the target is completed. Else at once: then the
+    /// target is one that existed, and nothing was written to it yet.
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError)
 
     /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more
     /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is

@@ -15,8 +15,8 @@ final class NewTargetFile: Sendable {
     /// The target's true path.
     let path: String
     let partialPath: String
-    private let directory: Directory
-    private let name: String
+    let directory: Directory
+    let name: String
     private let partialName: String
     private let overwrites: Bool
     private let claims: any TargetClaims
@@ -97,8 +97,9 @@ final class NewTargetFile: Sendable {
         try claims.claim([identity], path: partialPath, forTargetOf: job, id: jobID)
     }
 
-    /// Gives the file, whole and durable, its name, and makes that durable.
-    func publish() throws(BlockError) {
+    /// Gives the file, whole and durable, its name, and makes that durable; so with its manifest, in the order that is told
+    /// there.
+    func publish(beside manifest: ManifestFile) throws(BlockError) {
         guard try owns(partialName) else {
             throw BlockError(
                 .notFound, "Couldn't finish \(path): \(partialPath) was removed or replaced while the job ran"
@@ -110,6 +111,9 @@ final class NewTargetFile: Sendable {
                 throw BlockError(.busy, error.message)
             }
         }
+        let replaced = try directory.entry(name)
+        let replaces = overwrites && replaced != nil
+        if replaces { try manifest.removeOld() } else { try manifest.publish() }
         do throws(BlockError) {
             try directory.rename(partialName, to: name, replacing: overwrites)
         } catch {
@@ -119,6 +123,7 @@ final class NewTargetFile: Sendable {
                 "Couldn't give the backup its name \(path): a file of that name appeared while the job ran "
                     + "(it was left as it is)", errno: error.errno)
         }
+        if replaces { try manifest.publish() }
         try directory.synchronize()
     }
 

@@ -4,7 +4,7 @@ internal import GRDB
 // Files of targets that are still to be removed.
 
 extension StateStore {
-    static func migrateLeftovers(_ migrator: inout DatabaseMigrator) {
+    static func registerLeftovers(in migrator: inout DatabaseMigrator) {
         migrator.registerMigration("5: targets to remove") { database in
             try database.create(table: "leftover") { table in
                 table.column("job", .text).notNull()

@@ -27,27 +27,37 @@ package final class StateStore: Sendable {
     static let fileName = "state.sqlite"
 
     private let database: DatabaseQueue
-    private let path: String
+    let path: String
+    /// Why nothing is written; nil: everything is.
+    let refusal: AgentError?
 
     /// Opens or makes the database. Blocks; throws a sentence for the operator.
     package static func open(directory: String) throws(AgentError) -> StateStore {
-        let path = directory + "/" + fileName
+        try open(path: directory + "/" + fileName)
+    }
+
+    /// - Parameter refusal: what every write is refused with, and no file is written.
+    static func open(path: String, refusal: AgentError? = nil) throws(AgentError) -> StateStore {
         do {
             var configuration = Configuration()
-            configuration.journalMode = .wal
+            configuration.journalMode = path == ":memory:" ? .default : .wal
             configuration.prepareDatabase { database in
                 // What was answered must be there after a power cut.
                 try database.execute(sql: "PRAGMA synchronous = FULL")
             }
+            var looking = Configuration()
+            looking.readonly = true
+            // Before the first write: what is damaged stays as it is. Where nothing can be opened yet, the next line says why.
+            if let database = try? DatabaseQueue(path: path, configuration: looking) { try check(database) }
             let database = try DatabaseQueue(path: path, configuration: configuration)
             try migrations.migrate(database)
             let newer = try database.read { try migrations.hasBeenSuperseded($0) }
             guard !newer else {
                 throw AgentError(
-                    .ioError,
+                    .stateSuperseded,
                     "Couldn't use \(path): it was written by a newer version of the agent", subject: path)
             }
-            return StateStore(database, path: path)
+            return StateStore(database, path: path, refusal: refusal)
         } catch let error as AgentError {
             throw error
         } catch {
@@ -55,13 +65,36 @@ package final class StateStore: Sendable {
         }
     }
 
-    private init(_ database: DatabaseQueue, path: String) {
+    private static func check(_ database: DatabaseQueue) throws {
+        let damage: String?
+        do {
+            damage = try database.read { try String.fetchOne($0, sql: "PRAGMA quick_check(1)") }
+        } catch let error as DatabaseError
+            where ![.SQLITE_CORRUPT, .SQLITE_NOTADB].contains(error.resultCode.primaryResultCode)
+        {
+            // It cannot be read by one that may not write; who may sees why.
+            return
+        }
+        guard damage == nil || damage == "ok" else {
+            throw DatabaseError(resultCode: .SQLITE_CORRUPT, message: damage)
+        }
+    }
+
+    private init(_ database: DatabaseQueue, path: String, refusal: AgentError?) {
         self.database = database
         self.path = path
+        self.refusal = refusal
     }
 
     private static var migrations: DatabaseMigrator {
         var migrator = DatabaseMigrator()
+        registerDrives(in: &migrator)
+        registerHistory(in: &migrator)
+        registerLeftovers(in: &migrator)
+        return migrator
+    }
+
+    private static func registerDrives(in migrator: inout DatabaseMigrator) {
         migrator.registerMigration("1: drives and event numbers") { database in
             try database.create(table: "drive") { table in
                 table.primaryKey("id", .text)
@@ -89,8 +122,6 @@ package final class StateStore: Sendable {
                 table.column("readOnly", .boolean).notNull()
             }
         }
-        migrateLeftovers(&migrator)
-        return migrator
     }
 
     /// All stored drives, by id.
@@ -154,26 +185,6 @@ package final class StateStore: Sendable {
         }
     }
 
-    /// The highest event number that may have been given out.
-    package func reservedSequence() async throws(AgentError) -> UInt64 {
-        try await read("read the event numbers in") { database in
-            let value = try Int64.fetchOne(
-                database, sql: "SELECT value FROM counter WHERE name = 'sequence'")
-            return UInt64(max(value ?? 0, 0))
-        }
-    }
-
-    /// Records that event numbers up to `sequence` may be given out.
-    package func reserve(sequence: UInt64) async throws(AgentError) {
-        try await write("keep the event numbers in") { database in
-            try database.execute(
-                sql: """
-                    INSERT INTO counter (name, value) VALUES ('sequence', ?)
-                    ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)
-                    """, arguments: [Int64(clamping: sequence)])
-        }
-    }
-
     /// Closes the database; nothing is asked of it afterwards.
     package func close() {
         // A failure to close leaves nothing to do: every transaction is durable already.
@@ -191,7 +202,37 @@ package final class StateStore: Sendable {
     func write(
         _ what: String, _ body: @escaping @Sendable (Database) throws -> Void
     ) async throws(AgentError) {
+        if let refusal { throw refusal }
         do { try await database.write(body) } catch {
+            throw Self.failure("\(what) \(path)", error, path: path)
+        }
+    }
+
+    /// As `write`, but for the system's page cache only: what is written outlives the process, and reaches the disk with
+    /// the next `write` or checkpoint. After a power cut it may be missing, and is never half there.
+    func writeRelaxed<Value: Sendable>(
+        _ what: String, _ body: @escaping @Sendable (Database) throws -> Value
+    ) async throws(AgentError) -> Value {
+        if let refusal { throw refusal }
+        do {
+            return try await database.writeWithoutTransaction { database in
+                // It has no effect inside a transaction.
+                try database.execute(sql: "PRAGMA synchronous = NORMAL")
+                let result = Result {
+                    var value: Value?
+                    try database.inTransaction(.immediate) {
+                        value = try body(database)
+                        return .commit
+                    }
+                    return value
+                }
+                try database.execute(sql: "PRAGMA synchronous = FULL")
+                guard let value = try result.get() else {
+                    throw DatabaseError(resultCode: .SQLITE_ABORT, message: "nothing was written")
+                }
+                return value
+            }
+        } catch {
             throw Self.failure("\(what) \(path)", error, path: path)
         }
     }
@@ -201,15 +242,20 @@ package final class StateStore: Sendable {
             return AgentError(.ioError, "Couldn't \(what): \(error)", subject: path)
         }
         let why =
-            switch error.resultCode {
+            switch error.resultCode.primaryResultCode {
             case .SQLITE_NOTADB, .SQLITE_CORRUPT:
-                "it is damaged or no database (move it away to start with an empty one)"
+                "it is damaged or no database"
             case .SQLITE_FULL: "no space is left"
             case .SQLITE_CANTOPEN: "the file cannot be opened or made"
             case .SQLITE_READONLY: "it cannot be written"
             default: error.message ?? "error \(error.resultCode.rawValue)"
             }
-        return AgentError(
-            error.resultCode == .SQLITE_FULL ? .noSpace : .ioError, "Couldn't \(what): \(why)", subject: path)
+        let reason: AgentError.Reason =
+            switch error.resultCode.primaryResultCode {
+            case .SQLITE_FULL: .noSpace
+            case .SQLITE_NOTADB, .SQLITE_CORRUPT: .stateDamaged
+            default: .ioError
+            }
+        return AgentError(reason, "Couldn't \(what): \(why)", subject: path)
     }
 }

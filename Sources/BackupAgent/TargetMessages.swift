@@ -21,6 +21,8 @@ enum TargetRequest: Sendable, Codable {
     case read(ByteRange, memory: UInt64)
     /// Answered with `done` or `failed`.
     case complete
+    /// Answered with `done` or `failed`.
+    case putManifest(Data, isFinal: Bool)
     /// Answered with `givenUp`.
     case giveUp(keep: Bool)
     /// Answered with `done` or `failed`; needs no open target.
@@ -52,6 +54,7 @@ struct OpenedTarget: Sendable, Codable {
     var clusterSize: UInt64
     var isProbedRaw: Bool
     var readsAsZero: Bool
+    var manifestPath: String
 
     init(_ target: any JobTarget) {
         name = target.name
@@ -59,6 +62,7 @@ struct OpenedTarget: Sendable, Codable {
         clusterSize = target.clusterSize
         isProbedRaw = target.isProbedRaw
         readsAsZero = target.readsAsZero
+        manifestPath = target.manifestPath
     }
 }
 

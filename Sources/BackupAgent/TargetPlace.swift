@@ -18,18 +18,28 @@ final class TargetPlace: Sendable {
     let path: String
     /// The names of a new target; nil for one that existed.
     private let new: NewTargetFile?
+    let manifest: ManifestFile
     private let claims: any TargetClaims
     private let holder: FileClaims.Holder
 
-    init(path: String, new: NewTargetFile?, claims: any TargetClaims, holder: FileClaims.Holder) {
+    init(
+        path: String, new: NewTargetFile?, manifest: ManifestFile, claims: any TargetClaims,
+        holder: FileClaims.Holder
+    ) {
         self.path = path
         self.new = new
+        self.manifest = manifest
         self.claims = claims
         self.holder = holder
     }
 
-    /// Gives a new target its name.
-    func publish() throws(BlockError) { try new?.publish() }
+    /// Gives a new target its name, and the manifest its own.
+    func publish() throws(BlockError) {
+        if let new { try new.publish(beside: manifest) } else { try manifest.publish() }
+    }
+
+    /// Removes a manifest that has not become one of a complete target.
+    func discardManifest(keep: Bool) { manifest.discard(isTargetGone: new != nil && !keep) }
 
     /// Removes a new target; one that existed stays.
     func remove() {

@@ -1,5 +1,6 @@
 internal import BackupJobs
 internal import BlockIO
+internal import Foundation
 internal import DiskImages
 internal import Synchronization
 
@@ -34,6 +35,7 @@ final class TargetProcess: JobTarget {
     let clusterSize: UInt64
     let isProbedRaw: Bool
     let readsAsZero: Bool
+    let manifestPath: String
 
     private let connection: TargetConnection
     private let processes: TargetProcesses
@@ -49,6 +51,7 @@ final class TargetProcess: JobTarget {
         clusterSize = opened.clusterSize
         isProbedRaw = opened.isProbedRaw
         readsAsZero = opened.readsAsZero
+        manifestPath = opened.manifestPath
         self.connection = connection
         self.processes = processes
         requestedPath = path
@@ -160,6 +163,10 @@ final class TargetProcess: JobTarget {
     }
 
     // MARK: The end
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        try await ask(.putManifest(Data(content), isFinal: isFinal), .write, late: {})
+    }
 
     func complete() async throws(BlockError) {
         try check()

@@ -90,6 +90,10 @@ private final class Server: Sendable {
             }
         case .complete:
             return await perform { (target) async throws(BlockError) in try await target.complete() }
+        case .putManifest(let content, let isFinal):
+            return await perform { (target) async throws(BlockError) in
+                try await target.putManifest([UInt8](content), isFinal: isFinal)
+            }
         case .giveUp(let keep):
             let target = session.withLock { $0 }
             return .givenUp(isComplete: await target?.giveUp(keep: keep) ?? false)

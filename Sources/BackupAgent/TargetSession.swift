@@ -74,6 +74,7 @@ final class TargetSession: JobTarget {
         clusterSize = opened.format == .raw ? 4096 : max(opened.clusterSize, 512)
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
+        manifestPath = spec.isRestored ? "" : place.manifest.path
         self.file = file
         self.place = place
         engine = file.engine
@@ -82,6 +83,8 @@ final class TargetSession: JobTarget {
         isClosed = EngineIsolated(false, engine: file.engine)
         state.withLock { $0.lockKeeper = keeper }
     }
+
+    let manifestPath: String
 
     var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
 
@@ -104,18 +107,25 @@ final class TargetSession: JobTarget {
         }
     }
 
-    /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
-    /// is one of a flush: the data may be lost.
-    private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
-        do throws(BlockError) {
-            for written in places {
-                let (start, due) = window.withState { $0.add(written) }
-                for range in start { try await file.startWriteback(range) }
-                for range in due { try await file.waitForWriteback(range) }
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
+        let (manifest, engine) = (place.manifest, engine)
+        try await perform(.write) { () async throws(BlockError) in
+            try await manifest.stage(content)
+            guard !isFinal else { return }
+            let published: Result<Void, BlockError> = await engine.blocking {
+                Result { () throws(BlockError) in try manifest.publish() }
             }
-        } catch {
-            note(.flush)
-            throw error
+            try published.get()
+        }
+    }
+
+    /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
+    /// is one of a flush: the data may be lost (`.dataLost`).
+    private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
+        for written in places {
+            let (start, due) = window.withState { $0.add(written) }
+            for range in start { try await file.startWriteback(range) }
+            for range in due { try await file.waitForWriteback(range) }
         }
     }
 
@@ -204,7 +214,12 @@ final class TargetSession: JobTarget {
             // An error changes nothing any more: nobody counts on what is closed here.
             if keep && !isComplete && !isClosed.value { try? await device.flush() }
             try? await close()  // as above
-            if !isComplete && !keep { await engine.blocking { place.remove() } }
+            if !isComplete {
+                await engine.blocking {
+                    place.discardManifest(keep: keep)
+                    if !keep { place.remove() }
+                }
+            }
         }
         let keeper = state.withLock { state in
             let keeper = state.lockKeeper
@@ -226,8 +241,8 @@ final class TargetSession: JobTarget {
         try enter(operation)
         defer { leave() }
         do throws(BlockError) { try await engine.run(body) } catch {
-            // The copy does not read: whoever does is told himself, and the job has not failed.
-            if operation != .read { note(operation) }
+            // Of reads and writes the caller knows; and neither need be the end of the job.
+            if operation == .flush || operation == .finish { note(operation) }
             throw error
         }
     }

@@ -19,15 +19,23 @@ package struct TargetSessions: TargetOpener {
         guard case .new(let overwrites) = spec.mode else { return }
         let engine = try engine(for: spec)
         let (claims, spec) = (claims, spec)
-        let checked: Result<Void, AgentError> = await engine.blocking {
+        let checked: Result<NewTargetFile, AgentError> = await engine.blocking {
             Result { () throws(AgentError) in
                 try TargetOpening.checkFormat(spec)
-                _ = try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
+                return try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
             }
+        }
+        let manifest: Result<Void, AgentError>
+        do throws(AgentError) {
+            let names = try checked.get()
+            try await ManifestFile(of: names.name, in: names.directory, on: engine).check()
+            manifest = .success(())
+        } catch {
+            manifest = .failure(error)
         }
         claims.release(.target(spec.job, jobID: spec.jobID))
         await end(engine)
-        try checked.get()
+        try manifest.get()
     }
 
     package func open(_ spec: TargetSpec) async throws(AgentError) -> any JobTarget {
@@ -92,9 +100,11 @@ private struct TargetOpening {
         let names = try await blocking { () throws(AgentError) in
             try NewTargetFile(checking: spec, overwrites: overwrites, claims: claims)
         }
+        let manifest = ManifestFile(of: names.name, in: names.directory, on: engine)
+        try await manifest.check()
         let descriptor = try await blocking { () throws(AgentError) in try names.create() }
         do throws(AgentError) {
-            return try await fill(descriptor, names, spec.format ?? .raw)
+            return try await fill(descriptor, names, manifest, spec.format ?? .raw)
         } catch {
             // Nothing of ours may be left; the error that led here is the one to tell.
             await engine.blocking { try? names.remove() }
@@ -104,7 +114,7 @@ private struct TargetOpening {
 
     /// Makes the image in the new, locked file; the descriptor is closed when it throws.
     private func fill(
-        _ descriptor: Int32, _ names: NewTargetFile, _ format: ImageFormat
+        _ descriptor: Int32, _ names: NewTargetFile, _ manifest: ManifestFile, _ format: ImageFormat
     ) async throws(AgentError) -> TargetSession {
         let keeper = try keepLocks(of: descriptor)
         let file = try await adopt(descriptor, name: names.path, growable: true, lock: nil)
@@ -118,7 +128,8 @@ private struct TargetOpening {
             let image = TargetPlace.Image(
                 device: device, format: format, clusterSize: TargetPlace.newClusterSize,
                 readsAsZero: spec.backing == nil)
-            let place = TargetPlace(path: names.path, new: names, claims: claims, holder: holder)
+            let place = TargetPlace(
+                path: names.path, new: names, manifest: manifest, claims: claims, holder: holder)
             return TargetSession(
                 image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
@@ -145,10 +156,12 @@ private struct TargetOpening {
             try checkSize(existing, path: found.path)
             try await checkBacking(existing, path: found.path)
             try checkClusters(existing, path: found.path)
+            let manifest = try await manifest(of: found.path, isDevice: file.isBlockDevice)
             let image = TargetPlace.Image(
                 device: existing.device, format: existing.format, clusterSize: existing.clusterSize,
                 readsAsZero: false)
-            let place = TargetPlace(path: found.path, new: nil, claims: claims, holder: holder)
+            let place = TargetPlace(
+                path: found.path, new: nil, manifest: manifest, claims: claims, holder: holder)
             return TargetSession(
                 image, place: place, file: file, keeper: keeper, spec: spec,
                 endsEngine: endsEngine)
@@ -156,6 +169,22 @@ private struct TargetOpening {
             await discard(file, keeper)
             throw error
         }
+    }
+
+    /// The manifest of a target that exists; that of a device is in the agent's own directory, by the name it was given.
+    private func manifest(of path: String, isDevice: Bool) async throws(AgentError) -> ManifestFile {
+        let place =
+            isDevice
+            ? (directory: spec.manifestDirectory, name: ManifestPlace.name(ofDevice: spec.path))
+            : try PathPolicy.split(path)
+        let directory = try await blocking { () throws(AgentError) in
+            do throws(BlockError) { return try Directory(place.directory) } catch {
+                throw AgentError(error, of: .target, subject: place.directory)
+            }
+        }
+        let manifest = ManifestFile(of: place.name, in: directory, on: engine)
+        try await manifest.check()
+        return manifest
     }
 
     /// The sizes are the same; a qcow2 disk is counted in sectors of 512 bytes.

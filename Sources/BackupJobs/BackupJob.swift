@@ -44,8 +44,15 @@ package final class BackupJob: Sendable {
         /// How long one piece's saving may take before it counts as failed; zero is for ever.
         package var saveTimeout = Duration.seconds(5)
         package var stagingFull = StagingFull.fail
+        /// What happens when the drive cannot be read.
+        package var onSourceError = ErrorPolicy.report
+        /// What happens when the target cannot be written.
+        package var onTargetError = ErrorPolicy.report
+
         /// What cannot be read is recorded as missing, zero in the target, and the job goes on.
-        package var ignoresSourceErrors = false
+        var ignoresSourceErrors: Bool { onSourceError == .ignore }
+        /// Done once, before anything is written to the target; it may hang as a write may, and fail as one.
+        package var beforeFirstWrite: (@Sendable () async throws(BlockError) -> Void)?
 
         package init(
             sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 16,
@@ -65,6 +72,7 @@ package final class BackupJob: Sendable {
     package let control: JobControl
     let record: JobRecord
     let staging: Staging
+    let sums: BlockSums?
     let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
@@ -84,11 +92,11 @@ package final class BackupJob: Sendable {
     }
 
     /// Makes a job that has not begun. `options` set the speed and depth of `control`. `base` is what the drive's top
-    /// layer lies on, for `top`; record and staging are empty, or those that a killed agent has left (see `resume`), and
-    /// stay the caller's to remove.
+    /// layer lies on, for `top`; record, staging and `sums` are empty, or those that a killed agent has left (see `resume`),
+    /// and stay the caller's to remove. Without `sums` nothing is known of the content afterwards.
     package init(
         drive: LiveDrive, base: (any BlockDevice)? = nil, target: any BackupTarget, options: Options,
-        record: JobRecord, staging: Staging, buffers: BufferPool,
+        record: JobRecord, staging: Staging, sums: BlockSums? = nil, buffers: BufferPool,
         control: JobControl = JobControl(), clock: JobClock = .system
     ) {
         self.drive = drive
@@ -97,6 +105,7 @@ package final class BackupJob: Sendable {
         self.options = options
         self.record = record
         self.staging = staging
+        self.sums = sums
         self.buffers = buffers.share()
         self.control = control
         self.clock = clock
@@ -107,6 +116,8 @@ package final class BackupJob: Sendable {
         control.setSpeed(options.speedBytesPerSecond)
         control.setDepth(options.depth)
         control.begin(total: drive.size)
+        precondition(
+            sums == nil || pieceSize >= ContentDigests.blockSize, "blocks that have digests are read in one piece")
     }
 
     // MARK: The point in time
@@ -209,6 +220,30 @@ package final class BackupJob: Sendable {
         await drive.engine.run { point.state.value.warn = body }
     }
 
+    /// What failed and did not end the job: each range that was left out, each error that has halted the copy (see
+    /// `JobControl.isHalted`); set before `fixPointInTime`. Called on the drive's engine.
+    package func onError(_ body: @escaping @Sendable (IOFailure, ErrorPolicy.Action) -> Void) async {
+        await drive.engine.run { point.state.value.tell = body }
+    }
+
+    /// What the target lacks, or will lack, because it could not be read or written.
+    package struct Missing: Sendable, Hashable, Codable {
+        /// Bytes of the drive.
+        package var length: UInt64 = 0
+        /// The first ranges, in order.
+        package var ranges: [ByteRange] = []
+
+        package init(length: UInt64 = 0, ranges: [ByteRange] = []) {
+            self.length = length
+            self.ranges = ranges
+        }
+    }
+
+    /// What is missing by now, with at most `limit` ranges.
+    package func missing(limit: Int) async -> Missing {
+        await drive.engine.run { point.missing(limit: limit) }
+    }
+
     // MARK: The copy
 
     /// Copies until every cluster is in the target (of sync `none`: what the guest has overwritten until `finish`). Call it
@@ -234,6 +269,52 @@ package final class BackupJob: Sendable {
         await drive.engine.run { record.isFlushing = true }
         try await target.complete()
         await drive.engine.run { record.isFlushing = false }
+    }
+
+    /// The digests of what the job has copied, for a manifest; nil without `sums`. After `run`.
+    package func contentDigests() async throws(BlockError) -> ContentDigests? {
+        guard let sums else { return nil }
+        return try await drive.engine.run { () async throws(BlockError) in
+            try await point.using { () async throws(BlockError) in
+                var digester = try ExtentDigester(sums, record)
+                return try await digester.compute()
+            }
+        }
+    }
+
+    /// Compares what the job has read with what a manifest says. `restIsZero`: what was not copied reads as zeroes.
+    /// After `run` of a job with `sums`.
+    package func damage(
+        comparedWith expected: ContentDigests, restIsZero: Bool
+    ) async throws(BlockError) -> ContentDamage {
+        guard let sums, sums.algorithm == expected.algorithm, sums.driveSize == expected.driveSize else {
+            preconditionFailure("what is compared has digests of the same kind")
+        }
+        return try await drive.engine.run { () async throws(BlockError) in
+            try await point.using { () async throws(BlockError) in
+                var digester = try ExtentDigester(
+                    sums, record, extentSize: expected.extentSize, restIsZero: restIsZero)
+                return try await digester.compare(with: expected)
+            }
+        }
+    }
+
+    /// The ranges of the drive that are not in the target since they could not be read, in order; at most `most`, and how
+    /// many bytes all of them have.
+    package func missing(atMost most: Int) async -> (ranges: [ByteRange], bytes: UInt64) {
+        // The record's memory stays as long as the job, whatever becomes of the file.
+        await drive.engine.run {
+            var (ranges, bytes, next): ([ByteRange], UInt64, Int) = ([], 0, 0)
+            let missing = record.bits.missing
+            while let start = missing.first(in: next..<missing.count) {
+                let end = missing.first(in: start..<missing.count, where: false) ?? missing.count
+                let range = point.bytes(ofBlocks: start..<end)
+                if ranges.count < most { ranges.append(range) }
+                bytes += range.length
+                next = end
+            }
+            return (ranges, bytes)
+        }
     }
 
     /// What an image may claim to hold without the job's own tables becoming a danger: 4 PiB.

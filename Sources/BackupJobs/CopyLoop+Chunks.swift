@@ -4,13 +4,18 @@ internal import BlockIO
 extension CopyLoop {
     func writeZeroes(_ range: ByteRange) async -> BackupFailure? {
         if isEnding { return .cancelled }
-        return await requests.perform { [target] in
-            do throws(BlockError) {
-                try await target.writeZeroes(range)
-                return nil
-            } catch {
-                return .failed(IOFailure(.target, .writeZeroes, range, error))
-            }
+        return await requests.perform { [writer] in await writer.writeZeroes(range) }
+    }
+
+    private var writer: PieceWriter {
+        PieceWriter(
+            target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero,
+            clusterSize: clusterSize,
+            policy: options.onTargetError, clock: clock
+        ) { [state, point] failure in
+            // On the drive's engine, as all that is asked of the target is.
+            state.value.lacking.append(point.blocks(of: failure.range))
+            point.state.value.tell(failure, .ignore)
         }
     }
 
@@ -34,10 +39,23 @@ extension CopyLoop {
             return failure
         }
         // From here on the buffer belongs to the request, which may outlive the chunk.
-        let writer = PieceWriter(target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero)
-        return await requests.perform { [buffers] in
+        return await requests.perform { [buffers, writer, sums] in
             defer { buffers.give(buffer) }
-            return await writer.write(piece, from: slice)
+            // While the target writes, so that it costs the copy nothing but this thread's time.
+            async let noted = note(piece, slice, sums)
+            let failure = await writer.write(piece, from: slice)
+            // Before the clusters are done: what counts as done has its digests.
+            return await noted ?? failure
+        }
+    }
+
+    private func note(_ piece: ByteRange, _ slice: IOSlice, _ sums: BlockSums?) async -> BackupFailure? {
+        guard let sums else { return nil }
+        do throws(BlockError) {
+            try await point.using { () async throws(BlockError) in try await sums.note(piece, slice) }
+            return nil
+        } catch {
+            return .failed(IOFailure(.staging, .write, piece, error))
         }
     }
 
@@ -58,6 +76,9 @@ extension CopyLoop {
         let saved = point.record.bits.saved.runs(in: blocks)
         for run in point.record.bits.missing.runs(in: blocks) {
             part(run, of: piece, slice).bytes.initializeMemory(as: UInt8.self, repeating: 0)
+            for block in run where !point.record.bits.saved.isSet(block) {
+                state.value.lacking.append(block..<block + 1)
+            }
         }
         guard !saved.isEmpty else { return nil }
         point.beginUse()
@@ -73,29 +94,61 @@ extension CopyLoop {
         return nil
     }
 
-    /// Part of the drive cannot be read: block by block what was saved does not need to be, and the rest is missing or
-    /// the failure, as the policy says (DATAPATH.md rule 5).
+    /// Part of the drive cannot be read: block by block what was saved does not need to be, and the rest is missing, after a
+    /// few more tries, or the failure, as the policy says (DATAPATH.md rule 5).
     private func readSingly(_ piece: ByteRange, into slice: IOSlice, _ first: BlockError) async
         -> BackupFailure?
     {
-        for block in point.blocks(of: piece) {
-            let run = block..<block + 1
-            let range = point.bytes(ofBlocks: run)
-            do throws(BlockError) {
-                try await source.read(range, into: part(run, of: piece, slice))
-            } catch {
-                // Whoever is saving it may have been luckier, or has found the same.
-                await point.waitUntilNotSaving(block)
-                if point.record.bits.saved.isSet(block) || point.record.bits.missing.isSet(block) { continue }
-                guard options.ignoresSourceErrors else {
-                    return .failed(IOFailure(.source, .read, range, error))
-                }
-                do throws(BlockError) { try point.noteMissing(run) } catch {
-                    return .failed(IOFailure(.staging, .write, range, error))
+        var failed = point.blocks(of: piece).map { (block: $0, error: first) }
+        for pause in [.zero] + (options.ignoresSourceErrors ? ErrorPolicy.pauses : []) {
+            // Only a run that ends is not allowed to sleep.
+            if pause > .zero, (try? await clock.sleep(pause)) == nil || isEnding { return .cancelled }
+            var still: [(block: Int, error: BlockError)] = []
+            for (block, _) in failed {
+                let range = point.bytes(ofBlocks: block..<block + 1)
+                do throws(BlockError) {
+                    try await source.read(range, into: part(block..<block + 1, of: piece, slice))
+                } catch {
+                    // Whoever is saving it may have been luckier, or has found the same.
+                    await point.waitUntilNotSaving(block)
+                    if isSettled(block) { continue }
+                    guard options.ignoresSourceErrors else {
+                        return .failed(IOFailure(.source, .read, range, error))
+                    }
+                    still.append((block, error))
                 }
             }
+            failed = still
+            if failed.isEmpty { return await layOver(piece, slice) }
         }
+        if let failure = await miss(failed) { return failure }
         return await layOver(piece, slice)
+    }
+
+    private func isSettled(_ block: Int) -> Bool {
+        point.record.bits.saved.isSet(block) || point.record.bits.missing.isSet(block)
+    }
+
+    /// Goes on without blocks that cannot be read.
+    private func miss(_ failed: [(block: Int, error: BlockError)]) async -> BackupFailure? {
+        var runs: [(blocks: Range<Int>, error: BlockError)] = []
+        for (block, error) in failed {
+            await point.waitUntilNotSaving(block)
+            // In the same step as the record says so.
+            if isSettled(block) { continue }
+            do throws(BlockError) { try point.noteMissing(block..<block + 1) } catch {
+                return .failed(IOFailure(.staging, .write, point.bytes(ofBlocks: block..<block + 1), error))
+            }
+            if let last = runs.last, last.blocks.upperBound == block, last.error.errno == error.errno {
+                runs[runs.count - 1].blocks = last.blocks.lowerBound..<block + 1
+            } else {
+                runs.append((block..<block + 1, error))
+            }
+        }
+        for (blocks, error) in runs {
+            point.state.value.tell(IOFailure(.source, .read, point.bytes(ofBlocks: blocks), error), .ignore)
+        }
+        return nil
     }
 
     private func part(_ blocks: Range<Int>, of piece: ByteRange, _ slice: IOSlice) -> IOSlice {

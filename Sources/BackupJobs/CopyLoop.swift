@@ -26,7 +26,13 @@ struct CopyLoop: Sendable {
         var map: ClusterMap
         var failure: BackupFailure?
         var lookup = Lookup.none
+        /// Blocks in flight that the target will lack when their clusters are done.
+        var lacking: [Range<Int>] = []
+        var beginning = Beginning.toBegin
     }
+
+    /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
+    enum Beginning { case toBegin, underWay, done }
 
     /// What the drive is asked about its extents, by a task of its own: the loop has to notice a cancel meanwhile.
     enum Lookup {
@@ -55,6 +61,7 @@ struct CopyLoop: Sendable {
     let buffers: BufferShare
     let clock: JobClock
     let requests: TargetRequests
+    let sums: BlockSums?
     let clusterSize: UInt64
     /// The unit in which data is looked at for zeroes, in bytes.
     let zeroUnit: Int
@@ -73,6 +80,7 @@ struct CopyLoop: Sendable {
         buffers = job.buffers
         clock = job.clock
         requests = job.requests
+        sums = job.sums
         clusterSize = job.clusterSize
         pieceSize = job.pieceSize
         chunkSize = max(job.clusterSize, job.pieceSize)
@@ -109,6 +117,7 @@ struct CopyLoop: Sendable {
             chunks.cancelAll()
             return await waitUntilIdle()
         }
+        if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(point.drive.requestCount)
         if options.sync == .none, control.isFinishing { point.freeze() }
         if let clusters = nextUrgent() {
@@ -116,6 +125,28 @@ struct CopyLoop: Sendable {
             return true
         }
         return options.sync == .none ? await waitForGuest() : await goOn(&course, &chunks)
+    }
+
+    private func begin(_ chunks: inout DiscardingTaskGroup) async -> Bool {
+        if state.value.beginning == .toBegin, let body = options.beforeFirstWrite {
+            state.value.beginning = .underWay
+            chunks.addTask {
+                guard !isEnding else { return control.signal.raise() }
+                let failure = await requests.perform { () async -> BackupFailure? in
+                    do throws(BlockError) { try await body() } catch {
+                        return .failed(IOFailure(.target, .write, ByteRange(offset: 0, length: 0), error))
+                    }
+                    return nil
+                }
+                state.withState { state in
+                    state.beginning = .done
+                    if state.failure == nil { state.failure = failure }
+                }
+                control.signal.raise()
+            }
+        }
+        await control.signal.raised()
+        return true
     }
 
     /// Sync `none`: there is nothing to do until the guest overwrites something, or the good end.
@@ -330,20 +361,54 @@ struct CopyLoop: Sendable {
         }
         chunks.addTask {
             let failure = await body(range)
-            state.withState { state in
-                if let failure {
-                    state.map.giveUp(clusters)
-                    if state.failure == nil { state.failure = failure }
-                } else {
-                    state.map.finish(clusters)
-                }
-            }
-            if failure == nil {
+            let isDone = settle(clusters, failure)
+            if isDone {
                 point.noteDone(clusters)
                 await point.punch(clusters)
                 point.drive.passOnKept(in: range)
             }
-            control.chunkEnded(copied: failure == nil ? range.length : 0)
+            control.chunkEnded(copied: isDone ? range.length : 0)
+        }
+    }
+
+    /// In flight -> done; or to copy again after a failure, about which is done what its policy says. True when done.
+    private func settle(_ clusters: Range<Int>, _ failure: BackupFailure?) -> Bool {
+        let blocks = point.blocks(of: point.bytes(of: clusters))
+        let lacking = state.withState { state in
+            defer { state.lacking.removeAll { blocks.contains($0.lowerBound) } }
+            return state.lacking.filter { blocks.contains($0.lowerBound) }
+        }
+        var failure = failure
+        if failure == nil {
+            do throws(BlockError) { try point.noteLacking(lacking) } catch {
+                failure = .failed(IOFailure(.staging, .write, point.bytes(of: clusters), error))
+            }
+        }
+        guard let failure else {
+            state.withState { $0.map.finish(clusters) }
+            point.forgetMissing(in: clusters, but: lacking)
+            return true
+        }
+        state.withState { $0.map.giveUp(clusters) }
+        if let error = failure.ioFailure, halts(error) {
+            point.noteToCopy(clusters)
+            control.halt()
+            point.state.value.tell(error, .stop)
+        } else {
+            state.withState { state in
+                if state.failure == nil { state.failure = failure }
+            }
+        }
+        return false
+    }
+
+    /// Whether the copy stops at an error, and goes on when it is resumed. One that is ending cannot be paused.
+    private func halts(_ failure: IOFailure) -> Bool {
+        guard !isEnding, !control.isFinishing else { return false }
+        return switch failure.side {
+        case .source: options.onSourceError.action(on: failure.error) == .stop
+        case .target: options.onTargetError.action(on: failure.error) == .stop
+        case .staging: false
         }
     }
 

@@ -21,6 +21,7 @@ package final class JobControl: Sendable {
         var speedBytesPerSecond: Int64 = 0
         var depth = 16
         var isPaused = false
+        var isHalted = false
         var isCancelled = false
         var isFinishing = false
         var hasEnded = false
@@ -29,9 +30,10 @@ package final class JobControl: Sendable {
         var nextWaiter: UInt64 = 0
         var waiters: [UInt64: UnsafeContinuation<Bool, Never>] = [:]
 
-        var isQuiescent: Bool { isPaused && inFlight == 0 && !isCancelled && !hasEnded }
-        var mayGoOn: Bool { !isCancelled && !isPaused && inFlight < depth }
-        var willNotBeQuiescent: Bool { !isPaused || isCancelled || hasEnded }
+        var isHeld: Bool { isPaused || isHalted }
+        var isQuiescent: Bool { isHeld && inFlight == 0 && !isCancelled && !hasEnded }
+        var mayGoOn: Bool { !isCancelled && !isHeld && inFlight < depth }
+        var willNotBeQuiescent: Bool { !isHeld || isCancelled || hasEnded }
 
         /// Takes out whoever waits for what has come about, or can't any more.
         mutating func takeWaiters() -> [UnsafeContinuation<Bool, Never>] {
@@ -52,8 +54,13 @@ package final class JobControl: Sendable {
     /// Starts nothing new from now on; what is in flight ends. See `isQuiescent`.
     package func pause() { change { $0.isPaused = true } }
 
-    /// Goes on after `pause`.
-    package func resume() { change { $0.isPaused = false } }
+    /// Goes on after `pause`, and after an error that has halted the copy.
+    package func resume() {
+        change { state in
+            state.isPaused = false
+            state.isHalted = false
+        }
+    }
 
     /// Ends the run with `BackupFailure.cancelled`, paused or not. Nothing new starts; reads in flight are waited
     /// for, requests to the target are left behind. Cannot be taken back.
@@ -66,6 +73,7 @@ package final class JobControl: Sendable {
             state.isFinishing = true
             // What was saved is to be copied.
             state.isPaused = false
+            state.isHalted = false
         }
     }
 
@@ -88,8 +96,10 @@ package final class JobControl: Sendable {
     package var isCancelled: Bool { state.withLock { $0.isCancelled } }
     /// `finish` was called.
     package var isFinishing: Bool { state.withLock { $0.isFinishing } }
-    /// A pause was asked for and not taken back; chunks may still be in flight.
-    package var isPaused: Bool { state.withLock { $0.isPaused } }
+    /// A pause was asked for, or an error has halted the copy, and neither was taken back; chunks may still be in flight.
+    package var isPaused: Bool { state.withLock { $0.isHeld } }
+    /// An error has halted the copy, as its policy says, and nobody has resumed it.
+    package var isHalted: Bool { state.withLock { $0.isHalted } }
     /// Paused, and nothing is in flight: progress stands still until `resume`.
     package var isQuiescent: Bool { state.withLock { $0.isQuiescent } }
 
@@ -143,6 +153,9 @@ package final class JobControl: Sendable {
             return true
         }
     }
+
+    /// The copy stops by itself, because of an error, until `resume`.
+    func halt() { change { $0.isHalted = true } }
 
     var isAnyInFlight: Bool { state.withLock { $0.inFlight > 0 } }
 

@@ -147,7 +147,7 @@ extension PointInTime {
     }
 
     /// An error here is one of the record, whose file system is full, and not of staging: no waiting mends it.
-    private func reserve(_ section: inout BitSection, _ blocks: Range<Int>) throws(BlockError) {
+    func reserve(_ section: inout BitSection, _ blocks: Range<Int>) throws(BlockError) {
         do throws(BlockError) { try section.reserve(blocks) } catch {
             throw BlockError(
                 .inputOutput, "Couldn't record what the guest overwrites on \(drive.name): \(error.message)",
@@ -163,22 +163,48 @@ extension PointInTime {
         do throws(BlockError) {
             try await drive.device.read(range, into: slice)
         } catch {
-            guard blocks.count > 1 else { return try miss(blocks, error) }
-            // One bad block must not cost its neighbours.
-            for block in blocks {
+            return try await copyOutSingly(blocks, buffer, error)
+        }
+        try await keep(blocks, range, slice)
+    }
+
+    /// Block by block, as one bad block must not cost its neighbours. Where the policy is to go on without what cannot be
+    /// read, that is tried a few times more, unless the guest's patience is short.
+    private func copyOutSingly(_ blocks: Range<Int>, _ buffer: IOBuffer, _ first: BlockError)
+        async throws(BlockError)
+    {
+        let isPatient = options.saveTimeout == .zero || options.saveTimeout >= .seconds(1)
+        var failed = blocks.map { (block: $0, error: first) }
+        for pause in [.zero] + (options.ignoresSourceErrors && isPatient ? ErrorPolicy.pauses : []) {
+            // Nobody cancels a save; if somebody did, it would only be less patient.
+            if pause > .zero { try? await clock.sleep(pause) }
+            var still: [(block: Int, error: BlockError)] = []
+            for (block, _) in failed {
                 let range = bytes(ofBlocks: block..<block + 1)
                 let slice = buffer[0..<Int(range.length)]
                 do throws(BlockError) {
                     try await drive.device.read(range, into: slice)
                 } catch {
-                    try miss(block..<block + 1, error)
+                    if !options.ignoresSourceErrors { throw saveError(error, block) }
+                    still.append((block, error))
                     continue
                 }
                 try await keep(block..<block + 1, range, slice)
             }
-            return
+            failed = still
+            if failed.isEmpty { return }
         }
-        try await keep(blocks, range, slice)
+        for (block, error) in failed where isProtected(block / blocksPerCluster) {
+            try noteMissing(block..<block + 1)
+            state.value.tell(
+                IOFailure(.source, .read, bytes(ofBlocks: block..<block + 1), error), .ignore)
+        }
+    }
+
+    private func saveError(_ error: BlockError, _ block: Int) -> BlockError {
+        BlockError(
+            error.code, "Couldn't save what the guest overwrites: \(error.message)", errno: error.errno,
+            range: bytes(ofBlocks: block..<block + 1))
     }
 
     /// To staging, then the bits.
@@ -198,16 +224,6 @@ extension PointInTime {
         }
         record.bits.saved.set(blocks)
         control.signal.raise()
-    }
-
-    /// Old content that cannot be read: recorded where that is the policy, else a failed save.
-    private func miss(_ block: Range<Int>, _ error: BlockError) throws(BlockError) {
-        guard options.ignoresSourceErrors else {
-            throw BlockError(
-                error.code, "Couldn't save what the guest overwrites: \(error.message)", errno: error.errno,
-                range: bytes(ofBlocks: block))
-        }
-        try noteMissing(block)
     }
 
     /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.

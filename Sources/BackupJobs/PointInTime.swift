@@ -49,6 +49,7 @@ final class PointInTime: Sendable {
         var isCopying = false
         var spaceLook: Task<Void, Never>?
         var warn: @Sendable (IOFailure) -> Void = { _ in }
+        var tell: @Sendable (IOFailure, ErrorPolicy.Action) -> Void = { _, _ in }
         var watchdog: Task<Void, Never>?
     }
 
@@ -274,6 +275,44 @@ final class PointInTime: Sendable {
         }
     }
 
+    /// The copy of clusters has failed: those of which the guest has overwritten something are urgent again.
+    func noteToCopy(_ clusters: Range<Int>) {
+        for cluster in clusters where isTouched(bytes(of: cluster..<cluster + 1)) {
+            state.value.urgent.append(cluster)
+        }
+    }
+
+    /// Before clusters become done: records what the target lacks of them. Throws when the record has no space.
+    func noteLacking(_ blocks: [Range<Int>]) throws(BlockError) {
+        for run in blocks { try reserve(&record.bits.missing, run) }
+        for run in blocks { record.bits.missing.set(run) }
+    }
+
+    /// After clusters have become done: what became unreadable when it had been copied already is not missing. (In this
+    /// order, so that a kill in between makes a backup look worse than it is, not better.)
+    func forgetMissing(in clusters: Range<Int>, but lacking: [Range<Int>]) {
+        let runs = record.bits.missing.runs(in: blocks(of: bytes(of: clusters)))
+        guard !runs.isEmpty else { return }
+        let kept = Set(lacking.joined())
+        for block in runs.joined() where !kept.contains(block) {
+            record.bits.missing.clear(block..<block + 1)
+        }
+    }
+
+    /// What is missing, with at most `limit` ranges.
+    func missing(limit: Int) -> BackupJob.Missing {
+        let blocks = blocks(of: drive.range)
+        var missing = BackupJob.Missing()
+        var next = blocks.lowerBound
+        while let first = record.bits.missing.first(in: next..<blocks.upperBound) {
+            next = record.bits.missing.first(in: first..<blocks.upperBound, where: false) ?? blocks.upperBound
+            let range = bytes(ofBlocks: first..<next)
+            missing.length += range.length
+            if missing.ranges.count < limit { missing.ranges.append(range) }
+        }
+        return missing
+    }
+
     /// What the target holds, in bytes.
     var copiedBytes: UInt64 {
         record.bits.done.runs(in: 0..<clusterCount).reduce(0) { $0 + bytes(of: $1).length }
@@ -337,6 +376,17 @@ final class PointInTime: Sendable {
                 state.saves[index].waiters = []
             }
         }
+    }
+
+    /// Uses staging, record or sums, which are not removed meanwhile. Throws `.cancelled` when the job has let go: they may
+    /// be gone.
+    func using<Value>(_ body: () async throws(BlockError) -> Value) async throws(BlockError) -> Value {
+        guard !state.value.isOver else {
+            throw BlockError(.cancelled, "Couldn't use the files of the backup of \(drive.name): it was given up")
+        }
+        beginUse()
+        defer { endUse() }
+        return try await body()
     }
 
     func beginUse() { state.value.stagingUsers += 1 }

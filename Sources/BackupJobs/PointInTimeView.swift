@@ -108,9 +108,8 @@ final class PointInTimeView: BlockDevice {
             let place: Place
             if bits.missing.isSet(block) {
                 throw BlockError(
-                    "Couldn't read \(range) of \(name): it could not be read when the guest overwrote it",
-                    errno: EIO,
-                    range: range)
+                    "Couldn't read \(range) of \(name): it is missing in the backup, since the drive could not be read "
+                        + "there, or the target not be written", errno: EIO, range: range)
             } else if bits.done.isSet(cluster) {
                 place = .target
             } else if bits.notNeeded.isSet(cluster), base != nil {

@@ -18,6 +18,8 @@ package struct BlockError: Error, Sendable, Hashable, Codable {
         case busy
         /// No space, quota or file size left (ENOSPC, EDQUOT, EFBIG).
         case noSpace
+        /// A flush or a write-back failed: what was written before may be lost, and nothing that is done now mends it.
+        case dataLost
         /// The contents of an image break its format's rules.
         case corrupt
         /// The image or request is well-formed but needs something that we do not do.
@@ -48,6 +50,11 @@ package struct BlockError: Error, Sendable, Hashable, Codable {
     package init(_ what: String, errno: Int32, range: ByteRange? = nil) {
         self.init(
             Code(errno: errno), "\(what): \(Self.describe(errno: errno))", errno: errno, range: range)
+    }
+
+    /// There was no space, be it for the operation itself or for what was written before.
+    package var isNoSpace: Bool {
+        code == .noSpace || code == .dataLost && Code(errno: errno) == .noSpace
     }
 
     /// The system's words for an error number.

@@ -98,7 +98,9 @@ extension HostFile {
     }
 
     private func lose(_ what: String, _ result: Int, _ range: ByteRange? = nil) -> BlockError {
-        let error = BlockError(what, errno: Int32(truncatingIfNeeded: -result), range: range)
+        var error = BlockError(what, errno: Int32(truncatingIfNeeded: -result), range: range)
+        // Whatever the cause, it is not the same as a write that failed: that one can be tried again.
+        error.code = .dataLost
         if state.value.lostData == nil { state.value.lostData = error }
         return error
     }

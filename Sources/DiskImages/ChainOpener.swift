@@ -15,6 +15,8 @@ struct ChainOpener {
     let options: Qcow2Options
     /// The top is raw because it was probed, now or once.
     let isProbedRaw: Bool
+    /// What the top lies on is not opened.
+    var isLayerOnly = false
 
     private struct Link {
         var file: HostFile
@@ -52,7 +54,7 @@ struct ChainOpener {
         let resolved = try await resolve(path)
         let (wasProbed, top) = (format == nil, try await add(resolved, format: format, readOnly: readOnly))
         var current = top
-        while let name = current.layer.backingName {
+        while !isLayerOnly, let name = current.layer.backingName {
             guard links.count < Self.maximumDepth else {
                 throw BlockError(
                     .unsupported,
@@ -88,10 +90,12 @@ struct ChainOpener {
         for (depth, link) in links.enumerated().reversed() {
             let isReadOnly = readOnly || depth > 0
             if let header = link.header {
+                let alone = isLayerOnly ? header.backingName.map(Qcow2Image.Backing.notOpen) : nil
                 devices.append(
                     Qcow2Image(
                         link.file, header: header,
-                        backing: devices.last.map(Qcow2Image.Backing.open) ?? .none, isReadOnly: isReadOnly,
+                        backing: devices.last.map(Qcow2Image.Backing.open) ?? alone ?? .none,
+                        isReadOnly: isReadOnly,
                         options: options))
             } else {
                 let keepsFormat = depth == 0 && (wasProbed || isProbedRaw)

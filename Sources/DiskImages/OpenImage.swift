@@ -84,6 +84,19 @@ package final class OpenImage: Sendable {
             on: engine)
     }
 
+    /// Opens an image of `format` for reading, and not what it lies on: reading what it does not itself hold throws
+    /// `.unsupported`. Throws otherwise as `open` does.
+    package static func openLayer(
+        _ path: String, format: ImageFormat, on engine: any IOEngine
+    ) async throws(BlockError) -> OpenImage {
+        try await engine.run { () async throws(BlockError) -> OpenImage in
+            var opener = ChainOpener(
+                gate: .closed, options: Qcow2Options(role: .drive), isProbedRaw: false, engine: engine)
+            opener.isLayerOnly = true
+            return try await opener.open(path, format: format, readOnly: true)
+        }
+    }
+
     static func open(
         _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, options: Qcow2Options,
         isProbedRaw: Bool = false, on engine: any IOEngine

@@ -54,6 +54,12 @@ package enum TargetImage {
     package static func openExisting(
         _ file: HostFile, format: ImageFormat?
     ) async throws(BlockError) -> Existing {
+        try await openExisting(file, format: format, options: Qcow2Options())
+    }
+
+    static func openExisting(
+        _ file: HostFile, format: ImageFormat?, options: Qcow2Options
+    ) async throws(BlockError) -> Existing {
         let engine = file.engine
         return try await engine.run { () async throws(BlockError) -> Existing in
             var found = format ?? .raw
@@ -74,12 +80,66 @@ package enum TargetImage {
                 let contentSize = backing.isNone ? header.size : header.size - min(511, header.size)
                 return Existing(
                     device: Qcow2Image(
-                        file, header: header, backing: backing, isReadOnly: false, contentSize: contentSize),
+                        file, header: header, backing: backing, isReadOnly: false, contentSize: contentSize,
+                        options: options),
                     format: .qcow2, virtualSize: header.size, clusterSize: header.clusterSize,
                     backingName: header.backingName, backingFormat: header.backingFormat,
                     wasProbed: format == nil)
             }
         }
+    }
+
+    /// Takes up what `create` made with the same arguments in `file` and a process that was killed had begun to write;
+    /// `file` is open for writing and locked, and nothing of that process can still land there.
+    ///
+    /// Everything for which a write or zeroing had returned is there; what was on its way is there, in parts, or not. A
+    /// qcow2 image's refcounts are made to say what its tables say, so that clusters that were taken and not used yet
+    /// are free again; a kill at any point of that, too, leaves an image that can be taken up. The device is as one of
+    /// `create`: nothing is durable before `flush`.
+    ///
+    /// `.invalid` when it is another image, or one of another size (for raw: another length of the file); `.corrupt` or
+    /// `.unsupported` when it is none, as a kill in `create` leaves it, or cannot be read.
+    package static func resume(
+        _ file: HostFile, format: ImageFormat, size: UInt64, backing: (name: String, format: ImageFormat)?,
+        clusterSize: UInt64 = 65536
+    ) async throws(BlockError) -> any BlockDevice {
+        let engine = file.engine
+        return try await engine.run { () async throws(BlockError) -> any BlockDevice in
+            switch format {
+            case .raw:
+                guard backing == nil, file.size == size else {
+                    throw BlockError(
+                        .invalid,
+                        "Couldn't go on with \(file.name): it has \(file.size) bytes, and the raw image that was begun "
+                            + "there has \(size)")
+                }
+                return RawImage(file, isReadOnly: false)
+            case .qcow2:
+                return try await Qcow2Image.resume(
+                    on: file, contentSize: size, backing: backing, clusterSize: clusterSize)
+            }
+        }
+    }
+
+    /// `openExisting` for an image that a process that was killed had begun to write; `file` is locked, and nothing of
+    /// that process can still land there.
+    ///
+    /// As for `resume`, except that leaks stay in an image that has internal snapshots, compressed clusters or header
+    /// extensions that are not known here. Otherwise refcounts are written here; a file that was cut short, or tables
+    /// that cannot be right, are `.corrupt`.
+    package static func resumeExisting(
+        _ file: HostFile, format: ImageFormat
+    ) async throws(BlockError) -> Existing {
+        try await resumeExisting(file, format: format, options: Qcow2Options())
+    }
+
+    static func resumeExisting(
+        _ file: HostFile, format: ImageFormat, options: Qcow2Options
+    ) async throws(BlockError) -> Existing {
+        let existing = try await openExisting(file, format: format, options: options)
+        guard let image = existing.device as? Qcow2Image else { return existing }
+        try await file.engine.run { () async throws(BlockError) in _ = try await image.dropLeaks() }
+        return existing
     }
 
     /// Where in the file of `device`, an image made or opened here, the data of `range` stands: what is to be written

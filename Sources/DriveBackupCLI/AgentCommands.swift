@@ -44,7 +44,8 @@ struct AgentInfoCommand: ToolCommand {
             ("listens", info.addresses.joined(separator: ", ")),
             ("allows", places),
         ]
-        return facts.map { "\(ColumnText.padded($0, to: 8)) \(ColumnText.printable($1))" }
+        let problems = info.problems.map { ("problem", $0) }
+        return (facts + problems).map { "\(ColumnText.padded($0, to: 8)) \(ColumnText.printable($1))" }
     }
 }
 

@@ -34,6 +34,20 @@ struct BackupOptions: ParsableArguments {
 
     @Option(
         help: """
+            When the drive cannot be read: report, the job fails; stop, it is paused until 'drive-backup job resume'; \
+            enospc or auto, it is paused if there is no space and fails otherwise; ignore, after a few more tries the range \
+            is left out, and the job ends with exit status 3.
+            """)
+    var onSourceError: ErrorPolicyWord = .report
+
+    @Option(
+        help:
+            "When the target cannot be written: the same. A flush that fails fails the job under every policy."
+    )
+    var onTargetError: ErrorPolicyWord = .report
+
+    @Option(
+        help: """
             When old content cannot be saved before a guest overwrites it: break-snapshot, the job fails; \
             break-guest-write, the guest's write does.
             """)
@@ -48,6 +62,13 @@ struct BackupOptions: ParsableArguments {
 
     @Option(help: "When staging is full: fail, the job fails; stall, guests wait.")
     var stagingFull: StagingFullWord = .fail
+
+    @Option(
+        help: """
+            What the manifest beside the copy has of its content: xxh3-128, which finds damage; sha-256, which finds \
+            forgery, too.
+            """)
+    var checksum: ChecksumWord = .xxh3128
 
     @Option(
         help: ArgumentHelp(
@@ -79,10 +100,13 @@ struct BackupOptions: ParsableArguments {
         request.overwrite = overwrite
         request.rebase = rebase
         request.speed = speed
+        request.onSourceError = onSourceError == .report ? .unspecified : onSourceError.policy
+        request.onTargetError = onTargetError == .report ? .unspecified : onTargetError.policy
         request.onCbwError = onCbwError == .breakSnapshot ? .unspecified : onCbwError.policy
         request.cbwTimeoutNs = cbwTimeout ?? 0
         request.stagingFull = stagingFull == .fail ? .unspecified : stagingFull.policy
         request.keepTarget = keepTarget
+        request.checksum = checksum == .xxh3128 ? .unspecified : .sha256
         request.manualFinalize = manualFinalize
         request.manualDismiss = manualDismiss
         return request

@@ -8,11 +8,14 @@ struct DriveBackupCommand: ParsableCommand {
         abstract: "Back up virtual disks as they are at one instant.",
         discussion: """
             drive-backup start vm1 /backup/vm1.qcow2     copy the drive vm1 and watch it
+            drive-backup verify /backup/vm1.qcow2        read it back, and report damage
+            drive-backup restore /backup/vm1.qcow2 vm1   write it to the drive vm1
             drive-backup drive list                      the drives that can be copied
             """,
         version: clientVersion,
         subcommands: [
-            StartCommand.self, StartGroupCommand.self, JobCommands.self, DriveCommands.self,
+            StartCommand.self, StartGroupCommand.self, VerifyCommand.self, RestoreCommand.self,
+            JobCommands.self, DriveCommands.self,
             ExportCommands.self, EventsCommand.self, AgentCommands.self,
         ])
 

@@ -17,7 +17,8 @@ enum EventText {
             return "started: \(started.drive) to \(started.target) (\(words))"
         case .stateChanged(let change):
             let reason = change.pauseReason.isUnspecified ? "" : " (\(change.pauseReason.name))"
-            return change.state.name + reason
+            let error = change.pauseError.map { ": \(JobStory.sentence($0))" } ?? ""
+            return change.state.name + reason + error
         case .progress(let progress):
             return amount(progress)
         case .ioError(let error):
@@ -27,7 +28,10 @@ enum EventText {
             return "waits for 'job finalize'"
         case .completed(let completed):
             guard completed.result != .completed else { return "completed" }
-            return "completed, \(ByteSize.text(completed.missingBytes)) missing"
+            let ranges = completed.missing.prefix(3).map { "\($0.length) bytes at offset \($0.offset)" }
+            let more = completed.missing.count > ranges.count ? ["..."] : []
+            let places = ranges.isEmpty ? "" : " (\((ranges + more).joined(separator: ", ")))"
+            return "completed, \(ByteSize.text(completed.missingBytes)) missing\(places)"
         case .failed(let failed):
             return "failed: \(failed.error?.message ?? "")"
         case .cancelled(let cancelled):

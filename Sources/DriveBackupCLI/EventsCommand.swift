@@ -7,6 +7,9 @@ struct EventsCommand: ToolCommand {
         commandName: "events",
         abstract: "Print what happened, and what happens, to jobs.",
         discussion: """
+            The agent keeps events as long as their jobs (see its option --history-age), over its restarts. Each has a \
+            number; --after goes on where another call left off, and nothing but progress in between is missed.
+
             Examples:
               drive-backup events
               drive-backup --json events --follow --after 1200

@@ -25,11 +25,17 @@ struct JobCommands: ParsableCommand {
 }
 
 struct JobListCommand: ToolCommand {
-    static let configuration = CommandConfiguration(commandName: "list", abstract: "List the jobs.")
+    static let configuration = CommandConfiguration(
+        commandName: "list", abstract: "List the jobs.",
+        discussion: """
+            With --all there are also the ended jobs that the agent remembers (see its options --history-age and \
+            --history-count), oldest first, each with its result, how long it took, what it copied and at what rate, \
+            and how many operations failed.
+            """)
 
     @OptionGroup var global: GlobalOptions
 
-    @Flag(help: "The last ended jobs, too.")
+    @Flag(help: "Ended jobs, too, with what became of them.")
     var all = false
 
     func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
@@ -41,7 +47,8 @@ struct JobListCommand: ToolCommand {
         } else if jobs.isEmpty {
             session.console.print(all ? "no jobs" : "no jobs; --all shows ended ones, too", to: .error)
         } else {
-            for line in JobText.table(jobs).lines { session.console.print(line) }
+            let table = all ? JobText.history(jobs) : JobText.table(jobs)
+            for line in table.lines { session.console.print(line) }
         }
         return .done
     }
@@ -49,7 +56,8 @@ struct JobListCommand: ToolCommand {
 
 struct JobShowCommand: ToolCommand {
     static let configuration = CommandConfiguration(
-        commandName: "show", abstract: "Show a job; the last of that id if it has ended.")
+        commandName: "show",
+        abstract: "Tell the whole story of a job; of the last of that id if it has ended.")
 
     @OptionGroup var global: GlobalOptions
 

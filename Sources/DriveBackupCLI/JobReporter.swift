@@ -66,6 +66,7 @@ actor JobReporter {
             if story.total > 0 { say(ProgressLine(story, rate: nil).text) }
         }
         if story.awaitsFinalize { remark(story.pending) }
+        if story.pauseReason == .error, let line = story.change(from: .running) { remark(line) }
         draw()
     }
 

@@ -3,18 +3,21 @@ internal import DriveBackupClient
 /// What is known of a job, put together from its events and, where there is one, the job as the agent shows it.
 struct JobStory: Hashable {
     enum End: Hashable {
-        case completed(JobResult, missingBytes: Int64)
+        case completed(JobResult, missingBytes: Int64, missing: [Range] = [])
         case failed(JobError)
         case cancelled
     }
 
     var id: String
+    var type = JobType.backup
     var drive = ""
     var target = ""
     var format = ""
     var sync = SyncMode.unspecified
     var state = JobState.unspecified
     var pauseReason = PauseReason.unspecified
+    /// What it is paused by, where the reason is an error.
+    var pauseError: IOErrorEvent?
     /// Everything is copied, and somebody has to finalize the job.
     var awaitsFinalize = false
     /// Bytes done, of `total`.
@@ -32,12 +35,14 @@ struct JobStory: Hashable {
     /// What `job` tells, as if all its events had been seen.
     init(_ job: Job) {
         id = job.id
+        if !job.type.isUnspecified { type = job.type }
         drive = job.drive
         target = job.target
         format = job.format
         sync = job.sync
         state = job.state
         pauseReason = job.pauseReason
+        pauseError = job.pauseError
         awaitsFinalize = job.state == .pending && job.manualFinalize
         startedAt = job.pointInTime
         endedAt = job.endedAt
@@ -49,8 +54,7 @@ struct JobStory: Hashable {
         case .cancelled: end = .cancelled
         case .failed: end = .failed(job.error ?? JobError())
         default:
-            // How much is missing, only the job's last event tells.
-            end = job.result == .completed ? .completed(job.result, missingBytes: 0) : nil
+            end = .completed(job.result, missingBytes: job.missingBytes, missing: job.missing)
         }
     }
 
@@ -66,12 +70,16 @@ struct JobStory: Hashable {
         case .stateChanged(let change):
             state = change.state
             pauseReason = change.pauseReason
+            pauseError = change.pauseError
             if state != .pending { awaitsFinalize = false }
         case .progress(let progress):
             note(progress)
         case .completed(let completed):
             if let progress = completed.progress { note(progress) }
-            finish(.completed(completed.result, missingBytes: completed.missingBytes), event)
+            finish(
+                .completed(
+                    completed.result, missingBytes: completed.missingBytes, missing: completed.missing), event
+            )
         case .failed(let failed):
             if let progress = failed.progress { note(progress) }
             finish(.failed(failed.error ?? JobError()), event)
@@ -98,7 +106,7 @@ struct JobStory: Hashable {
     /// How the process ends when the job has.
     var exitStatus: ExitStatus {
         switch end {
-        case .completed(let result, _): ExitStatus(result)
+        case .completed(let result, _, _): ExitStatus(result)
         case .cancelled: .cancelled
         case .failed, nil: .failed
         }

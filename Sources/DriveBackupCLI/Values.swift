@@ -23,11 +23,32 @@ enum CbwErrorWord: String, CaseIterable, ExpressibleByArgument {
     var policy: CbwErrorPolicy { self == .breakSnapshot ? .breakSnapshot : .breakGuestWrite }
 }
 
+/// What `--checksum` takes.
+enum ChecksumWord: String, CaseIterable, ExpressibleByArgument {
+    case xxh3128 = "xxh3-128"
+    case sha256 = "sha-256"
+}
+
 /// What `--staging-full` takes.
 enum StagingFullWord: String, CaseIterable, ExpressibleByArgument {
     case fail, stall
 
     var policy: StagingFullPolicy { self == .fail ? .fail : .stall }
+}
+
+/// What `--on-source-error` and `--on-target-error` take.
+enum ErrorPolicyWord: String, CaseIterable, ExpressibleByArgument {
+    case report, ignore, enospc, stop, auto
+
+    var policy: ErrorPolicy {
+        switch self {
+        case .report: .report
+        case .ignore: .ignore
+        case .enospc: .enospc
+        case .stop: .stop
+        case .auto: .auto
+        }
+    }
 }
 
 /// What `--completion` takes.

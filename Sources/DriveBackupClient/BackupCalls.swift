@@ -23,4 +23,17 @@ public struct BackupCalls: Sendable {
     public func startGroup(_ request: StartGroupRequest) async throws(RPCStatus) -> RPCResponses<JobEvent> {
         try await client.stream(BackupsMethods.startGroup, request)
     }
+
+    /// Reads a backup back and compares it with its manifest, as a job, which is reported until it ends; with `detach` until
+    /// its first event. Each damaged range is an `io_error` event; a job that has found damage fails with BACKUP_DAMAGED.
+    public func verify(_ request: VerifyRequest) async throws(RPCStatus) -> RPCResponses<JobEvent> {
+        try await client.stream(BackupsMethods.verify, request)
+    }
+
+    /// Writes a backup, with what it lies on, to a new image or to a drive that nobody has open, as a job, which is reported
+    /// until it ends; with `detach` until its first event. What is read is compared with the manifest before a new image
+    /// gets its name.
+    public func restore(_ request: RestoreRequest) async throws(RPCStatus) -> RPCResponses<JobEvent> {
+        try await client.stream(BackupsMethods.restore, request)
+    }
 }

@@ -8,11 +8,22 @@ public import DriveBackupWire
 public struct JobCalls: Sendable {
     let client: DriveBackupClient
 
-    /// The jobs that have not been dismissed; with `all` the last ended ones, too.
+    /// The jobs that have not been dismissed, oldest first; with `all` before them the ended ones that the agent remembers,
+    /// in the order of their ends, all in one array.
     public func list(all: Bool = false) async throws(RPCStatus) -> [Job] {
         var request = ListJobsRequest()
         request.all = all
-        return try await client.call(JobsMethods.list, request).jobs
+        var jobs: [Job] = []
+        while true {
+            let response = try await client.call(JobsMethods.list, request)
+            jobs += response.jobs
+            // An agent that says that there is more, and gives nothing new, has nothing more to say.
+            guard response.more, let last = response.jobs.last?.lastSequence, last > request.afterSequence
+            else {
+                return jobs
+            }
+            request.afterSequence = last
+        }
     }
 
     /// One job; the last of that id if it has been dismissed.

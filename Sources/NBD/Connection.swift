@@ -14,7 +14,7 @@ final class Connection: Sendable {
 
     let socket: Socket
     private let input = ReceiveBuffer()
-    private let progress = Transmission.Progress()
+    let progress = Transmission.Progress()
     private let limits: NBDLimits
     private let log: @Sendable (String) -> Void
     private let began = ContinuousClock.now
@@ -69,8 +69,11 @@ final class Connection: Sendable {
                 state.seenAt = now
             }
             let idle = now - state.seenAt
-            if isContended, idle > limits.stall, limits.memory.held(by: transmission.account) > 0 {
-                return "it kept memory that others waited for, and stood still"
+            if isContended, limits.memory.held(by: transmission.account) > 0 {
+                if idle > limits.stall { return "it kept memory that others waited for, and stood still" }
+                if progress.isLate(at: now, limits) {
+                    return "it kept memory that others waited for, and its data came too slowly"
+                }
             }
             if progress.hasHungUp && idle > limits.farewell {
                 return "it hung up and did not fetch its replies"

@@ -4,6 +4,9 @@ struct NBDLimits: Sendable {
     var handshake = Duration.seconds(10)
     /// How long a client may neither take what is sent to it nor give what it announced, while others wait for the memory.
     var stall = Duration.seconds(5)
+    /// How fast a client gives what it announced, while others wait for the memory: its payload may take `stall`, and a
+    /// second for as many bytes as this.
+    var payloadBytesPerSecond = 1_000_000
     /// How long a client that has hung up may take to fetch what it asked for before.
     var farewell = Duration.seconds(30)
     /// How often is looked at these.

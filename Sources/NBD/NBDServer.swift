@@ -7,7 +7,7 @@ package final class NBDServer: Sendable {
     package let address: NBDAddress
 
     private let registry = ExportRegistry()
-    private let reception: Reception
+    let reception: Reception
     private let listener: Listener
     private let engine: any IOEngine
     private let acceptors: Task<Void, Never>

@@ -4,8 +4,10 @@ internal import Synchronization
 /// The memory that holds the bytes of requests and replies, bounded for all clients together.
 ///
 /// A client starts with little credit, one request at least, and earns more by what it takes and gives: those who never
-/// read their replies hold what they got at first. Whatever its credit, a client holds at most half of what is left, so
-/// that something is left for the next one.
+/// read their replies hold what they got at first. Whatever its credit, a client gets beyond its first request at most
+/// half of what is left, so that something is left for the next one; and who has nothing comes before those who have
+/// something: in the order of asking, whatever its first request's size. While such a one waits nothing else is lent,
+/// so that what others give back becomes enough for it.
 ///
 /// Writes longer than `maximumPiece`, which must be whole before any of them is written, have memory of their own, in
 /// the order of asking. (Longer reads travel in pieces.)
@@ -32,6 +34,8 @@ final class RequestMemory: Sendable {
         // SAFETY: read and changed under the lock of the memory that it was made for.
         fileprivate nonisolated(unsafe) var holdings = Holdings()
     }
+
+    private typealias Grant = (UnsafeContinuation<IOBuffer?, Never>, IOBuffer)
 
     private struct Waiter {
         let account: Account
@@ -68,10 +72,13 @@ final class RequestMemory: Sendable {
     /// The bytes that are lent.
     var used: Int { state.withLock { $0.used + $0.usedLarge } }
 
+    /// The requests that wait.
+    var waiting: Int { state.withLock { $0.waiters.count } }
+
     /// A buffer of at least `count` bytes; nil when it is not to be had at once. Its contents are left over.
     func takeIfAvailable(_ count: Int, for account: Account) -> IOBuffer? {
         let size = Self.size(for: count)
-        return state.withLock { state in grant(size, account, &state) }
+        return state.withLock { state in grantToNewcomer(size, account, &state) }
     }
 
     /// A buffer of at least `count` bytes, when it is to be had; nil once the account was closed.
@@ -81,7 +88,7 @@ final class RequestMemory: Sendable {
             let size = Self.size(for: count)
             let answer: IOBuffer?? = state.withLock { state in
                 if account.holdings.isClosed { return .some(nil) }
-                if let buffer = grant(size, account, &state) { return buffer }
+                if let buffer = grantToNewcomer(size, account, &state) { return buffer }
                 state.waiters.append(Waiter(account: account, size: size, continuation: continuation))
                 return nil
             }
@@ -117,13 +124,16 @@ final class RequestMemory: Sendable {
 
     /// Gives the account's owner nothing more, and ends its wait.
     func close(_ account: Account) {
-        let waiters = state.withLock { state in
+        let (waiters, granted) = state.withLock { state in
             account.holdings.isClosed = true
             let waiters = state.waiters.filter { $0.account === account }
+            guard !waiters.isEmpty else { return (waiters, [Grant]()) }
             state.waiters.removeAll { $0.account === account }
-            return waiters
+            // Others may have waited behind it for what is there.
+            return (waiters, grantWaiting(&state))
         }
         for waiter in waiters { waiter.continuation.resume(returning: nil) }
+        for (continuation, buffer) in granted { continuation.resume(returning: buffer) }
     }
 
     private static func size(for count: Int) -> Int {
@@ -140,6 +150,22 @@ final class RequestMemory: Sendable {
             : holdings.small == 0 || holdings.small + size <= holdings.credit
     }
 
+    /// The request of one that has nothing; large ones are in another memory.
+    private func isFirst(_ size: Int, _ account: Account) -> Bool {
+        size <= Self.maximumPiece && account.holdings.small == 0
+    }
+
+    /// Lends memory to one that has not waited yet, unless it would overtake somebody.
+    private func grantToNewcomer(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
+        let isLarge = size > Self.maximumPiece
+        let wouldOvertake = state.waiters.contains {
+            isLarge
+                ? $0.size > Self.maximumPiece && isWithinCredit($0.size, $0.account)
+                : isFirst($0.size, $0.account)
+        }
+        return wouldOvertake ? nil : grant(size, account, &state)
+    }
+
     private func grant(_ size: Int, _ account: Account, _ state: inout State) -> IOBuffer? {
         guard !account.holdings.isClosed, isWithinCredit(size, account) else { return nil }
         if size > Self.maximumPiece {
@@ -147,7 +173,9 @@ final class RequestMemory: Sendable {
             state.usedLarge += size
             account.holdings.large += size
         } else {
-            guard account.holdings.small + size <= (capacity - state.used) / 2 else { return nil }
+            let left = capacity - state.used
+            guard account.holdings.small == 0 ? size <= left : account.holdings.small + size <= left / 2
+            else { return nil }
             state.used += size
             account.holdings.small += size
         }
@@ -158,21 +186,32 @@ final class RequestMemory: Sendable {
         return IOBuffer(count: size)
     }
 
-    private func grantWaiting(_ state: inout State) -> [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] {
-        var granted: [(UnsafeContinuation<IOBuffer?, Never>, IOBuffer)] = []
-        var left: [Waiter] = []
+    /// Lends what is there to those who wait: first to those who have nothing, none of whom is overtaken.
+    private func grantWaiting(_ state: inout State) -> [Grant] {
+        var granted: [Grant] = []
+        var isFirstPassed = false
         var isLargePassed = false
-        for waiter in state.waiters {
-            // A large write is not overtaken by other large ones, or it might never find room.
-            let isLarge = waiter.size > Self.maximumPiece
-            if !(isLarge && isLargePassed), let buffer = grant(waiter.size, waiter.account, &state) {
-                granted.append((waiter.continuation, buffer))
-            } else {
-                isLargePassed = isLargePassed || isLarge
+        for areFirst in [true, false] {
+            var left: [Waiter] = []
+            for waiter in state.waiters {
+                let isLarge = waiter.size > Self.maximumPiece
+                let isFirst = isFirst(waiter.size, waiter.account)
+                // A large write is not overtaken by other large ones, or it might never find room.
+                if isFirst == areFirst, !(isLarge ? isLargePassed : isFirstPassed),
+                    let buffer = grant(waiter.size, waiter.account, &state)
+                {
+                    granted.append((waiter.continuation, buffer))
+                    continue
+                }
                 left.append(waiter)
+                if isFirst && areFirst { isFirstPassed = true }
+                // Who waits for what he holds himself is in nobody's way.
+                if isLarge, !areFirst, isWithinCredit(waiter.size, waiter.account) {
+                    isLargePassed = true
+                }
             }
+            state.waiters = left
         }
-        state.waiters = left
         return granted
     }
 }

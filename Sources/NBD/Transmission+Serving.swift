@@ -2,6 +2,9 @@ internal import BlockIO
 
 /// What is done for one request, in a task of its own.
 extension Transmission {
+    /// How often the device is asked for one answer to BLOCK_STATUS, which may be short (NBD proto.md, "Request types").
+    private static let maximumQuestions = 4
+
     /// Does what was asked for and leaves the replies. `buffer` has the payload of a write, and is where a read goes.
     func serve(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer?) async {
         do throws(BlockError) {
@@ -44,7 +47,7 @@ extension Transmission {
         // Paths of this host are nothing for a client.
         report(error.message)
         let (code, words): (NBDError, String) =
-            error.code == .noSpace
+            error.isNoSpace
             ? (.noSpace, "No space is left for the device") : (.inputOutput, "The device failed the request")
         refuse(request, code, words, giving: buffer)
     }
@@ -104,7 +107,6 @@ extension Transmission {
     /// last byte, and an error in its middle can only be told by hanging up.
     private func readInOnePiece(_ request: RequestHeader, _ range: ByteRange, _ buffer: IOBuffer) async {
         _ = await leaveAndWait(Reply(cookie: request.cookie, form: .turn, isLast: false))
-        progress.beginWait()
         var rest = range
         var isFirst = true
         while !rest.isEmpty, !state.value.isBroken {
@@ -119,15 +121,17 @@ extension Transmission {
                     break
                 }
             }
+            // Only then is it the client that is waited for, and not the device.
+            progress.beginWait()
             let isSent =
                 isFirst
                 ? await sender.send([Reply(cookie: request.cookie, form: .simpleData(slice))]) != nil
                 : await sender.send(slice)
+            progress.endWait()
             if !isSent { breakOff() }
             isFirst = false
             rest = rest.dropFirst(piece.length)
         }
-        progress.endWait()
         endOwnTurn(buffer)
     }
 
@@ -139,7 +143,9 @@ extension Transmission {
         let isOne = request.flags.contains(.reqOne)
         // A device may describe little at a time; whoever wants more asks again.
         var questions = 0
-        search: while !rest.isEmpty, questions < 64 {
+        search: while !rest.isEmpty, questions < Self.maximumQuestions {
+            // An answer may take a while without ever waiting: all else on the engine has its turn in between.
+            if questions > 0 { await Task.yield() }
             questions += 1
             for extent in try await device.extents(in: rest) {
                 let flags: AllocationFlags = extent.isZero ? [.hole, .zero] : []

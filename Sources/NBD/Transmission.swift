@@ -57,8 +57,32 @@ final class Transmission: Sendable {
         private let ended = Atomic(false)
 
         func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
-        func beginWait() { waits.wrappingAdd(1, ordering: .relaxed) }
+        /// That it begins is a move: the client has had no time yet, whenever the watchdog looked last.
+        func beginWait() {
+            moved()
+            waits.wrappingAdd(1, ordering: .relaxed)
+        }
         func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
+
+        /// The payload that is being received.
+        private let payload = Mutex<(bytes: Int, began: ContinuousClock.Instant)?>(nil)
+
+        func beginPayload(_ bytes: Int, at now: ContinuousClock.Instant = .now) {
+            payload.withLock { $0 = (bytes, now) }
+            beginWait()
+        }
+
+        func endPayload() {
+            endWait()
+            payload.withLock { $0 = nil }
+        }
+
+        /// A payload has been on its way for longer than it may, when others wait: however steadily it trickles.
+        func isLate(at now: ContinuousClock.Instant, _ limits: NBDLimits) -> Bool {
+            guard let (bytes, began) = payload.withLock({ $0 }) else { return false }
+            let microseconds = bytes * 1_000_000 / max(1, limits.payloadBytesPerSecond)
+            return now - began > limits.stall + .microseconds(microseconds)
+        }
 
         func hangUp() { ended.store(true, ordering: .relaxed) }
 
@@ -180,8 +204,8 @@ final class Transmission: Sendable {
         bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: input.bytes[..<done]))
         input.drop(done)
         guard done < bytes.count else { return true }
-        progress.beginWait()
-        defer { progress.endWait() }
+        progress.beginPayload(bytes.count)
+        defer { progress.endPayload() }
         while done < bytes.count {
             // In pieces, so that the watchdog sees a slow client move.
             let end = min(done + Self.payloadPiece, bytes.count)

@@ -33,6 +33,9 @@ struct DriveBackupAgent: AsyncParsableCommand {
               drive-backup-agent --drive id=vm1,file=/var/lib/vm/vm1.qcow2 \\
                 --export drive=vm1,listen=unix:/run/vm/vm1.sock \\
                 --staging /fast/staging,size=50G
+
+              drive-backup-agent --drive id=vm1,file=/var/lib/vm/vm1.qcow2 \\
+                --on-failed /usr/local/lib/backup-failed --history-age 30d
             """,
         version: "drive-backup-agent \(BackupAgentVersion.number)")
 
@@ -44,7 +47,9 @@ struct DriveBackupAgent: AsyncParsableCommand {
             """, valueName: "address"))
     var listen: [String] = []
 
-    @Option(help: ArgumentHelp("Where drives that clients add are remembered.", valueName: "dir"))
+    @Option(
+        help: ArgumentHelp(
+            "Where drives that clients add, and the history of jobs, are kept.", valueName: "dir"))
     var stateDirectory = "/var/lib/drive-backup"
 
     @Option(help: ArgumentHelp("Where what only matters until a reboot is kept.", valueName: "dir"))
@@ -88,6 +93,25 @@ struct DriveBackupAgent: AsyncParsableCommand {
             valueName: "kind"))
     var engine: AgentConfiguration.Engine?
 
+    @Option(
+        help: ArgumentHelp(
+            "How long ended jobs and their events are kept: days, or a number with m, h, d or w.",
+            valueName: "age"))
+    var historyAge = "90d"
+
+    @Option(help: ArgumentHelp("How many ended jobs are kept at most.", valueName: "n"))
+    var historyCount = 10_000
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            A program that is run for each job that completes, without a shell, with the job as JSON on its standard             input; it has 30 seconds.
+            """, valueName: "executable"))
+    var onCompleted: String?
+
+    @Option(help: ArgumentHelp("The same for each job that fails.", valueName: "executable"))
+    var onFailed: String?
+
     @Option(help: ArgumentHelp("How much to log.", valueName: "level"))
     var logLevel = LogLevel.info
 
@@ -96,6 +120,13 @@ struct DriveBackupAgent: AsyncParsableCommand {
             let drives = try drive.map { try DriveOption(parsing: $0) }
             let exports = try export.map { try ExportOption(parsing: $0) }
             _ = try staging.map { try StagingOption(parsing: $0) }
+            _ = try HistoryOption.age(parsing: historyAge)
+            guard historyCount > 0 else {
+                throw ValidationError("The number of jobs in the history is not positive: \(historyCount).")
+            }
+            for path in [onCompleted, onFailed] where path?.isEmpty == true {
+                throw ValidationError("The path of a hook is empty.")
+            }
             for path in [stateDirectory, runtimeDirectory] + allowDirectory where path.isEmpty {
                 throw ValidationError("A directory's path is empty.")
             }
@@ -123,6 +154,10 @@ struct DriveBackupAgent: AsyncParsableCommand {
         configuration.exports = try export.map { try ExportOption(parsing: $0) }
         configuration.staging = try staging.map { try StagingOption(parsing: $0) }
         configuration.engine = engine
+        configuration.history = HistoryLimits(
+            age: try HistoryOption.age(parsing: historyAge), count: historyCount)
+        configuration.hooks.onCompleted = onCompleted
+        configuration.hooks.onFailed = onFailed
         guard await AgentMain.run(configuration, level: logLevel.level) else { throw ExitCode(1) }
     }
 }

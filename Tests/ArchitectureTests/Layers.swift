@@ -10,7 +10,7 @@ enum Layers {
         // The disk side.
         "BlockIO": ["CBlockIO", "CLiburing"],
         "DiskImages": ["BlockIO", "CZlib", "CZstd"],
-        "BackupJobs": ["BlockIO"],
+        "BackupJobs": ["BlockIO", "CXXHash", "CCrypto"],
         "NBD": ["BlockIO", "CBlockIO"],
 
         // The wire side; nothing else in the package knows NIO or libprotobuf-c.
@@ -21,9 +21,8 @@ enum Layers {
 
         // The only place that sees both sides.
         "BackupAgent": [
-            "BlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire", "GRDB",
-            "Logging",
-            "ServiceLifecycle", "UnixSignals",
+            "BlockIO", "CBlockIO", "DiskImages", "BackupJobs", "NBD", "DriveBackupRPC", "DriveBackupWire",
+            "GRDB", "Logging", "ServiceLifecycle", "UnixSignals",
         ],
 
         // Executables: options and wiring.

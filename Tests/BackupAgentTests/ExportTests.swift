@@ -265,7 +265,7 @@ struct ExportTests {
         _ = try await exports.add(drive: "a", address: socket("a.sock"))
         try await test.start(
             BackupRequest(
-                drive: "a", target: directory.file("t"), sync: .full, speed: 65536, jobID: "j"))
+                drive: "a", target: directory.file("t"), sync: .full, speed: 1, jobID: "j"))
         let export = try await exports.addSnapshot(of: "j", address: socket("j.sock"))
         #expect(
             export.name == "j-snapshot" && export.drive == "a" && export.snapshotOf == "j" && export.readOnly)

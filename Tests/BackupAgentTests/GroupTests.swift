@@ -86,7 +86,7 @@ struct GroupTests {
     func busy() async throws {
         let test = try await agent()
         try await test.start(
-            BackupRequest(drive: "b", target: directory.file("t"), sync: .full, speed: 65536, jobID: "other"))
+            BackupRequest(drive: "b", target: directory.file("t"), sync: .full, speed: 1, jobID: "other"))
         let refusal = await status { _ = try await run(group("a", "b"), test) }
         #expect(refusal?.reason == "DRIVE_BUSY" && refusal?.message.contains("other") == true)
         #expect(try await snapshot(directory.file("out")).isEmpty)
@@ -129,7 +129,7 @@ struct GroupTests {
     func apart() async throws {
         let test = try await agent()
         var request = group("a", "b") { $0.detach = true }
-        request.backups[0].speed = 65536
+        request.backups[0].speed = 1
         request.requestKey = "k"
         let started = try await run(request, test)
         #expect(started.count == 2 && started.allSatisfy { $0.started != nil })

@@ -9,11 +9,13 @@ import Testing
 @testable import BackupAgent
 
 /// Targets that do what a test says: succeed, fail, or hang until they are let go.
-private final class SimTargets: TargetOpener {
+final class SimTargets: TargetOpener {
     struct Script: Sendable {
         var openHangs = false
         var openFails: AgentError?
         var writeHangs = false
+        /// Looked at by each write.
+        var writeFails: BlockError?
         var readHangs = false
         var completeHangs = false
         var completeFails: BlockError?
@@ -51,6 +53,7 @@ private final class SimTarget: JobTarget {
     let isProbedRaw = false
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
+    let manifestPath = ""
     private let targets: SimTargets
     private let script: SimTargets.Script
 
@@ -60,6 +63,7 @@ private final class SimTarget: JobTarget {
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         if script.writeHangs { await targets.hang() }
+        if let error = targets.script.withLock({ $0.writeFails }) { throw error }
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
@@ -67,6 +71,8 @@ private final class SimTarget: JobTarget {
     }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
+
+    func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
 
     func complete() async throws(BlockError) {
         if script.completeHangs { await targets.hang() }

@@ -4,7 +4,7 @@ import Testing
 @testable import BackupAgent
 
 /// Ways to bring a machine into each state.
-private func machine(in state: JobState) -> JobStateMachine {
+func machine(in state: JobState) -> JobStateMachine {
     var machine = JobStateMachine(waitsForFinalize: true)
     let failure = JobFailure(error: AgentError(.ioError, "It failed."))
     func happens(_ events: JobStateMachine.Event...) { for event in events { _ = machine.handle(event) } }
@@ -333,15 +333,27 @@ struct JobStateMachineTests {
                 // to.
                 var events: [JobStateMachine.Event] = [.quiescent]
                 if job.state == .created { events.append(.started) }
-                if copies, job.state != .created { events += [.copied, .copyFailed(failure)] }
+                if copies, job.state != .created { events += [.copied, .copyFailed(failure), .incomplete] }
+                // Late ones, too: they are on their way while the job ends.
+                if job.state != .created { events.append(.copyHalted(Self.writeError)) }
                 if copies, job.state == .aborting { events.append(.copyStopped) }
                 if completes == 1, abandons == 0 { events += [.targetCompleted, .targetFailed(failure)] }
                 if abandons == 1 { events.append(.targetAbandoned) }
                 if random.oneIn(20) { events.append(.mustFail(failure)) }
                 let wasEnded = ends > 0
+                let before = job
                 let effects: [JobStateMachine.Effect]
                 if random.oneIn(3), let verb = JobVerb.allCases.randomElement(using: &random) {
-                    effects = (try? job.handle(verb, isForced: random.oneIn(4))) ?? []
+                    do throws(JobStateMachine.Refusal) {
+                        effects = try job.handle(verb, isForced: random.oneIn(4))
+                        // A pause may have been asked for and not reached, a finalize be under way.
+                        let verbs = Self.allowed[before.state, default: []].union(
+                            before.state == .created || before.state == .running ? [.resume] : [])
+                        #expect(verbs.contains(verb), "\(verb) in \(before.state), seed \(seed)")
+                    } catch {
+                        #expect(job == before, "a refusal changes nothing, seed \(seed)")
+                        effects = []
+                    }
                 } else if let event = events.randomElement(using: &random) {
                     switch event {
                     case .copied, .copyFailed, .copyStopped: copies = false
@@ -363,6 +375,15 @@ struct JobStateMachineTests {
                 #expect(!wasEnded || effects.allSatisfy { $0 == .dismissed }, "nothing follows the end")
                 #expect(abandons <= 1 && ends <= 1, "seed \(seed)")
                 #expect((job.result != nil) == (job.state == .concluded))
+                #expect((job.pauseReason != nil) == (job.state == .paused))
+                if job.pauseReason == .error { #expect(job.pauseError != nil) }
+                // Whatever the way, the states follow each other in one of theirs.
+                var state = before.state
+                for case .stateChanged(let new, let previous, let reason, let error) in effects {
+                    #expect(previous == state && (reason == .error) == (error != nil), "seed \(seed)")
+                    state = new
+                }
+                #expect(state == job.state)
             }
         }
     }

@@ -105,7 +105,7 @@ struct JobTests {
     func steering() async throws {
         let test = try await agent()
         let jobs = test.client.jobs
-        try await test.start(request { $0.speed = 65536 })
+        try await test.start(request { $0.speed = 1 })
         #expect(await status { _ = try await jobs.resume("vm-a") }?.message.contains("not paused") == true)
         let paused = try await jobs.pause("vm-a")
         #expect(paused.state == .paused && paused.pauseReason == .user)
@@ -135,7 +135,7 @@ struct JobTests {
     @Test("cancelling works while paused, and twice; the id and the drive are free afterwards")
     func cancelPaused() async throws {
         let test = try await agent()
-        try await test.start(request { $0.speed = 65536 })
+        try await test.start(request { $0.speed = 1 })
         _ = try await test.client.jobs.pause("vm-a")
         let answer = try await test.client.jobs.cancel("vm-a")
         #expect(answer.state == .aborting || answer.state == .concluded)
@@ -180,7 +180,7 @@ struct JobTests {
     func disconnected() async throws {
         let test = try await agent()
         let connection = try await test.agent.connectInProcess()
-        var lost = try await connection.stream(BackupsMethods.start, request { $0.speed = 65536 })
+        var lost = try await connection.stream(BackupsMethods.start, request { $0.speed = 1 })
             .makeAsyncIterator()
         #expect(try await lost.next()?.started != nil)
         await connection.close()
@@ -193,7 +193,7 @@ struct JobTests {
     @Test("stopping the agent fails its jobs, leaves nothing unfinished behind, and numbers go on afterwards")
     func stopping() async throws {
         let test = try await agent()
-        try await test.start(request { $0.speed = 65536 })
+        try await test.start(request { $0.speed = 1 })
         let watching = Task { try await test.end(of: "vm-a") }
         while try await test.client.jobs.get("vm-a").progress?.current == 0 { await Task.yield() }
         await test.agent.stop()

@@ -38,7 +38,7 @@ struct LiveJobTests {
         #expect(try await listing("run/jobs").isEmpty)
         #expect(try await listing("elsewhere") == "staging.lock\n")
         try await test.start(
-            BackupRequest(drive: "vm1", target: target, sync: .full, overwrite: true, speed: 65536))
+            BackupRequest(drive: "vm1", target: target, sync: .full, overwrite: true, speed: 1))
         let running = try await test.client.jobs.get("vm1")
         #expect(running.staging != nil)
         _ = try await test.client.jobs.cancel("vm1")
@@ -135,7 +135,7 @@ struct LiveJobTests {
         let test = try await agent()
         let target = directory.file("t")
         try await test.start(
-            BackupRequest(drive: "vm1", target: target, sync: .none, format: "qcow2", speed: 65536))
+            BackupRequest(drive: "vm1", target: target, sync: .none, format: "qcow2", speed: 1))
         _ = try await test.client.jobs.cancel("vm1", force: true)
         #expect(try await test.end(of: "vm1").cancelled != nil)
         #expect(try await runProcess("sh", ["-c", "ls \(target)*"]).status != 0)

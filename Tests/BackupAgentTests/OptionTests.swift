@@ -1,5 +1,6 @@
 import DiskImages
 import DriveBackupRPC
+import TestKit
 import Testing
 
 @testable import BackupAgent
@@ -71,21 +72,25 @@ struct OptionTests {
         var spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
         #expect(try keys.jobs(for: [spec], now: 0) == nil)
         spec.requestKey = "k"
-        keys.remember([spec], jobs: [JobNumber(value: 7)], now: 0)
+        let kept = keys.remember([spec], jobs: [JobNumber(value: 7)], now: 0)
         #expect(try keys.jobs(for: [spec], now: RequestKeys.lifetime)?.map(\.value) == [7])
+        guard case .remembered(let entry) = kept.first else { throw TestKitError("Nothing is kept of a key") }
+        var later = RequestKeys([entry])
+        #expect(try later.jobs(for: [spec], now: 0)?.map(\.value) == [7], "a restart forgets a key")
         var other = spec
         other.target = "/u"
         #expect(throws: AgentError.self) { try keys.jobs(for: [other], now: 1) }
         #expect(try keys.jobs(for: [other], now: RequestKeys.lifetime + 1) == nil)
         for number in 1...5 {
             spec.requestKey = "k\(number)"
-            keys.remember([spec], jobs: [JobNumber(value: UInt64(number))], now: 0)
+            _ = keys.remember([spec], jobs: [JobNumber(value: UInt64(number))], now: 0)
         }
         spec.requestKey = "k2"
         #expect(try keys.jobs(for: [spec], now: 0) == nil, "the oldest go first")
         spec.requestKey = "k5"
         #expect(try keys.jobs(for: [spec], now: 0)?.map(\.value) == [5])
-        keys.forget(spec)
+        #expect(keys.forget(spec, jobs: [JobNumber(value: 99)]).isEmpty, "it stands for another job")
+        #expect(keys.forget(spec, jobs: [JobNumber(value: 5)]) == [.forgotten("k5")])
         #expect(try keys.jobs(for: [spec], now: 0) == nil)
     }
 

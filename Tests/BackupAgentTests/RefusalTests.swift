@@ -48,7 +48,12 @@ struct Refused: Sendable, CustomTestStringConvertible {
         Refused("an unknown sync mode", .invalidArgument, "FIELD_INVALID", sync: SyncMode(rawValue: 77)),
         Refused("an unknown mode", .invalidArgument, "FIELD_INVALID") { $0.mode = TargetMode(rawValue: 9) },
         Refused("an unknown format", .invalidArgument, "FIELD_INVALID") { $0.format = "spaghetti" },
-        Refused("a policy to come", .unimplemented, "FIELD_UNIMPLEMENTED") { $0.onSourceError = .ignore },
+        Refused("an unknown policy", .invalidArgument, "FIELD_INVALID") {
+            $0.onSourceError = ErrorPolicy(rawValue: 6)
+        },
+        Refused("an unknown policy for the target", .invalidArgument, "FIELD_INVALID") {
+            $0.onTargetError = ErrorPolicy(rawValue: -1)
+        },
         Refused("a negative speed", .invalidArgument, "FIELD_INVALID") { $0.speed = -1 },
         Refused("a bad job id", .invalidArgument, "FIELD_INVALID") { $0.jobID = "1 x" },
         Refused("overwrite of an existing target", .invalidArgument, "FIELD_INVALID") {

@@ -79,6 +79,21 @@ struct SocketTests {
         await engine.shutDown()
     }
 
+    @Test("a long send to one that reads nothing comes back short", arguments: EngineKind.allCases)
+    func shortSend(kind: EngineKind) async throws {
+        let engine = try kind.makeEngine(name: "sockets")
+        let pair = try Pair(bufferBytes: 65536)
+        let source = IOBuffer(count: 8 << 20)
+        let part = UnsafeMutableBufferPointer<iovec>.allocate(capacity: 1)
+        defer { part.deallocate() }
+        part[0] = iovec(iov_base: source.bytes.baseAddress, iov_len: source.count)
+        // SAFETY: nobody else has it, and the engine is done with it when this returns.
+        nonisolated(unsafe) let parts = part
+        let sent = await engine.run { await engine.send(pair.near, parts) }
+        #expect(sent > 0 && sent < source.count)
+        await engine.shutDown()
+    }
+
     @Test("shutdown(2) ends those who wait to receive, to send and to accept", arguments: EngineKind.allCases)
     func shutDown(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "sockets")

@@ -263,7 +263,7 @@ struct CrashHistory: Sendable {
 }
 
 /// Makes one request after another.
-private struct Guest {
+struct Guest {
     let device: any BlockDevice
     let engine: SimFileEngine
     let model: Locked<GuestModel>

@@ -116,7 +116,7 @@ struct CommandLineTests {
             "start vm1 x --sync incremental", "start vm1 x --mode new", "start vm1 x --format vmdk",
             "start vm1 x --speed -1", "start vm1 x --speed 99999999999999T", "start vm1 x --speed",
             "start vm1 x --compress",
-            "start vm1 x --on-source-error ignore", "start vm1 nbd://host/x",
+            "start vm1 x --on-source-error skip", "start vm1 x --on-target-error", "start vm1 nbd://host/x",
             "start vm1 x --cbw-timeout -1", "start vm1 x --cbw-timeout 1s", "start vm1 x --cbw-timeout .5",
             "start vm1 x --on-cbw-error ignore", "start vm1 x --staging-full wait", "start-group",
             "start-group a",
@@ -194,5 +194,22 @@ struct CommandLineTests {
         ] as [([String: String], Bool)])
     func locale(environment: [String: String], isUTF8: Bool) {
         #expect(Surroundings.test(environment).isUTF8 == isUTF8)
+    }
+}
+
+@Suite("The words of verify and restore")
+struct ReadingBackCommandTests {
+    @Test("a destination with a slash is a file, another a drive")
+    func destination() throws {
+        func request(_ words: String) throws -> RestoreRequest {
+            let command = try DriveBackupCommand.parseAsRoot(words.split(separator: " ").map(String.init))
+            return try #require(command as? RestoreCommand).request(in: .test())
+        }
+        let file = try request("restore /b ./new.raw --format raw --overwrite --speed 1M --job-id r --request-key k --detach")
+        #expect(file.target == "/b" && file.file.hasSuffix("/new.raw") && file.file.hasPrefix("/") && file.drive.isEmpty)
+        #expect(file.format == "raw" && file.overwrite && file.speed == 1 << 20 && file.detach)
+        #expect(file.jobID == "r" && file.requestKey == "k")
+        let drive = try request("restore /b vm1")
+        #expect(drive.drive == "vm1" && drive.file.isEmpty && drive.format.isEmpty && !drive.overwrite)
     }
 }

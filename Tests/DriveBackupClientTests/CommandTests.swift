@@ -153,6 +153,66 @@ struct CommandTests {
         #expect(json.last?.contains("\"state\":\"paused\"") == true)
     }
 
+    @Test("all ended jobs are asked for, page by page, and told with what became of them")
+    func history() async throws {
+        let asked = Mutex<[UInt64]>([])
+        let router = RPCRouter.with { router in
+            router.unary(JobsMethods.list) { request, _ throws(RPCStatus) in
+                asked.withLock { $0.append(request.afterSequence) }
+                guard request.all else { return ListJobsResponse() }
+                let first = request.afterSequence + 1
+                return ListJobsResponse(
+                    jobs: (first..<first + 2).map { number in
+                        Job(
+                            id: "job\(number)", target: "/t\(number)", state: .concluded, result: .failed,
+                            progress: Progress(current: 10 << 20, total: 20 << 20),
+                            pointInTime: 1_000_000_000,
+                            endedAt: 6_000_000_000, lastSequence: number, errorCount: number)
+                    }, more: request.afterSequence < 4)
+            }
+        }
+        let lines = try await ScriptedAgent.run("job list --all", router).capture.outputLines
+        #expect(asked.withLock { $0 } == [0, 2, 4])
+        #expect(lines.count == 7)
+        #expect(lines.first?.hasPrefix("JOB   RESULT  DURATION") == true)
+        let words = try #require(lines.last).split(separator: " ").map(String.init)
+        #expect(words.prefix(9) == ["job6", "failed", "5.0", "s", "10.0", "MiB", "2.00", "MiB/s", "6"])
+        #expect(words.last == "/t6")
+    }
+
+    @Test("the story of a job has all that is known of it")
+    func story() {
+        var job = Job(id: "vm1", drive: "vm1", target: "/t", state: .concluded, result: .completedWithErrors)
+        job.group = "night"
+        job.grouped = true
+        job.restarts = 2
+        job.manifest = "/t.manifest"
+        job.targetBusy = "the process 77 still has it open"
+        job.missingBytes = 8192
+        job.missing = [Range(offset: 65536, length: 4096)]
+        job.errorCount = 9
+        job.errors = [
+            IOErrorEvent(
+                side: .source, operation: .verify, message: "It\u{7} differs", action: .ignore, count: 3)
+        ]
+        job.pauseError = IOErrorEvent(message: "No space")
+        job.onSourceError = .ignore
+        job.manualDismiss = true
+        let text = JobText.story(job, prefix: "drive-backup").joined(separator: "\n")
+        for part in [
+            "state    incomplete", "group    night, all complete or none",
+            "restarts the agent was restarted 2 times",
+            "manifest /t.manifest", "busy     the process 77", "missing  8.00 KiB",
+            "4096 bytes at offset 65536",
+            "and 4.00 KiB more", "errors   9, the last of them:",
+            "source verify: It? differs (3 times); left out",
+            "cause    No space", "on error drive: ignore", "waits    for dismiss",
+            "next     drive-backup job dismiss vm1",
+        ] {
+            #expect(text.contains(part), "\(part) is not in:\n\(text)")
+        }
+    }
+
     @Test("each verb is sent with its arguments, and prints the job")
     func verbs() async throws {
         let heard = Mutex<[String]>([])

@@ -60,10 +60,12 @@ struct HostileTests {
         #expect(limits.memory.used == 0)
     }
 
-    @Test("clients that hold announced payloads back are let go when others need the memory")
-    func heldBack() async throws {
+    @Test(
+        "clients that hold announced payloads back are let go when others need the memory",
+        arguments: EngineKind.allCases)
+    func heldBack(kind: EngineKind) async throws {
         let limits = Self.limits(stall: .milliseconds(200))
-        let test = try await ServerUnderTest.start(limits: limits)
+        let test = try await ServerUnderTest.start(kind, limits: limits)
         let disk = try test.addDisk("a", bytes: 64 << 20)
         var hostile: [RawClient] = []
         for _ in 0..<2 {
@@ -72,15 +74,77 @@ struct HostileTests {
             hostile.append(client)
         }
         while limits.memory.used < 64 << 20 { await Task.yield() }
-        let good = try await RawClient.open(test.path)
-        #expect(try await good.ask(0, length: 1 << 20).error == 0)
+        let first = try await RawClient.open(test.path)
+        #expect(try await first.ask(0, length: 1 << 20).error == 0)
+        // Who needs half of the memory needs one of them gone, and the disk keeps what it got: the next one needs the other.
+        disk.hold()
         let payload = [UInt8](repeating: 5, count: 32 << 20)
-        #expect(try await good.ask(1, length: 32 << 20, payload: payload).error == 0)
+        let asking = Task { try await first.ask(1, length: 32 << 20, payload: payload) }
+        while disk.heldCalls.isEmpty { await Task.yield() }
+        let second = try await RawClient.open(test.path)
+        let askingNext = Task { try await second.ask(1, length: 32 << 20, payload: payload) }
         for client in hostile { await client.waitForEnd() }
+        disk.release()
+        #expect(try await asking.value.error == 0)
+        #expect(try await askingNext.value.error == 0)
         // Nothing of the others' writes was applied.
-        #expect(disk.calls.filter { $0.operation == .write }.count == 1)
+        #expect(disk.calls.filter { $0.operation == .write }.count == 2)
         try await test.stop()
         #expect(limits.memory.used == 0)
+    }
+
+    @Test(
+        "a client whose announced payload trickles is let go when others need the memory",
+        arguments: EngineKind.allCases)
+    func trickling(kind: EngineKind) async throws {
+        // The watchdog sleeps; the test looks in its place, by a clock of its own.
+        var limits = Self.limits(stall: .seconds(5))
+        limits.tick = .seconds(3600)
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        let disk = try test.addDisk("a", bytes: 64 << 20)
+        let client = try await RawClient.open(test.path)
+        let connection = try #require(test.server.reception.connections.all.first)
+        let piece = [UInt8](repeating: 7, count: 1 << 20)
+        func trickle() async throws {
+            let moves = connection.progress.count
+            try await client.send(piece)
+            while connection.progress.count == moves { await Task.yield() }
+        }
+        let before = ContinuousClock.now
+        try await client.send(RawClient.request(1, length: 32 << 20))
+        // Slow, but never as slow as to stand still: 5 s are its time for that, and 38.5 s for all of it.
+        for second in stride(from: 0, through: 38, by: 4) {
+            try await trickle()
+            connection.check(at: before + .seconds(second), isContended: true)
+            #expect(test.said.value == [])
+        }
+        let after = ContinuousClock.now
+        try await trickle()
+        connection.check(at: after + .seconds(39), isContended: false)
+        #expect(test.said.value == [], "nobody needs the memory")
+        connection.check(at: after + .seconds(39), isContended: true)
+        await client.waitForEnd()
+        #expect(test.said.value.count == 1 && test.said.value.allSatisfy { $0.contains("too slowly") })
+        #expect(disk.calls == [])
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test("a payload has its time by its length")
+    func timeOfPayloads() {
+        let progress = Transmission.Progress()
+        let limits = NBDLimits()
+        let start = ContinuousClock.now
+        #expect(!progress.isLate(at: start + .seconds(1000), limits))
+        progress.beginPayload(32_000_000, at: start)
+        #expect(progress.isWaiting)
+        for second in 0...37 {
+            progress.moved()
+            #expect(!progress.isLate(at: start + .seconds(second), limits))
+        }
+        #expect(progress.isLate(at: start + .seconds(38), limits))
+        progress.endPayload()
+        #expect(!progress.isWaiting && !progress.isLate(at: start + .seconds(38), limits))
     }
 
     @Test("a client that leaves in the middle of a write has written nothing", arguments: EngineKind.allCases)

@@ -157,20 +157,6 @@ def test_tcp_beyond_loopback_without_tls_is_refused():
         agent.close()
 
 
-def test_a_corrupt_state_is_said_and_kept(start_agent, disk):
-    agent = start_agent()
-    agent.ok("drive", "add", "vm1", disk)
-    agent.terminate()
-    files = [path for path in (agent.directory / "state").rglob("*") if path.is_file() and path.stat().st_size > 4096]
-    assert files, "no database in the state directory"
-    for path in files:
-        path.write_bytes(os.urandom(8192))
-    before = {path: path.read_bytes() for path in files}
-    result = agent.start_refused()
-    assert str(agent.directory / "state") in result.err and len(result.err.splitlines()) == 1, result
-    assert {path: path.read_bytes() for path in files} == before
-
-
 def test_a_state_directory_that_cannot_be(images):
     (images / "file").write_text("x")
     for option in ("--state-directory", "--runtime-directory"):
@@ -182,8 +168,8 @@ def test_a_state_directory_that_cannot_be(images):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--no-such"], ["--log-level", "loud"], ["surplus"],
-    ["--on-completed", "/bin/true"]])
+    ["--no-such"], ["--log-level", "loud"], ["surplus"], ["--history-age", "x"], ["--history-age", "0d"],
+    ["--history-count", "0"], ["--history-count", "many"], ["--on-completed", ""]])
 def test_options_of_later_are_usage_errors(arguments):
     agent = Agent(arguments=arguments)
     try:
@@ -214,9 +200,9 @@ def test_the_help_tells_what_is_there():
     done = subprocess.run([binary("drive-backup-agent"), "--help"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 0
     for word in ("--listen", "--state-directory", "--runtime-directory", "--allow-directory", "--drive", "read-only",
-                 "--export", "--staging", "--engine"):
+                 "--export", "--staging", "--engine", "--history-age", "--history-count", "--on-completed", "--on-failed"):
         assert word in done.stdout, word
-    for word in ("--on-completed", "--on-failed", "--config"):
+    for word in ("--config",):
         assert word not in done.stdout, word
     version = subprocess.run([binary("drive-backup-agent"), "--version"], stdout=subprocess.PIPE, text=True, timeout=60)
     assert version.returncode == 0 and version.stdout.strip()

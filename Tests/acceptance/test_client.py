@@ -89,9 +89,9 @@ def test_help():
     for word in ("--sync", "--format", "--mode", "--overwrite", "--speed", "--job-id", "--request-key", "--detach",
                  "--manual-finalize", "--manual-dismiss", "full", "top", "none", "absolute-paths", "existing",
                  "--on-cbw-error", "break-snapshot", "break-guest-write", "--cbw-timeout", "--staging-full", "stall",
-                 "--keep-target"):
+                 "--keep-target", "--on-source-error", "--on-target-error", "report", "ignore", "enospc", "stop", "auto"):
         assert word in start.out, word
-    for word in ("--rebase", "--compress", "--on-source-error"):
+    for word in ("--rebase", "--compress"):
         assert word not in start.out, word
     assert run_client("help", "start", as_json=False).code == 0
     assert run_client("--version", as_json=False).code == 0
@@ -116,7 +116,10 @@ def test_json_has_the_names_of_the_schema(agent, targets):
     job = agent.job("vm1")
     assert set(job) <= {
         "id", "type", "drive", "target", "state", "result", "progress", "speed", "error", "pause_reason", "sync", "format",
-        "point_in_time", "created_at", "ended_at", "manual_finalize", "manual_dismiss", "last_sequence"}, job
+        "point_in_time", "created_at", "ended_at", "manual_finalize", "manual_dismiss", "last_sequence",
+        "missing_bytes", "missing", "target_busy", "error_count", "errors", "manifest", "group", "grouped", "restarts",
+        "on_source_error", "on_target_error"}, job
+    assert (job["on_source_error"], job["missing_bytes"], job["error_count"]) == ("report", 0, 0)
     for name in ("speed", "point_in_time", "created_at", "ended_at", "last_sequence"):
         assert isinstance(job[name], int) and not isinstance(job[name], bool), job
 

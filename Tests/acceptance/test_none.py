@@ -89,7 +89,7 @@ def test_an_existing_target_lies_on_the_drive(agent, disk, images, targets):
 def test_what_is_kept_of_a_target(agent, targets, keeps):
     target = targets / "t.qcow2"
     agent.slow_job(
-        "vm1", target, "--format", "qcow2", *(["--keep-target"] if keeps else []), speed="1M")
+        "vm1", target, "--format", "qcow2", *(["--keep-target"] if keeps else []), speed="1")
     stream = agent.stream("job", "watch", "vm1")
     stream.until(lambda event: kind(event) == "progress" and event["progress"]["current"] > 0)
     agent.ok("job", "cancel", "vm1")

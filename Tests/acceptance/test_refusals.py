@@ -30,7 +30,7 @@ def test_words_that_do_not_exist(chained, images, targets):
             ["--format", "vmdk"], ["--speed", "-1"], ["--speed", "fast"], ["--speed", "1X"],
             ["--speed", "99999999999999999999"], ["--speed", "9000000T"], ["--job-id", "9lives"], ["--job-id", "a/b"],
             ["--job-id", "a b"], ["--job-id", "a" * 300], ["--job-id", "-x"], ["--no-such-option"], ["--compress"],
-            ["--on-source-error", "ignore"], ["--on-target-error", "stop"], ["surplus"],
+            ["--on-source-error", "skip"], ["--on-target-error", "pause"], ["surplus"],
             ["--on-cbw-error", "ignore"], ["--cbw-timeout", "-1"], ["--cbw-timeout", "soon"], ["--staging-full", "wait"],
         ):
             chained.refused("start", "vm1", target, *options, code=64)

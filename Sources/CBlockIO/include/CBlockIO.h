@@ -7,6 +7,7 @@
 
 #include "CBlockIODirectory.h"
 #include "CBlockIOMapping.h"
+#include "CBlockIOHook.h"
 #include "CBlockIOProcess.h"
 #include "CBlockIOSocket.h"
 

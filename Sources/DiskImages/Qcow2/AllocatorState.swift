@@ -15,6 +15,12 @@ struct AllocatorState {
     var position: UInt64 = 0
     /// Clusters whose refcounts are 1 and that nothing refers to yet; the last run is used first.
     private(set) var reserve: [ReserveRun] = []
+    /// How many clusters are in it.
+    private(set) var reserveCount: UInt64 = 0
+    /// Enlarges the reserve of a drive before it is used up.
+    var refill: Task<Void, Never>?
+    /// The last one of these failed: the next one who finds no reserve tries, and meets the error.
+    var refillFailed = false
     /// Clusters that lost a reference that the tables on the disk may still have.
     private(set) var freed: [FreedRun] = []
     /// Those that the tables on the disk have lost as well; their refcounts are lowered when no request uses them.
@@ -25,6 +31,8 @@ struct AllocatorState {
     var unsearched: Range<UInt64> = 0..<0
     /// How many clusters are in `freed`.
     private(set) var freedCount: UInt64 = 0
+    /// How many of them the write-back that runs unmaps.
+    var unmappingCount: UInt64 = 0
     /// The file is not cut shorter than this.
     var minimumFileSize: UInt64 = 0
     /// A change of the refcount structures was given up halfway: nothing may be written any more.
@@ -39,7 +47,10 @@ struct AllocatorState {
     var hasReserve: Bool { !reserve.isEmpty }
 
     /// `runs` are used from the last one on.
-    mutating func setReserve(_ runs: [ReserveRun]) { reserve = runs }
+    mutating func setReserve(_ runs: [ReserveRun]) {
+        reserve = runs
+        reserveCount = runs.reduce(0) { $0 + UInt64($1.clusters.count) }
+    }
 
     /// Takes up to `count` clusters from the reserve, contiguous ones.
     mutating func take(_ count: UInt64) -> ReserveRun? {
@@ -48,6 +59,7 @@ struct AllocatorState {
         if end < run.clusters.upperBound {
             reserve.append(ReserveRun(clusters: end..<run.clusters.upperBound, isUnused: run.isUnused))
         }
+        reserveCount -= end - run.clusters.lowerBound
         return ReserveRun(clusters: run.clusters.lowerBound..<end, isUnused: run.isUnused)
     }
 

@@ -11,7 +11,8 @@ final class MetadataPage {
     fileprivate(set) var kind: Kind
     let buffer: IOBuffer
     fileprivate(set) var isLoading = true
-    fileprivate(set) var isDirty = false
+    /// What the file does not have yet, in whole sectors of the page; empty when it has everything.
+    fileprivate(set) var dirty = 0..<0
     fileprivate var pins = 0
     fileprivate var wasUsed = true
     fileprivate var waiting: [CheckedContinuation<Void, Never>] = []
@@ -22,8 +23,17 @@ final class MetadataPage {
         buffer = IOBuffer(count: size)
     }
 
+    static let sectorSize = 512
+
+    var isDirty: Bool { !dirty.isEmpty }
+
     /// The page's bytes, for reading.
     var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(buffer.bytes) }
+
+    /// Where in the file these bytes of the page are.
+    func range(of bytes: Range<Int>) -> ByteRange {
+        ByteRange(offset: offset + UInt64(bytes.lowerBound), length: UInt64(bytes.count))
+    }
 
     func unpin() { pins -= 1 }
 }
@@ -106,7 +116,7 @@ struct MetadataPages {
         }
         page.buffer.bytes.fillWithZeroes()
         page.pins += 1
-        markDirty(page)
+        markDirty(page, 0..<page.buffer.count)
         return page
     }
 
@@ -115,16 +125,26 @@ struct MetadataPages {
         if let page = byOffset[offset] { markClean(page) }
     }
 
-    mutating func markDirty(_ page: MetadataPage) {
-        guard !page.isDirty else { return }
-        page.isDirty = true
-        dirtyCount += 1
+    /// Says that these bytes of the page were changed, some at least.
+    mutating func markDirty(_ page: MetadataPage, _ bytes: Range<Int>) {
+        precondition(!bytes.isEmpty && bytes.upperBound <= page.buffer.count, "a change is within its page")
+        let sector = MetadataPage.sectorSize
+        let changed = bytes.lowerBound / sector * sector..<(bytes.upperBound + sector - 1) / sector * sector
+        if page.isDirty {
+            page.dirty =
+                min(
+                    page.dirty.lowerBound, changed.lowerBound)..<max(
+                    page.dirty.upperBound, changed.upperBound)
+        } else {
+            page.dirty = changed
+            dirtyCount += 1
+        }
     }
 
-    /// Said just before the page is written: what is changed from then on makes it dirty again.
+    /// Said just before the page's dirty part is written: what is changed from then on makes it dirty again.
     mutating func markClean(_ page: MetadataPage) {
         guard page.isDirty else { return }
-        page.isDirty = false
+        page.dirty = 0..<0
         dirtyCount -= 1
     }
 

@@ -33,6 +33,8 @@ struct Qcow2Header: Sendable, Hashable {
     var backingName: String?
     var backingFormat: String?
     var featureNames: [Qcow2Features.Name] = []
+    /// There are header extensions that we do not know, which may use clusters.
+    var hasUnknownExtensions = false
 
     var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
     var hasExtendedL2: Bool { incompatible & Qcow2Features.Incompatible.extendedL2 != 0 }

@@ -102,8 +102,8 @@ struct Qcow2HeaderParser {
             case ExtensionType.encryption:
                 throw unsupported("it is encrypted, which is not supported")
             default:
-                // Unknown extensions mean nothing to us and stay where they are.
-                break
+                // They mean nothing to us and stay where they are.
+                header.hasUnknownExtensions = true
             }
             position += (length + 7) & ~7
         }

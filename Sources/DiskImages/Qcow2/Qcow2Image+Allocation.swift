@@ -1,6 +1,17 @@
 internal import BlockIO
 
 extension Qcow2Image {
+    /// Runs `body` as the only one that writes metadata back. Those who hold the metadata lock never wait for this one.
+    func withWriteback<Result>(
+        _ body: () async throws(BlockError) -> Result
+    ) async throws(BlockError) -> Result {
+        if !isolated.value.writeback.lock.tryAcquire() {
+            await withCheckedContinuation { isolated.value.writeback.lock.wait($0) }
+        }
+        defer { isolated.value.writeback.lock.release() }
+        return try await body()
+    }
+
     /// Runs `body` as the only one that changes refcounts, tables and the allocator.
     func withMetadataLock<Result>(
         _ body: () async throws(BlockError) -> Result
@@ -16,25 +27,64 @@ extension Qcow2Image {
     func allocate(_ count: UInt64) async throws(BlockError) -> MappingJournal.ReserveRun {
         while true {
             if let taken = takeReserved(count) { return taken }
-            try await withMetadataLock { () async throws(BlockError) in
-                if !isolated.value.allocator.hasReserve { try await refillReserve() }
-            }
+            try await waitForReserve()
         }
     }
 
-    /// The same under the metadata lock.
-    func allocateLocked(_ count: UInt64) async throws(BlockError) -> MappingJournal.ReserveRun {
-        while true {
-            if let taken = takeReserved(count) { return taken }
-            try await refillReserve()
-        }
-    }
-
-    private func takeReserved(_ count: UInt64) -> MappingJournal.ReserveRun? {
+    /// Takes clusters if there are any in reserve; nil when the caller has to wait for them, without the lock.
+    func takeReserved(_ count: UInt64) -> MappingJournal.ReserveRun? {
         guard let taken = isolated.value.allocator.take(count) else { return nil }
         // Before anything is written there: what a kill leaves in reserve is unused.
         isolated.value.journal?.noteTaken(UInt64(taken.clusters.count))
+        // A replay's image is not ours to write any more when it has ended.
+        if options.isDrive, isReserveLow(isolated.value.allocator), isolated.value.allocator.refill == nil,
+            !isolated.value.allocator.refillFailed, !isolated.value.writeback.isReplaying
+        {
+            startRefill()
+        }
         return taken
+    }
+
+    /// Where it is in many pieces, a part of them has to be used first: a reserve has so many at most.
+    private func isReserveLow(_ allocator: AllocatorState) -> Bool {
+        allocator.reserveCount < reserveSize
+            && allocator.reserve.count <= MappingJournal.maximumReserveRuns / 2
+    }
+
+    /// How many clusters a reserve is made of; a drive keeps about as many while the next ones are counted.
+    private var reserveSize: UInt64 { max(options.minimumReserve, options.reserveBytes / clusterSize) }
+
+    /// Enlarges the reserve while guests use what is left of it, so that none of them waits for a flush that the metadata
+    /// lock is held for. `settleDrive` waits for it.
+    private func startRefill() {
+        isolated.value.allocator.refill = Task(executorPreference: engine) { [self] in
+            do throws(BlockError) {
+                try await refill(isNeeded: isReserveLow)
+            } catch {
+                // Whoever finds the reserve empty meets it again.
+                isolated.value.allocator.refillFailed = true
+            }
+            isolated.value.allocator.refill = nil
+        }
+    }
+
+    func waitForReserve() async throws(BlockError) { try await refill { !$0.hasReserve } }
+
+    /// Enlarges the reserve if it `isNeeded` still when the lock is there. Without the lock.
+    private func refill(isNeeded: (AllocatorState) -> Bool) async throws(BlockError) {
+        for mayWriteBack in [true, false] {
+            let wantsWriteBack = try await withMetadataLock { () async throws(BlockError) -> Bool in
+                guard isNeeded(isolated.value.allocator) else { return false }
+                return try await !refillReserve(mayWriteBack: mayWriteBack)
+            }
+            guard wantsWriteBack else { return }
+            try await withWriteback { () async throws(BlockError) in
+                // The one that ran before may have been for the same.
+                let allocator = isolated.value.allocator
+                guard isNeeded(allocator), allocator.free.isEmpty, allocator.unmapped.isEmpty else { return }
+                try await writeBack(isForReuse: true)
+            }
+        }
     }
 
     /// Gives up a reference to host clusters, effective with a later flush.
@@ -87,35 +137,40 @@ extension Qcow2Image {
         try await file.flush()
     }
 
-    /// Counts clusters that are free, so that they can be handed out. Under the lock.
-    private func refillReserve() async throws(BlockError) {
+    /// Counts clusters that are free, so that they can be handed out; false, and nothing is done, when a write-back is to
+    /// make more of them free first. Under the lock.
+    private func refillReserve(mayWriteBack: Bool) async throws(BlockError) -> Bool {
         if let failure = isolated.value.allocator.failure { throw failure }
-        let wanted = max(options.minimumReserve, options.reserveBytes / clusterSize)
         if options.isDrive {
-            if try await refillFromFreed(wanted) { return }
-            if try await refillFromInside(wanted) { return }
+            if try await refillFromFreed() { return true }
+            // Rather than let the file grow by as much again.
+            if mayWriteBack, pendingCount >= reserveSize { return false }
+            if try await refillFromInside() { return true }
         }
         do throws(BlockError) {
-            try await refillFromEnd(wanted)
+            try await refillFromEnd()
         } catch {
             // A full disk: what was freed and is still counted is all there is.
-            guard error.code == .noSpace, options.isDrive, isolated.value.allocator.freedCount > 0 else {
-                throw error
-            }
-            try await writeBack(isForReuse: true)
-            guard try await refillFromFreed(wanted) else { throw error }
+            guard error.code == .noSpace, options.isDrive, mayWriteBack, pendingCount > 0 else { throw error }
+            return false
         }
+        return true
+    }
+
+    /// How many clusters a write-back makes free, one that runs or the next one.
+    private var pendingCount: UInt64 {
+        isolated.value.allocator.freedCount + isolated.value.allocator.unmappingCount
+    }
+
+    /// How many more runs fit into the reserve.
+    private var reserveRoom: Int {
+        MappingJournal.maximumReserveRuns - isolated.value.allocator.reserve.count
     }
 
     /// From what was freed while the image is open; false when there is nothing. Under the lock.
-    private func refillFromFreed(_ wanted: UInt64) async throws(BlockError) -> Bool {
-        if isolated.value.allocator.freedCount >= wanted {
-            // Rather than let the file grow by as much again.
-            try await writeBack(isForReuse: true)
-        } else {
-            try await settleFreed()
-        }
-        let runs = isolated.value.allocator.free.takeLast(wanted, runs: MappingJournal.maximumReserveRuns)
+    private func refillFromFreed() async throws(BlockError) -> Bool {
+        try await settleFreed()
+        let runs = isolated.value.allocator.free.takeLast(reserveSize, runs: reserveRoom)
         guard !runs.isEmpty else { return false }
         try await count(runs.map { .init(clusters: $0, isUnused: false) })
         return true
@@ -123,10 +178,11 @@ extension Qcow2Image {
 
     /// From what others left free inside of the image, by its refcounts; false when nothing was found in the part that
     /// was searched now. Under the lock.
-    private func refillFromInside(_ wanted: UInt64) async throws(BlockError) -> Bool {
+    private func refillFromInside() async throws(BlockError) -> Bool {
+        let room = reserveRoom
         var runs: [AllocatorState.ReserveRun] = []
         var (found, steps): (UInt64, UInt64) = (0, 0)
-        while found < wanted, steps < 4096, runs.count < MappingJournal.maximumReserveRuns,
+        while found < reserveSize, steps < 4096, runs.count < room,
             let cluster = isolated.value.allocator.unsearched.first
         {
             steps += 1
@@ -167,10 +223,10 @@ extension Qcow2Image {
     }
 
     /// From behind everything else. Under the lock.
-    private func refillFromEnd(_ wanted: UInt64) async throws(BlockError) {
+    private func refillFromEnd() async throws(BlockError) {
         let first = try await nextFreeCluster()
         let regionEnd = (first / header.refcountsPerBlock + 1) * header.refcountsPerBlock
-        var end = min(first + wanted, regionEnd)
+        var end = min(first + reserveSize, regionEnd)
         if file.isBlockDevice { end = min(end, file.size / clusterSize) }
         guard end > first else { throw fullDevice() }
         var run = first..<first
@@ -198,12 +254,7 @@ extension Qcow2Image {
         var counted: [AllocatorState.ReserveRun] = []
         do throws(BlockError) {
             for run in runs {
-                for cluster in run.clusters {
-                    guard try await refcount(of: cluster) == 0 else {
-                        throw corrupt("the free cluster at offset \(cluster * clusterSize) is in use")
-                    }
-                    try await setRefcount(of: cluster, to: 1)
-                }
+                try await countFree(run.clusters)
                 counted.append(run)
             }
             try await growFile()
@@ -217,8 +268,11 @@ extension Qcow2Image {
             for run in counted { free(run.clusters) }
             throw error
         }
-        isolated.value.journal?.setReserve(runs.reversed())
-        isolated.value.allocator.setReserve(runs)
+        // What is left of the reserve is used first.
+        let all = runs + isolated.value.allocator.reserve
+        isolated.value.journal?.setReserve(all.reversed())
+        isolated.value.allocator.setReserve(all)
+        isolated.value.allocator.refillFailed = false
     }
 
     /// The file reaches as far as clusters are in use. Under the lock.
@@ -267,7 +321,7 @@ extension Qcow2Image {
                 containing: isolated.value.refcountTable.offset + region * 8, .refcountTable)
             let position = Int(isolated.value.refcountTable.offset + region * 8 - page.offset)
             page.buffer.bytes.storeBigEndian(host * clusterSize, at: position)
-            isolated.value.pages.markDirty(page)
+            isolated.value.pages.markDirty(page, position..<position + 8)
             page.unpin()
             try await ensureRefcountBlock(for: host)
             try await setRefcount(of: host, to: 1)

@@ -5,17 +5,63 @@ extension Qcow2Image {
     /// is full, at the file's start, and the rest where it comes to be needed.
     static func create(
         on file: HostFile, contentSize: UInt64, backing: (name: String, format: ImageFormat)?,
-        clusterSize: UInt64
+        clusterSize: UInt64, options: Qcow2Options = Qcow2Options()
     ) async throws(BlockError) -> Qcow2Image {
+        let header = try plan(
+            name: file.name, contentSize: contentSize, backing: backing, clusterSize: clusterSize)
+        let start = try header.encoded(name: file.name)
+        let used = header.l1Range.end.dividedRoundingUp(by: clusterSize)
+        try await file.setSize(used * clusterSize)
+        let image = Qcow2Image(planned: header, on: file, contentSize: contentSize, options: options)
+        try await image.startRefcounts(used)
+        // Last, so that what a kill leaves before is no image yet.
+        try await file.write(ByteRange(offset: 0, length: UInt64(start.count)), from: start.slice)
+        return image
+    }
+
+    /// Takes up an image that `create` made with these arguments and whose writer was killed at any point; see
+    /// `TargetImage.resume`.
+    static func resume(
+        on file: HostFile, contentSize: UInt64, backing: (name: String, format: ImageFormat)?,
+        clusterSize: UInt64, options: Qcow2Options = Qcow2Options()
+    ) async throws(BlockError) -> Qcow2Image {
+        let planned = try plan(
+            name: file.name, contentSize: contentSize, backing: backing, clusterSize: clusterSize)
+        let found = try await ImageFiles.readHeader(file)
+        guard found == planned else {
+            throw BlockError(
+                .invalid,
+                "Couldn't go on with \(file.name): it is not the image that was begun there "
+                    + "(found \(found.summary), expected \(planned.summary))")
+        }
+        let image = Qcow2Image(planned: planned, on: file, contentSize: contentSize, options: options)
+        guard try await image.dropLeaks() else {
+            throw image.corrupt("clusters of an image that was made here are compressed or shared")
+        }
+        return image
+    }
+
+    private convenience init(
+        planned header: Qcow2Header, on file: HostFile, contentSize: UInt64, options: Qcow2Options
+    ) {
+        self.init(
+            file, header: header, backing: header.backingName.map(Backing.notOpen) ?? .none,
+            isReadOnly: false, contentSize: contentSize, isNew: true, options: options)
+    }
+
+    /// The header of a new image.
+    private static func plan(
+        name: String, contentSize: UInt64, backing: (name: String, format: ImageFormat)?, clusterSize: UInt64
+    ) throws(BlockError) -> Qcow2Header {
         let bits = UInt32(clusterSize.trailingZeroBitCount)
         guard clusterSize.nonzeroBitCount == 1, Qcow2Header.clusterBits.contains(bits) else {
             throw BlockError(
                 .invalid,
-                "Couldn't create \(file.name): a cluster size of \(clusterSize) bytes is not a power of two "
+                "Couldn't create \(name): a cluster size of \(clusterSize) bytes is not a power of two "
                     + "between 512 and 2 MiB")
         }
         guard contentSize <= UInt64(Int64.max) - 511 else {
-            throw BlockError(.invalid, "Couldn't create \(file.name): \(contentSize) bytes are too many")
+            throw BlockError(.invalid, "Couldn't create \(name): \(contentSize) bytes are too many")
         }
         var header = Qcow2Header(
             clusterBits: bits, size: contentSize.roundedUp(toMultipleOf: 512), l1Entries: 0, l1Offset: 0,
@@ -29,21 +75,13 @@ extension Qcow2Image {
         else {
             throw BlockError(
                 .invalid,
-                "Couldn't create \(file.name): a disk of \(contentSize) bytes needs clusters of more than "
+                "Couldn't create \(name): a disk of \(contentSize) bytes needs clusters of more than "
                     + "\(clusterSize) bytes")
         }
         header.l1Entries = UInt32(l1Entries)
         header.refcountTableClusters = UInt32(tableClusters)
         header.l1Offset = (1 + tableClusters) * clusterSize
-        let start = try header.encoded(name: file.name)
-        let used = 1 + tableClusters + (l1Entries * 8).dividedRoundingUp(by: clusterSize)
-        try await file.setSize(used * clusterSize)
-        try await file.write(ByteRange(offset: 0, length: UInt64(start.count)), from: start.slice)
-        let image = Qcow2Image(
-            file, header: header, backing: backing.map { .notOpen($0.name) } ?? .none, isReadOnly: false,
-            contentSize: contentSize, isNew: true)
-        try await image.startRefcounts(used)
-        return image
+        return header
     }
 
     private func startRefcounts(_ used: UInt64) async throws(BlockError) {
@@ -54,8 +92,8 @@ extension Qcow2Image {
                 try await ensureRefcountBlock(for: cluster)
                 try await setRefcount(of: cluster, to: 1)
             }
-            try await writeBack()
         }
+        try await withWriteback { () async throws(BlockError) in try await writeBack() }
     }
 
     /// Enough for every cluster that the image can come to have.
@@ -73,6 +111,13 @@ extension Qcow2Image {
 }
 
 extension Qcow2Header {
+    /// For people.
+    fileprivate var summary: String {
+        "\(size) bytes in clusters of \(clusterSize)"
+            + (backingName.map { " on \($0) of format \(backingFormat ?? "unknown")" } ?? "")
+            + (snapshotCount > 0 ? ", with internal snapshots" : "")
+    }
+
     /// The first cluster of a new version-3 image.
     fileprivate func encoded(name: String) throws(BlockError) -> IOBuffer {
         let buffer = IOBuffer(count: Int(clusterSize))

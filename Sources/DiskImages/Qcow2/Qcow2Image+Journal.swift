@@ -145,7 +145,7 @@ extension Qcow2Image {
         }
         isolated.value.writeback.isReplaying = false
         guard options.rules.settlesReplay else { return }
-        try await withMetadataLock { () async throws(BlockError) in try await writeBack() }
+        try await withWriteback { () async throws(BlockError) in try await writeBack() }
     }
 
     /// Gives each cluster the mapping of its last record, and that only: a table on the disk may be newer than a record,
@@ -257,9 +257,12 @@ extension Qcow2Image {
     private func markCorrupt(_ damage: BlockError) async {
         guard !isNew, isolated.value.allocator.failure == nil else { return }
         // What is good is kept as well as that goes; the error that led here is the one to tell.
+        try? await withWriteback { () async throws(BlockError) in
+            if isolated.value.allocator.failure == nil { try await writeBack() }
+        }
+        // As above.
         try? await withMetadataLock { () async throws(BlockError) in
             guard isolated.value.allocator.failure == nil else { return }
-            try? await writeBack()  // As above.
             isolated.value.allocator.failure = BlockError(
                 .corrupt,
                 "Nothing is written to \(name) any more, since it is damaged (\(damage.message)); run "

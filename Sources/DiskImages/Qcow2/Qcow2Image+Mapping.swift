@@ -5,11 +5,19 @@ extension Qcow2Image {
     /// Where the L2 table with this number is, to be changed: made if there was none, and a copy of our own if it was
     /// shared with an internal snapshot. It stays there as long as the image is open.
     func writableL2Table(_ index: UInt64) async throws(BlockError) -> UInt64 {
-        if let table = try await l2Table(index), !table.isShared { return table.host }
-        return try await withMetadataLock { () async throws(BlockError) -> UInt64 in
+        while true {
+            if let table = try await l2Table(index), !table.isShared { return table.host }
+            if let table = try await makeL2Table(index) { return table }
+            try await waitForReserve()
+        }
+    }
+
+    /// nil when there is no cluster in reserve.
+    private func makeL2Table(_ index: UInt64) async throws(BlockError) -> UInt64? {
+        try await withMetadataLock { () async throws(BlockError) -> UInt64? in
             let old = try await l2Table(index)
             if let old, !old.isShared { return old.host }
-            let cluster = try await allocateLocked(1).clusters
+            guard let cluster = takeReserved(1)?.clusters else { return nil }
             let host = cluster.lowerBound * clusterSize
             do throws(BlockError) {
                 try await fillTable(at: host, from: old?.host)
@@ -18,6 +26,8 @@ extension Qcow2Image {
                 free(cluster)
                 throw error
             }
+            // A new table in a file that has grown for it is zero until it is written; others show what was there.
+            if old != nil || file.isBlockDevice { isolated.value.writeback.hasUnsafeTable = true }
             if let old { free(old.host / clusterSize..<old.host / clusterSize + 1) }
             return host
         }
@@ -38,9 +48,10 @@ extension Qcow2Image {
 
     private func setL1Entry(_ index: UInt64, to entry: UInt64) async throws(BlockError) {
         let page = try await page(containing: header.l1Offset + index * 8, .l1)
-        page.buffer.bytes.storeBigEndian(entry, at: Int(header.l1Offset + index * 8 - page.offset))
-        isolated.value.pages.markDirty(page)
-        isolated.value.writeback.isNeeded = true
+        let position = Int(header.l1Offset + index * 8 - page.offset)
+        page.buffer.bytes.storeBigEndian(entry, at: position)
+        isolated.value.pages.markDirty(page, position..<position + 8)
+        isolated.value.writeback.noteChange()
         page.unpin()
     }
 
@@ -102,8 +113,8 @@ extension Qcow2Image {
             }
         }
         if let record { isolated.value.journal?.append(record) }
-        isolated.value.pages.markDirty(page)
-        isolated.value.writeback.isNeeded = true
+        isolated.value.pages.markDirty(page, position..<place(clusters.upperBound))
+        isolated.value.writeback.noteChange()
     }
 
     private func oldMapping(_ entry: UInt64, of cluster: UInt64) throws(BlockError) -> ClusterMapping {

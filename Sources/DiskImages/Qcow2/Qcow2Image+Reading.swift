@@ -59,6 +59,10 @@ extension Qcow2Image {
     ) async throws(BlockError) {
         // The length is counted in sectors, so that it may reach beyond the end of the file.
         let stored = ByteRange(offset: cluster.host, length: cluster.length).clamped(to: file.range)
+        if !isolated.value.decompressions.tryAcquire() {
+            await withCheckedContinuation { isolated.value.decompressions.wait($0) }
+        }
+        defer { isolated.value.decompressions.release() }
         let input = IOBuffer(count: Int(stored.length))
         try await file.read(stored, into: input.slice)
         let isWhole = range.length == clusterSize

@@ -38,8 +38,36 @@ extension Qcow2Image {
         let place = RefcountPlace(cluster, header)
         let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
         defer { page.unpin() }
-        place.store(value, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
-        isolated.value.pages.markDirty(page)
+        let position = Int(block + UInt64(place.byte) - page.offset)
+        place.store(value, page.buffer.bytes, at: position)
+        isolated.value.pages.markDirty(page, position..<position + 1)
+    }
+
+    /// Sets the refcounts of free clusters, which have a refcount block, to 1; a page of them in one step, since guests
+    /// wait meanwhile. After an error those before may be counted.
+    func countFree(_ clusters: Range<UInt64>) async throws(BlockError) {
+        var rest = clusters
+        while let first = rest.first {
+            guard let block = try await refcountBlock(first / header.refcountsPerBlock) else {
+                throw corrupt("the refcount of the cluster at offset \(first * clusterSize) lost its place")
+            }
+            let start = RefcountPlace(first, header).byte
+            let page = try await page(containing: block + UInt64(start), .refcountBlock)
+            defer { page.unpin() }
+            let pageStart = Int(page.offset - block)
+            let pageEnd = pageStart + page.buffer.count
+            while let cluster = rest.first {
+                let place = RefcountPlace(cluster, header)
+                // The next block begins at 0 again.
+                guard place.byte >= start, place.byte < pageEnd else { break }
+                guard place.load(page.bytes, at: place.byte - pageStart) == 0 else {
+                    throw corrupt("the free cluster at offset \(cluster * clusterSize) is in use")
+                }
+                place.store(1, page.buffer.bytes, at: place.byte - pageStart)
+                isolated.value.pages.markDirty(page, place.byte - pageStart..<place.byte - pageStart + 1)
+                rest = cluster + 1..<rest.upperBound
+            }
+        }
     }
 
     /// Takes one reference away from each cluster; returns those that have none left.
@@ -142,8 +170,9 @@ extension Qcow2Image {
             let place = RefcountPlace(cluster, header)
             let block = (start + cluster / perBlock - start / perBlock) * clusterSize
             let page = try await page(containing: block + UInt64(place.byte), .refcountBlock)
-            place.store(1, page.buffer.bytes, at: Int(block + UInt64(place.byte) - page.offset))
-            isolated.value.pages.markDirty(page)
+            let position = Int(block + UInt64(place.byte) - page.offset)
+            place.store(1, page.buffer.bytes, at: position)
+            isolated.value.pages.markDirty(page, position..<position + 1)
             page.unpin()
         }
         try await writePages(.refcountBlock)

@@ -9,9 +9,21 @@ package import BlockIO
 /// the same order of writes goes without the flushes between.
 ///
 /// A guest's flush costs one flush of the file as long as no mapping has changed, and goes without the metadata lock then.
+///
+/// A target has no journal: its metadata goes to the page cache, in the same order and without flushes, before a request
+/// returns (`persistMappings`). So a kill leaves at worst leaks, and everything for which a request has returned is found.
 struct WritebackState {
+    /// Held by the one who writes tables. What it flushes takes long; refcounts, new tables and the allocator, which guests
+    /// wait for, are under the metadata lock, which it takes for its short steps only.
+    var lock = EngineLock()
     /// A mapping changed since the last write-back began.
-    var isNeeded = false
+    private(set) var isNeeded = false
+    /// How many changes of mappings there were; and up to which one, in a target, they outlive the process.
+    private(set) var changes: UInt64 = 0
+    var persisted: UInt64 = 0
+    /// An L1 entry was changed whose new table, as long as it is not flushed, may be found with another content after a
+    /// power loss than with entries of its own or zeroes.
+    var hasUnsafeTable = false
     /// How many have begun, and the number of the last one that went well.
     var begun: UInt64 = 0
     var completed: UInt64 = 0
@@ -21,6 +33,20 @@ struct WritebackState {
     var isReplaying = false
     /// One that nobody waits for.
     var background: Task<Void, Never>?
+
+    mutating func noteChange() {
+        isNeeded = true
+        changes += 1
+    }
+
+    mutating func begin() {
+        begun += 1
+        isNeeded = false
+        isRunning = true
+    }
+
+    /// Ends one that failed: what it was about still has to be written.
+    mutating func putBack() { isNeeded = true }
 }
 
 extension Qcow2Image {
@@ -29,14 +55,14 @@ extension Qcow2Image {
         guard isolated.value.allocator.isPrepared else { return try await file.flush() }
         if let failure = isolated.value.allocator.failure { throw failure }
         try await notingDamage { () async throws(BlockError) in
-            if options.isDrive { try await flushDrive() } else { try await withMetadataLock(flushAll) }
+            if options.isDrive { try await flushDrive() } else { try await withWriteback(flushAll) }
         }
     }
 
     private func flushDrive() async throws(BlockError) {
         let state = isolated.value.writeback
         if !state.isNeeded, !state.isRunning { return try await file.flush() }
-        let isWrittenBack = try await withMetadataLock { () async throws(BlockError) -> Bool in
+        let isWrittenBack = try await withWriteback { () async throws(BlockError) -> Bool in
             // One that began after we came has written, and flushed, everything that we are about.
             if isolated.value.writeback.completed > state.begun { return true }
             guard isolated.value.writeback.isNeeded else { return false }
@@ -52,7 +78,7 @@ extension Qcow2Image {
     func keepMetadataBounded() async throws(BlockError) {
         let isMostlyDirty = isolated.value.pages.isMostlyDirty
         if isMostlyDirty, isolated.value.pages.isNearlyFull || !options.isDrive {
-            try await withMetadataLock { () async throws(BlockError) in
+            try await withWriteback { () async throws(BlockError) in
                 if isolated.value.pages.isMostlyDirty { try await writeBack() }
             }
         } else if options.isDrive, isMostlyDirty || isolated.value.journal?.isMostlyFull ?? false,
@@ -67,7 +93,7 @@ extension Qcow2Image {
         isolated.value.writeback.background = Task(executorPreference: engine) { [self] in
             // The pages stay dirty and the journal full after an error, so that whoever next needs them clean
             // meets it.
-            try? await withMetadataLock { () async throws(BlockError) in
+            try? await withWriteback { () async throws(BlockError) in
                 if isolated.value.writeback.isNeeded { try await writeBack() }
             }
             isolated.value.writeback.background = nil
@@ -92,80 +118,149 @@ extension Qcow2Image {
     /// Waits until `records` more fit into the journal.
     func makeRoomInJournal(for records: Int) async throws(BlockError) {
         while let journal = isolated.value.journal, journal.room < records {
-            try await withMetadataLock { () async throws(BlockError) in
+            try await withWriteback { () async throws(BlockError) in
                 if let journal = isolated.value.journal, journal.room < records { try await writeBack() }
             }
         }
     }
 
-    /// Writes all dirty pages in their order. Under the lock, so that no table can appear meanwhile.
+    /// Writes all pages that are dirty now in their order. Under `withWriteback`, without the metadata lock.
     ///
     /// `isForReuse` says that it is done to use again what was freed; without `settles` the caller sees to what was.
     func writeBack(isForReuse: Bool = false, settles: Bool = true) async throws(BlockError) {
-        isolated.value.writeback.begun += 1
-        isolated.value.writeback.isNeeded = false
-        isolated.value.writeback.isRunning = true
+        isolated.value.writeback.begin()
         defer { isolated.value.writeback.isRunning = false }
         let number = isolated.value.writeback.begun
         let logged = isolated.value.journal?.next
         let isReplaying = isolated.value.writeback.isReplaying
+        isolated.value.allocator.unmappingCount = isReplaying ? 0 : isolated.value.allocator.freedCount
+        defer { isolated.value.allocator.unmappingCount = 0 }
         let freed = isReplaying ? [] : isolated.value.allocator.takeFreed()
         // In the same step as what was noted above: what changes from here on belongs to the next time.
-        let tables = copyDirtyPages(.l2)
+        let tables = copyTables()
         let flushesTables = options.rules.flushesUnmapping || !isForReuse
+        var flushes: Flushes = [.l1]
+        if options.rules.flushesDataFirst { flushes.insert(.data) }
+        if flushesTables { flushes.insert(.tables) }
         do throws(BlockError) {
-            try await writeInOrder(tables, flushesTables: flushesTables)
+            try await writeInOrder(tables, flushing: isNew ? [] : flushes)
+            if !options.rules.flushesDataFirst { try await file.flush() }
         } catch {
-            isolated.value.writeback.isNeeded = true
+            isolated.value.writeback.putBack()
             isolated.value.allocator.putBackFreed(freed)
             throw error
         }
         if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
+        isolated.value.allocator.unmappingCount = 0
         isolated.value.writeback.completed = number
-        if options.isDrive, settles { try await settleFreed() }
+        if options.isDrive, settles { try await withMetadataLock(settleFreed) }
     }
 
-    private func writeInOrder(_ tables: CopiedPages, flushesTables: Bool) async throws(BlockError) {
-        let flushes = !isNew
-        defer { for page in tables.pages { page.unpin() } }
-        do throws(BlockError) {
-            try await growFile()
-            try await writeRefcounts()
-            if flushes, options.rules.flushesDataFirst { try await file.flush() }
-            for (page, place) in zip(tables.pages, tables.places) {
-                try await file.write(
-                    ByteRange(offset: page.offset, length: UInt64(place.count)), from: tables.buffer[place])
+    /// Writes a target's changed metadata to the page cache until all mappings that were changed so far outlive this
+    /// process, though not the host. Callers that come while that is going on share the next time.
+    func persistMappings() async throws(BlockError) {
+        guard !options.isDrive, options.rules.persistsMappings else { return }
+        let wanted = isolated.value.writeback.changes
+        guard isolated.value.writeback.persisted < wanted else { return }
+        try await withWriteback { () async throws(BlockError) in
+            guard isolated.value.writeback.persisted < wanted else { return }
+            if let failure = isolated.value.allocator.failure { throw failure }
+            // In one step with the copy of the tables, in which they all are.
+            let changes = isolated.value.writeback.changes
+            let tables = copyTables()
+            let hasUnsafeTable = isolated.value.writeback.hasUnsafeTable && !isNew
+            isolated.value.writeback.hasUnsafeTable = false
+            do throws(BlockError) {
+                try await writeInOrder(tables, flushing: hasUnsafeTable ? [.tables] : [])
+            } catch {
+                if hasUnsafeTable { isolated.value.writeback.hasUnsafeTable = true }
+                throw error
             }
-            if flushes, flushesTables, !tables.pages.isEmpty { try await file.flush() }
+            isolated.value.writeback.persisted = changes
+        }
+    }
+
+    /// After which steps of writing metadata the file is flushed.
+    private struct Flushes: OptionSet {
+        let rawValue: Int
+        /// Data and refcounts, before the L2 tables that need them.
+        static let data = Flushes(rawValue: 1)
+        /// L2 tables, before the L1 entries that point to them.
+        static let tables = Flushes(rawValue: 2)
+        static let l1 = Flushes(rawValue: 4)
+    }
+
+    private func writeInOrder(
+        _ tables: CopiedTables, flushing flushes: Flushes
+    ) async throws(BlockError) {
+        defer { for part in tables.l2.parts + tables.l1.parts { part.page.unpin() } }
+        do throws(BlockError) {
+            // What the copies need is counted already.
+            if options.rules.countsFirst { try await withMetadataLock(writeCounts) }
+            if flushes.contains(.data) { try await file.flush() }
+            try await write(tables.l2)
+            if flushes.contains(.tables), !tables.l2.parts.isEmpty { try await file.flush() }
+            try await write(tables.l1)
+            if flushes.contains(.l1), !tables.l1.parts.isEmpty { try await file.flush() }
         } catch {
-            for page in tables.pages { isolated.value.pages.markDirty(page) }
+            for part in tables.l2.parts + tables.l1.parts {
+                isolated.value.pages.markDirty(part.page, part.dirty)
+            }
             throw error
         }
-        if try await writePages(.l1), flushes { try await file.flush() }
-        if !options.rules.flushesDataFirst { try await file.flush() }
+        if !options.rules.countsFirst { try await withMetadataLock(writeCounts) }
     }
 
-    /// Copies the dirty pages of a kind as they are now and calls them clean; they are pinned.
+    private func writeCounts() async throws(BlockError) {
+        try await growFile()
+        try await writeRefcounts()
+    }
+
+    private func write(_ copied: CopiedPages) async throws(BlockError) {
+        for part in copied.parts { try await file.write(part.range, from: copied.buffer[part.place]) }
+    }
+
+    /// Both in one step: no L1 entry is among them whose table is not.
+    private func copyTables() -> CopiedTables {
+        CopiedTables(l2: copyDirtyPages(.l2), l1: copyDirtyPages(.l1))
+    }
+
+    private struct CopiedTables {
+        var l2: CopiedPages
+        var l1: CopiedPages
+    }
+
+    /// Copies what is dirty of the pages of a kind as it is now and calls them clean; they are pinned.
     private func copyDirtyPages(_ kind: MetadataPage.Kind) -> CopiedPages {
         let pages = isolated.value.pages.pinnedDirty(kind)
-        let buffer = IOBuffer(count: max(1, pages.reduce(0) { $0 + $1.buffer.count }))
-        var (places, end): ([Range<Int>], Int) = ([], 0)
+        let buffer = IOBuffer(count: max(1, pages.reduce(0) { $0 + $1.dirty.count }))
+        var (parts, end): ([CopiedPages.Part], Int) = ([], 0)
         for page in pages {
-            let place = end..<end + page.buffer.count
-            buffer[place].bytes.copyBytesQuickly(from: page.bytes)
+            let part = CopiedPages.Part(page: page, dirty: page.dirty, place: end..<end + page.dirty.count)
+            buffer[part.place].bytes.copyBytesQuickly(
+                from: UnsafeRawBufferPointer(rebasing: page.bytes[part.dirty]))
             isolated.value.pages.markClean(page)
-            places.append(place)
-            end = place.upperBound
+            parts.append(part)
+            end = part.place.upperBound
         }
-        return CopiedPages(pages: pages, buffer: buffer, places: places)
+        return CopiedPages(parts: parts, buffer: buffer)
     }
 
-    /// Pages as they were, side by side in one buffer.
+    /// What was dirty of pages, side by side in one buffer.
     private struct CopiedPages {
-        var pages: [MetadataPage]
+        struct Part {
+            var page: MetadataPage
+            /// Where in the page it was.
+            var dirty: Range<Int>
+            /// Where in the buffer it is.
+            var place: Range<Int>
+
+            var range: ByteRange { page.range(of: dirty) }
+        }
+
+        var parts: [Part]
         var buffer: IOBuffer
-        var places: [Range<Int>]
     }
 
     /// Refcount blocks before the table that makes them count. Under the lock.
@@ -184,13 +279,12 @@ extension Qcow2Image {
         let pages = isolated.value.pages.pinnedDirty(kind)
         defer { for page in pages { page.unpin() } }
         for page in pages {
+            let dirty = page.dirty
             isolated.value.pages.markClean(page)
             do throws(BlockError) {
-                try await file.write(
-                    ByteRange(offset: page.offset, length: UInt64(page.buffer.count)), from: page.buffer.slice
-                )
+                try await file.write(page.range(of: dirty), from: page.buffer[dirty])
             } catch {
-                isolated.value.pages.markDirty(page)
+                isolated.value.pages.markDirty(page, dirty)
                 throw error
             }
         }
@@ -239,10 +333,14 @@ extension Qcow2Image {
     }
 
     /// Makes everything durable and gives back what was reserved for nothing and what has been freed, as far as no
-    /// request can still be using it. Under the lock.
+    /// request can still be using it. Under `withWriteback`, without the metadata lock.
     func flushAll() async throws(BlockError) {
         if let failure = isolated.value.allocator.failure { throw failure }
         try await writeBack()
+        try await withMetadataLock(giveBack)
+    }
+
+    private func giveBack() async throws(BlockError) {
         let reserve = isolated.value.allocator.reserve
         isolated.value.journal?.setReserve([])
         isolated.value.allocator.setReserve([])
@@ -274,13 +372,14 @@ extension Qcow2Image {
     /// The end of a drive that was written; see `close`.
     func settleDrive() async throws(BlockError) {
         guard options.isDrive, !isReadOnly else { return }
+        while let refill = isolated.value.allocator.refill { await refill.value }
         while let background = isolated.value.writeback.background { await background.value }
         if let failure = isolated.value.allocator.failure {
             if isolated.value.journal?.isEmpty ?? false { try await removeJournal() }
             throw failure
         }
         if isolated.value.allocator.isPrepared {
-            try await notingDamage { () async throws(BlockError) in try await withMetadataLock(flushAll) }
+            try await notingDamage { () async throws(BlockError) in try await withWriteback(flushAll) }
         }
         try await removeJournal()
     }

@@ -9,7 +9,10 @@ extension Qcow2Image {
         try await prepareForWriting()
         let ticket = isolated.value.requests.begin()
         defer { isolated.value.requests.end(ticket) }
-        try await notingDamage { () async throws(BlockError) in try await writeMapped(range, from: buffer) }
+        try await notingDamage { () async throws(BlockError) in
+            try await writeMapped(range, from: buffer)
+            try await persistMappings()
+        }
     }
 
     func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
@@ -96,6 +99,7 @@ extension Qcow2Image {
         let written = part.clamped(to: bytes(of: clusters))
         let slice = buffer[0..<Int(written.length)]
         if !options.rules.journalsAfterData { logEarly(clusters, host) }
+        if !options.rules.mapsAfterData { try await map(clusters, at: host, table: table) }
         do throws(BlockError) {
             if areWhole {
                 try await file.write(ByteRange(offset: host, length: written.length), from: slice)
@@ -113,10 +117,15 @@ extension Qcow2Image {
             throw error
         }
         // An error here leaves new clusters that are counted and not all used: a leak, no damage.
+        try await map(clusters, at: host, table: table)
+        return written.length
+    }
+
+    /// Maps `clusters` to host clusters of their own from `host` on.
+    private func map(_ clusters: Range<UInt64>, at host: UInt64, table: UInt64) async throws(BlockError) {
         try await map(clusters, table: table) { cluster, _ in
             .data(host: host + (cluster - clusters.lowerBound) * clusterSize, isShared: false)
         }
-        return written.length
     }
 
     /// What a test does instead of the rule `journalsAfterData`.

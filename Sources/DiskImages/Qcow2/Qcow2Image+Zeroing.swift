@@ -14,6 +14,7 @@ extension Qcow2Image {
                 try await keepMetadataBounded()
                 rest = rest.dropFirst(try await zeroStart(of: rest, mayUnmap: mayUnmap))
             }
+            try await persistMappings()
         }
     }
 

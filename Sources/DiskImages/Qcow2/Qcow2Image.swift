@@ -29,6 +29,8 @@ package final class Qcow2Image: BlockDevice {
         var metadataLock = EngineLock()
         var requests = RequestTickets()
         var changes = ClusterChanges()
+        /// Of compressed clusters being read, each of which takes up to three clusters of memory.
+        var decompressions = EngineSlots(8)
         var allocator = AllocatorState()
         var writeback = WritebackState()
         /// A drive's, from its first change on.

@@ -23,8 +23,8 @@ struct Qcow2Options: Sendable {
     var isDrive: Bool { role == .drive }
 }
 
-/// The rules of a drive's crash safety (docs/architecture.md, "Images"), so that a test can leave one out and see that
-/// it notices. All of them hold everywhere else.
+/// The rules of crash safety (docs/architecture.md, "Images"), so that a test can leave one out and see that it
+/// notices. All of them hold everywhere else.
 struct Qcow2Rules: Sendable, Hashable {
     /// Changed mappings are in the journal before the guest is answered.
     var journals = true
@@ -40,4 +40,10 @@ struct Qcow2Rules: Sendable, Hashable {
     var flushesUnmapping = true
     /// A replayed journal is written and flushed before any host cluster is allocated.
     var settlesReplay = true
+    /// A target's mappings are in its file before a request returns.
+    var persistsMappings = true
+    /// Refcounts are written before the L2 tables that need them.
+    var countsFirst = true
+    /// A mapping is changed after the write of its data has returned.
+    var mapsAfterData = true
 }

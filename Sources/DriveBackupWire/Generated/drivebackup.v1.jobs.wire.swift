@@ -1030,13 +1030,17 @@ public struct Cancelled: WireMessage {
 public struct ListJobsRequest: WireMessage {
     /// Ended jobs, too.
     public var all: Bool = false
+    /// With `all`: of the ended jobs only those with a higher `last_sequence`.
+    public var afterSequence: UInt64 = 0
 
     public init() {}
 
     public init(
-        all: Bool = false
+        all: Bool = false,
+        afterSequence: UInt64 = 0
     ) {
         self.all = all
+        self.afterSequence = afterSequence
     }
 
     public static let messageName = "drivebackup.v1.ListJobsRequest"
@@ -1047,19 +1051,25 @@ public struct ListJobsRequest: WireMessage {
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.bool(1, "all", &all)
+        coder.uint64(2, "after_sequence", &afterSequence)
     }
 }
 
 /// `drivebackup.v1.ListJobsResponse`.
 public struct ListJobsResponse: WireMessage {
+    /// Ended jobs in the order of their ends, then those that have not been dismissed, oldest first.
     public var jobs: [Job] = []
+    /// There are more: ask again after the `last_sequence` of the last one.
+    public var more: Bool = false
 
     public init() {}
 
     public init(
-        jobs: [Job] = []
+        jobs: [Job] = [],
+        more: Bool = false
     ) {
         self.jobs = jobs
+        self.more = more
     }
 
     public static let messageName = "drivebackup.v1.ListJobsResponse"
@@ -1070,6 +1080,7 @@ public struct ListJobsResponse: WireMessage {
 
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "jobs", &jobs)
+        coder.bool(2, "more", &more)
     }
 }
 

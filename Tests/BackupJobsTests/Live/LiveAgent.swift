@@ -14,6 +14,7 @@ final class LiveAgent: Sendable {
     let control = JobControl()
     let isFirst: Bool
     private let hasPoint = Flag()
+    private let isOver = Flag()
 
     init(_ history: LiveHistory, life: Int) {
         self.history = history
@@ -24,7 +25,7 @@ final class LiveAgent: Sendable {
         target = LiveTarget(
             history.target, clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
             history.pieces, failing: history.failingWrite, slowness: history.targetSlowness,
-            losesWriteBack: history.losesWriteBack)
+            losesWriteBack: history.losesWriteBack, failsForGood: history.failsForGood)
     }
 
     /// True when everything came to its end.
@@ -89,6 +90,7 @@ final class LiveAgent: Sendable {
         guard isSwitched, !isOver else { return nil }
         do {
             let job = try make()
+            await listen(to: job)
             try await job.resume()
             return job
         } catch let failure as BackupFailure {
@@ -109,11 +111,14 @@ final class LiveAgent: Sendable {
         }
         guard let job else { return }
         let isNew = resumed == nil
+        if isNew { await listen(to: job) }
+        async let operating: Void = operate()
         async let steering: Void = steer(job)
         do throws(BackupFailure) {
             if isNew { try await BackupJob.fixPointInTime(of: [job]) }
             async let viewing: Void = view(job)
             try await job.run()
+            isOver.set()
             history.state.withLock { $0.isFlushing = true }
             var failure: BackupFailure?
             do throws(BlockError) { try await job.complete() } catch {
@@ -125,11 +130,13 @@ final class LiveAgent: Sendable {
             await job.release()
             await viewing
         } catch {
+            isOver.set()
             note(error, job)
             await job.leftBehindEnded()
             await job.release()
         }
         await steering
+        await operating
         if job.point.state.value.stagingUsers != 0 { history.complain("staging is used after the release") }
         // A kill may have left something where no bit says so; what is done has nothing left.
         let (outcome, done) = history.state.withLock { ($0.outcome, $0.done) }
@@ -159,6 +166,48 @@ final class LiveAgent: Sendable {
         history.state.withLock { $0.touched.formUnion(history.clusters(of: units)) }
     }
 
+    /// Hears what the job says of errors.
+    private func listen(to job: BackupJob) async {
+        await job.onError { [history, control] failure, action in
+            Trace.note("error: \(failure.side) \(failure.operation) \(failure.range) \(action)")
+            switch action {
+            case .report: history.complain("an error that ends the job is told twice: \(failure)")
+            case .ignore:
+                let blocks =
+                    Int(failure.range.offset / 4096)..<Int(failure.range.end.dividedRoundingUp(by: 4096))
+                history.state.withLock { $0.leftOut.formUnion(blocks) }
+            case .stop:
+                if !control.isHalted {
+                    history.complain("an error that is to halt the job has not: \(failure)")
+                }
+            }
+        }
+    }
+
+    /// Resumes a job that an error has halted, and mends what is broken when that has not helped.
+    private func operate() async {
+        while !isOver.isSet {
+            await sim.pass(.microseconds(500 + sim.random { $0.below(20_000) }))
+            guard control.isHalted else { continue }
+            if await control.quiescent() {
+                let before = control.progress
+                await sim.pass(.microseconds(sim.random { $0.below(5000) }))
+                if control.isQuiescent, control.progress != before {
+                    history.complain("a job that is halted goes on")
+                }
+            }
+            let resumes = history.state.withLock { state in
+                state.resumes += 1
+                return state.resumes
+            }
+            if resumes >= history.mendedAfter {
+                history.drive.state.withLock { $0.bad = [] }
+                history.target.fault.withLock { $0 = nil }
+            }
+            control.resume()
+        }
+    }
+
     private func steer(_ job: BackupJob) async {
         if history.meddles {
             for _ in 0..<3 {
@@ -182,8 +231,9 @@ final class LiveAgent: Sendable {
 
     private func view(_ job: BackupJob) async {
         let view = job.view
-        for _ in 0..<12 {
-            await sim.pass(.microseconds(sim.random { $0.below(4000) }))
+        for turn in 0..<20 {
+            // The last ones late, when the job has tried in vain what it could.
+            await sim.pass(.microseconds(sim.random { $0.below(turn < 12 ? 4000 : 80_000) }))
             let units = Int(history.size / 512)
             let first = sim.random { $0.below(units) }
             let count = sim.random { min(units - first, $0.pick([1, 3, 8, 40, 130, 300])) }
@@ -300,10 +350,15 @@ final class LiveAgent: Sendable {
     private func spoil() async {
         guard isFirst, let time = history.badTime else { return }
         await sim.pass(time)
-        let unit = sim.random { $0.below(Int(history.size / 512)) }
-        history.state.withLock { $0.hadBad = true }
+        let first = sim.random { $0.below(Int(history.size / 512)) }
+        let units = first..<min(Int(history.size / 512), first + history.badCount)
+        history.state.withLock { state in
+            state.hadBad = true
+            if history.badReads == nil { state.permanentlyBad.formUnion(units) }
+        }
         history.drive.state.withLock { state in
-            if state.values[unit] != nil { _ = state.bad.insert(unit) }
+            state.bad.formUnion(units.filter { state.values[$0] != nil })
+            state.failuresLeft = history.badReads
         }
     }
 }

@@ -17,6 +17,8 @@ final class DiskContent: Sendable {
         var isHole: [Bool]
         /// Units that cannot be read.
         var bad: Set<Int> = []
+        /// After so many reads that failed they can be read again; nil: never.
+        var failuresLeft: Int?
     }
 
     let size: UInt64
@@ -103,7 +105,12 @@ final class DiskContent: Sendable {
                 Self.fill(
                     UnsafeMutableRawBufferPointer(rebasing: bytes[start..<start + 512]), value, unit: unit)
             }
-            return state.bad.isEmpty || !units.contains(where: state.bad.contains)
+            guard !state.bad.isEmpty, units.contains(where: state.bad.contains) else { return true }
+            if let left = state.failuresLeft {
+                state.failuresLeft = left - 1
+                if left <= 1 { state.bad = [] }
+            }
+            return false
         }
     }
 }

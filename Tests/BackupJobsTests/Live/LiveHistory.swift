@@ -56,6 +56,12 @@ final class LiveHistory: Sendable {
         /// Units that became bad.
         var hadBad = false
         var wasKilled = 0
+        /// Units of the drive that became bad for good.
+        var permanentlyBad: Set<Int> = []
+        /// Blocks that the job said to have left out.
+        var leftOut: Set<Int> = []
+        /// How often somebody resumed a job that an error had halted.
+        var resumes = 0
     }
 
     /// Each has one request in flight at most.
@@ -88,6 +94,15 @@ final class LiveHistory: Sendable {
     let losesWriteBack: Bool
     /// The number of the write to staging for which the file system has no space.
     let stagingFullAt: Int?
+    /// What of the target cannot be written.
+    let targetFault: LiveTarget.Content.Fault?
+    /// The failing write is one that cannot be tried again.
+    let failsForGood: Bool
+    /// How many sectors go bad, and after how many reads they can be read again; nil: never.
+    let badCount: Int
+    let badReads: Int?
+    /// After how many times of resuming the job in vain somebody mends what is broken.
+    let mendedAfter: Int
     let recordPath: String
     let state: Mutex<State>
 
@@ -104,7 +119,8 @@ final class LiveHistory: Sendable {
             sync: sync, speedBytesPerSecond: chance.oneIn(2) ? Int64(1 << 20 + chance.below(8 << 20)) : 0,
             targetReadsAsZero: sync == .full && chance.oneIn(2), depth: 1 + chance.below(4),
             chunkSize: chance.pick([16384, 65536, 1 << 20]))
-        options.ignoresSourceErrors = chance.oneIn(2)
+        options.onSourceError = chance.pick([.ignore, .ignore, .report, .stop, .enospc])
+        options.onTargetError = chance.pick([.report, .ignore, .stop, .enospc, .auto])
         options.saveFailure = chance.oneIn(8) ? .breakGuestWrite : .breakSnapshot
         options.saveTimeout = chance.oneIn(8) ? .milliseconds(20 + chance.below(40)) : .seconds(3600)
         options.stagingFull = chance.oneIn(3) ? .stall : .fail
@@ -123,6 +139,12 @@ final class LiveHistory: Sendable {
         thinkTime = .microseconds(chance.pick([2000, 6000, 15_000, 40_000]))
         losesWriteBack = chance.oneIn(10)
         stagingFullAt = chance.oneIn(10) ? 1 + chance.below(6) : nil
+        failsForGood = chance.oneIn(4)
+        badCount = chance.pick([1, 1, 9, 40])
+        // Fewer than anybody tries.
+        let isPatient = options.saveTimeout >= .seconds(1)
+        badReads = chance.oneIn(2) ? 1 + chance.below(isPatient ? 4 : 1) : nil
+        mendedAfter = 1 + chance.below(3)
 
         let units = Int(size / 512)
         var values: [UInt32?] = []
@@ -139,6 +161,16 @@ final class LiveHistory: Sendable {
         staged = DiskContent(
             size: stagedSize, values: Array(repeating: 0, count: Int(stagedSize / 512)), backing: nil)
         target = LiveTarget.Content(units: units)
+        if chance.oneIn(4) {
+            let first = chance.below(units)
+            targetFault = LiveTarget.Content.Fault(
+                units: first..<min(units, first + chance.pick([1, 8, 40, 200])),
+                errno: chance.pick([EIO, ENOSPC, EDQUOT, EFBIG]),
+                failuresLeft: chance.oneIn(2) ? 1 + chance.below(4) : nil)
+        } else {
+            targetFault = nil
+        }
+        target.fault.withLock { [targetFault] in $0 = targetFault }
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
         state = Mutex(
             State(
@@ -269,13 +301,20 @@ final class LiveHistory: Sendable {
             if cancelTime == nil { complain("cancelled, though nobody did") }
         case .failed(let failure):
             switch failure.side {
-            case .target: if failingWrite == nil && !losesWriteBack { complain("failed: \(failure)") }
+            case .target:
+                let isFaulty = failingWrite != nil || losesWriteBack || targetFault != nil
+                if !isFaulty || !mayFail(options.onTargetError, failure, state) {
+                    complain("failed: \(failure)")
+                }
             case .source:
-                if !state.hadBad || options.ignoresSourceErrors { complain("failed: \(failure)") }
+                if !state.hadBad || !mayFail(options.onSourceError, failure, state) {
+                    complain("failed: \(failure)")
+                }
             case .staging:
                 let mayBeLate = options.saveTimeout < .seconds(3600)
                 // A job that had failed or was cancelled when the agent was killed has let its guest go.
-                let wasLetGo = state.wasKilled > 0 && (failingWrite != nil || cancelTime != nil)
+                let hadFailed = failingWrite != nil || targetFault != nil
+                let wasLetGo = state.wasKilled > 0 && (hadFailed || cancelTime != nil)
                 if stagingLimit == nil, stagingFullAt == nil, !mayBeLate, !state.hadBad, !state.isFlushing,
                     !wasLetGo
                 {
@@ -285,7 +324,41 @@ final class LiveHistory: Sendable {
         }
     }
 
+    /// Whether an error ends the job; one that is ending well cannot be paused.
+    private func mayFail(_ policy: ErrorPolicy, _ failure: IOFailure, _ state: State) -> Bool {
+        switch policy.action(on: failure.error) {
+        case .report: true
+        case .ignore: false
+        case .stop: options.sync == .none && state.isFinishing
+        }
+    }
+
+    /// Only what failed for good, and was told, may be missing.
+    private func judgeMissing(_ state: State) {
+        let unwritable = targetFault.flatMap { fault in
+            fault.failuresLeft == nil && options.onTargetError == .ignore ? fault.units : nil
+        }
+        for block in state.missing {
+            let cluster = block * 8 / unitsPerCluster
+            let isUnreadable =
+                options.ignoresSourceErrors
+                && !state.permanentlyBad.isDisjoint(with: block * 8..<block * 8 + 8)
+            if !isUnreadable, unwritable.map({ clusters(of: $0).contains(cluster) }) != true {
+                return complain("block \(block) is missing, and nothing was wrong with it")
+            }
+            // A kill may have come before it was told.
+            if state.wasKilled == 0, !state.leftOut.contains(block) {
+                return complain("block \(block) is missing, and nobody was told")
+            }
+            if !state.done.contains(cluster) { return complain("block \(block) is missing, but not done") }
+        }
+    }
+
     private func judgeTarget(_ state: State) {
+        judgeMissing(state)
+        if target.hasLost.load(ordering: .relaxed), state.wasKilled == 0 {
+            complain("a job has completed whose target had lost data")
+        }
         let held = target.kept()
         for cluster in 0..<clusterCount {
             let isDone = state.done.contains(cluster)
@@ -304,7 +377,7 @@ final class LiveHistory: Sendable {
                 }
                 let isMissing = state.missing.contains(unit / 8)
                 let value = held[unit] ?? (options.targetReadsAsZero ? 0 : nil)
-                if isMissing, value == 0 { continue }
+                if isMissing { continue }
                 if value != state.truth[unit] {
                     return complain(
                         "unit \(unit) of the target is \(value.map(String.init) ?? "never written") instead of "

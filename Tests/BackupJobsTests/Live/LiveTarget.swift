@@ -10,6 +10,28 @@ final class LiveTarget: BackupTarget {
         let values: Mutex<[UInt32?]>
         /// Units that are in the page cache only, since they could not be written back; nil: none was tried yet.
         let lost = Mutex<Set<Int>?>(nil)
+        let fault = Mutex<Fault?>(nil)
+        /// A write has failed as one that cannot be tried again.
+        let hasLost = Atomic(false)
+
+        /// Units that cannot be written.
+        struct Fault: Sendable, Hashable {
+            var units: Range<Int>
+            var errno: Int32
+            /// After so many failures it is gone; nil: it stays.
+            var failuresLeft: Int?
+        }
+
+        /// The error number of a write to `units` that fails.
+        func fails(_ units: Range<Int>) -> Int32? {
+            fault.withLock { fault in
+                guard let found = fault, found.units.overlaps(units) else { return nil }
+                if let left = found.failuresLeft {
+                    if left <= 1 { fault = nil } else { fault?.failuresLeft = left - 1 }
+                }
+                return found.errno
+            }
+        }
 
         init(units: Int) { values = Mutex(Array(repeating: nil, count: units)) }
 
@@ -43,11 +65,14 @@ final class LiveTarget: BackupTarget {
     /// Slower than the drive, by that factor.
     private let slowness: Int
     private let losesWriteBack: Bool
+    /// The failing write tells of data that was written before.
+    private let failsForGood: Bool
 
     init(
         _ content: Content, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
-        slowness: Int, losesWriteBack: Bool
+        slowness: Int, losesWriteBack: Bool, failsForGood: Bool
     ) {
+        self.failsForGood = failsForGood
         self.losesWriteBack = losesWriteBack
         self.content = content
         self.clusterSize = clusterSize
@@ -66,9 +91,17 @@ final class LiveTarget: BackupTarget {
     private func request(_ range: ByteRange) async throws(BlockError) {
         let number = writes.add(1, ordering: .relaxed).newValue
         await delay()
+        if let errno = content.fails(Int(range.offset / 512)..<Int(range.end / 512)) {
+            throw BlockError("Couldn't write \(range) of \(name)", errno: errno, range: range)
+        }
         guard number == failing else { return }
         failure.store(true, ordering: .relaxed)
-        throw BlockError("Couldn't write \(range) of \(name)", errno: EIO, range: range)
+        var error = BlockError("Couldn't write \(range) of \(name)", errno: EIO, range: range)
+        if failsForGood {
+            error.code = .dataLost
+            content.hasLost.store(true, ordering: .relaxed)
+        }
+        throw error
     }
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
@@ -116,7 +149,7 @@ final class LiveTarget: BackupTarget {
     func complete() async throws(BlockError) {
         let hasLost = losesWriteBack && content.lose(sim)
         await delay()
-        if hasLost { throw BlockError("Couldn't flush \(name)", errno: EIO) }
+        if hasLost { throw BlockError(.dataLost, "Couldn't flush \(name)", errno: EIO) }
     }
 
     func abandon(keep _: Bool) async {}

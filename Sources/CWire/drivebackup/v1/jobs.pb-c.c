@@ -2335,7 +2335,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__cancelled__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__cancelled__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_request__field_descriptors[1] =
+static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_request__field_descriptors[2] =
 {
   {
     "all",
@@ -2349,14 +2349,27 @@ static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_request__field_
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "after_sequence",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_UINT64,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__ListJobsRequest, after_sequence),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__list_jobs_request__field_indices_by_name[] = {
+  1,   /* field[1] = after_sequence */
   0,   /* field[0] = all */
 };
 static const ProtobufCIntRange drivebackup__v1__list_jobs_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 1 }
+  { 0, 2 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__list_jobs_request__descriptor =
 {
@@ -2366,14 +2379,14 @@ const ProtobufCMessageDescriptor drivebackup__v1__list_jobs_request__descriptor 
   "Drivebackup__V1__ListJobsRequest",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__ListJobsRequest),
-  1,
+  2,
   drivebackup__v1__list_jobs_request__field_descriptors,
   drivebackup__v1__list_jobs_request__field_indices_by_name,
   1,  drivebackup__v1__list_jobs_request__number_ranges,
   (ProtobufCMessageInit) drivebackup__v1__list_jobs_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_response__field_descriptors[1] =
+static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_response__field_descriptors[2] =
 {
   {
     "jobs",
@@ -2387,14 +2400,27 @@ static const ProtobufCFieldDescriptor drivebackup__v1__list_jobs_response__field
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "more",
+    2,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__ListJobsResponse, more),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__list_jobs_response__field_indices_by_name[] = {
   0,   /* field[0] = jobs */
+  1,   /* field[1] = more */
 };
 static const ProtobufCIntRange drivebackup__v1__list_jobs_response__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 1 }
+  { 0, 2 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__list_jobs_response__descriptor =
 {
@@ -2404,7 +2430,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__list_jobs_response__descriptor
   "Drivebackup__V1__ListJobsResponse",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__ListJobsResponse),
-  1,
+  2,
   drivebackup__v1__list_jobs_response__field_descriptors,
   drivebackup__v1__list_jobs_response__field_indices_by_name,
   1,  drivebackup__v1__list_jobs_response__number_ranges,

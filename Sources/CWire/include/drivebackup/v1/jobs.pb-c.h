@@ -607,21 +607,32 @@ struct  Drivebackup__V1__ListJobsRequest
    * Ended jobs, too.
    */
   protobuf_c_boolean all;
+  /*
+   * With `all`: of the ended jobs only those with a higher `last_sequence`.
+   */
+  uint64_t after_sequence;
 };
 #define DRIVEBACKUP__V1__LIST_JOBS_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__list_jobs_request__descriptor) \
-    , 0 }
+    , 0, 0 }
 
 
 struct  Drivebackup__V1__ListJobsResponse
 {
   ProtobufCMessage base;
+  /*
+   * Ended jobs in the order of their ends, then those that have not been dismissed, oldest first.
+   */
   size_t n_jobs;
   Drivebackup__V1__Job **jobs;
+  /*
+   * There are more: ask again after the `last_sequence` of the last one.
+   */
+  protobuf_c_boolean more;
 };
 #define DRIVEBACKUP__V1__LIST_JOBS_RESPONSE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__list_jobs_response__descriptor) \
-    , 0,NULL }
+    , 0,NULL, 0 }
 
 
 struct  Drivebackup__V1__GetJobRequest

@@ -1,0 +1,77 @@
+internal import BackupJobs
+internal import BlockIO
+internal import Logging
+
+// Errors that do not end a job: told as events, kept for those who ask, and the reason of a pause.
+
+extension JobManager {
+    /// How many ranges are told of what is missing.
+    static var missingBound: Int { 256 }
+
+    /// Has the job tell its errors here. Before its point in time is fixed.
+    func listen(to job: BackupJob, _ number: JobNumber) async {
+        await job.onWarning { failure in
+            // Ends at once: it only tells the manager.
+            Task { await self.warn(failure, number) }
+        }
+        guard let inbox = records[number]?.inbox else { return }
+        await job.onError { failure, action in
+            var error = JobIOError(failure)
+            error.action =
+                switch action {
+                case .report: .report
+                case .ignore: .ignore
+                case .stop: .stop
+                }
+            // As above.
+            if inbox.put(error) { Task { await self.takeErrors(of: number) } }
+        }
+    }
+
+    /// Takes up the errors that the job's data path has told.
+    func takeErrors(of number: JobNumber) {
+        guard let inbox = records[number]?.inbox else { return }
+        for error in inbox.take() {
+            tell(records[number]?.errors.note(error, now: clock()) ?? [], number)
+            if error.action == .ignore { records[number]?.isMissingKnown = false }
+            // Somebody may have resumed it since.
+            if error.action == .stop, records[number]?.control.isHalted == true {
+                logger.warning("The job \(records[number]?.spec.jobID ?? "") is paused: \(error.message)")
+                report(.copyHalted(error), number)
+            }
+        }
+    }
+
+    /// Tells errors that were held back, when it is time.
+    func tellDueErrors(_ number: JobNumber) {
+        tell(records[number]?.errors.due(now: clock()) ?? [], number)
+    }
+
+    /// Asks the job what its target lacks, if that may have changed.
+    func lookForMissing(_ number: JobNumber, _ job: BackupJob) async {
+        guard records[number]?.isMissingKnown == false else { return }
+        records[number]?.isMissingKnown = true
+        let missing = await job.missing(limit: Self.missingBound)
+        records[number]?.info.missing = missing
+    }
+
+    private func tell(_ errors: [JobIOError], _ number: JobNumber) {
+        guard let record = records[number], record.started != nil, !errors.isEmpty else { return }
+        let events = log.append(errors.map { .ioError($0) }, job: number, id: record.spec.jobID)
+        if let last = events.last { records[number]?.info.lastSequence = last.sequence }
+    }
+
+    /// Tells the operator what a job's data path found worth telling.
+    private func warn(_ failure: IOFailure, _ number: JobNumber) {
+        guard let record = records[number] else { return }
+        logger.warning("The job \(record.spec.jobID): \(failure.error.message)")
+        var warning = JobIOError(failure)
+        warning.action = .warn
+        guard record.started != nil else {
+            records[number]?.earlyWarnings.append(warning)
+            return
+        }
+        guard record.machine.state != .concluded else { return }
+        tell([warning], number)
+    }
+}

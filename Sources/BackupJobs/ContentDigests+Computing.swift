@@ -1,0 +1,247 @@
+package import BlockIO
+
+/// Computes what a manifest has of a content, and compares it, from the digests of a job's blocks. On the drive's engine.
+struct ExtentDigester {
+    let sums: BlockSums
+    let record: JobRecord
+    /// What was not copied reads as zeroes, not as what lies below.
+    let restIsZero: Bool
+    private let content: ContentDigests
+    /// What was found last of the holes of the sums' file.
+    private var known: Extent?
+    private let zeroes: (whole: [UInt8], last: [UInt8])
+
+    init(
+        _ sums: BlockSums, _ record: JobRecord, extentSize: UInt64? = nil, restIsZero: Bool = false
+    ) throws(BlockError) {
+        self.sums = sums
+        self.record = record
+        self.restIsZero = restIsZero
+        content = ContentDigests(
+            algorithm: sums.algorithm, driveSize: sums.driveSize, extentSize: extentSize)
+        let size = Int(ContentDigests.blockSize)
+        let block = [UInt8](repeating: 0, count: size)
+        let rest = Int(sums.driveSize % ContentDigests.blockSize)
+        func digest(_ count: Int) throws(BlockError) -> [UInt8] {
+            let digest: Result<[UInt8], BlockError> = block.withUnsafeBytes { bytes in
+                Result { () throws(BlockError) in
+                    try sums.algorithm.digest(UnsafeRawBufferPointer(rebasing: bytes[..<count]))
+                }
+            }
+            return try digest.get()
+        }
+        zeroes = (try digest(size), try digest(rest == 0 ? size : rest))
+    }
+
+    // MARK: Computing
+
+    /// The digests of all that the job has copied, but for blocks of which something is missing.
+    mutating func compute() async throws(BlockError) -> ContentDigests {
+        var result = content
+        var extent = 0
+        while let found = nextCopied(from: extent) {
+            extent = found + 1
+            let blocks = content.blocks(of: found)
+            guard let covered = covered(blocks) else { continue }
+            if covered.isEmpty, await isZero(blocks) {
+                if case .zeroes(let run) = result.entries.last, run.upperBound == found {
+                    result.entries[result.entries.count - 1] = .zeroes(run.lowerBound..<found + 1)
+                } else {
+                    result.entries.append(.zeroes(found..<found + 1))
+                }
+                continue
+            }
+            let digest = try await digest(of: blocks, covered)
+            result.entries.append(
+                .extent(.init(number: found, digest: digest, covered: covered.isEmpty ? nil : covered)))
+        }
+        return result
+    }
+
+    /// The first extent, from a number on, of which something was copied.
+    private func nextCopied(from extent: Int) -> Int? {
+        guard extent < content.extentCount else { return nil }
+        let clusters = clusters(of: content.blocks(of: extent))
+        let all = Int(record.driveSize.dividedRoundingUp(by: record.clusterSize))
+        guard let cluster = record.bits.done.first(in: clusters.lowerBound..<all) else { return nil }
+        return max(extent, Int(UInt64(cluster) * record.clusterSize / content.extentSize))
+    }
+
+    /// The runs of an extent's blocks that are copied and whole, from its first on: nil for none, empty for all.
+    private func covered(_ blocks: Range<Int>) -> [Range<Int>]? {
+        let clusters = clusters(of: blocks)
+        let bytes = content.bytes(ofBlocks: blocks)
+        let saved = Int(bytes.offset / JobRecord.blockSize)
+            ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
+        if record.bits.done.first(in: clusters, where: false) == nil, !record.bits.missing.isAnySet(in: saved) {
+            return []
+        }
+        var runs: [Range<Int>] = []
+        for block in blocks where isCovered(block) {
+            let number = block - blocks.lowerBound
+            if let last = runs.last, last.upperBound == number {
+                runs[runs.count - 1] = last.lowerBound..<number + 1
+            } else {
+                runs.append(number..<number + 1)
+            }
+        }
+        return runs.isEmpty ? nil : runs
+    }
+
+    private func isCovered(_ block: Int) -> Bool { isCopied(block) && !isMissing(block) }
+
+    private func isCopied(_ block: Int) -> Bool {
+        record.bits.done.isSet(Int(UInt64(block) * ContentDigests.blockSize / record.clusterSize))
+    }
+
+    private func isMissing(_ block: Int) -> Bool {
+        let bytes = content.bytes(ofBlocks: block..<block + 1)
+        return record.bits.missing.isAnySet(
+            in: Int(bytes.offset / JobRecord.blockSize)
+                ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize)))
+    }
+
+    private func clusters(of blocks: Range<Int>) -> Range<Int> {
+        let bytes = content.bytes(ofBlocks: blocks)
+        return Int(bytes.offset / record.clusterSize)..<Int(bytes.end.dividedRoundingUp(by: record.clusterSize))
+    }
+
+    // MARK: Digests
+
+    private func zero(_ block: Int) -> [UInt8] {
+        content.bytes(ofBlocks: block..<block + 1).length == ContentDigests.blockSize ? zeroes.whole : zeroes.last
+    }
+
+    private mutating func isZero(_ blocks: Range<Int>) async -> Bool {
+        // What cannot be read here is found again, and told, when its digest is computed.
+        guard let slots = try? await sums.slots(of: blocks, &known) else { return false }
+        guard case .digests(let buffer) = slots else { return true }
+        let length = sums.algorithm.length
+        return blocks.allSatisfy { block in
+            let start = (block - blocks.lowerBound) * length
+            let slot = UnsafeRawBufferPointer(buffer[start..<start + length].bytes)
+            return ZeroDetection.isZero(slot) || slot.elementsEqual(zero(block))
+        }
+    }
+
+    /// The digest of the covered blocks' digests; `covered` is empty for all.
+    private mutating func digest(of blocks: Range<Int>, _ covered: [Range<Int>]) async throws(BlockError)
+        -> [UInt8]
+    {
+        let slots = try await sums.slots(of: blocks, &known)
+        let length = sums.algorithm.length
+        let runs = covered.isEmpty ? [0..<blocks.count] : covered
+        var joined: [UInt8] = []
+        joined.reserveCapacity(blocks.count * length)
+        for number in runs.joined() {
+            let block = blocks.lowerBound + number
+            if case .digests(let buffer) = slots {
+                let slot = UnsafeRawBufferPointer(buffer[number * length..<(number + 1) * length].bytes)
+                if !ZeroDetection.isZero(slot) {
+                    joined.append(contentsOf: slot)
+                    continue
+                }
+            }
+            joined.append(contentsOf: zero(block))
+        }
+        let digest: Result<[UInt8], BlockError> = joined.withUnsafeBytes { bytes in
+            Result { () throws(BlockError) in try sums.algorithm.digest(bytes) }
+        }
+        return try digest.get()
+    }
+
+    // MARK: Comparing
+
+    /// Compares what the job has read with what `expected` says, extent by extent.
+    mutating func compare(with expected: ContentDigests) async throws(BlockError) -> ContentDamage {
+        var damage = ContentDamage()
+        for entry in expected.entries {
+            for extent in entry.extents {
+                let blocks = content.blocks(of: extent)
+                var covered: [Range<Int>] = []
+                if case .extent(let one) = entry { covered = one.covered ?? [] }
+                let wanted = covered.isEmpty ? [0..<blocks.count] : covered
+                let bytes = content.bytes(ofExtents: extent..<extent + 1)
+                guard check(wanted, of: blocks, &damage) else {
+                    if !hasMissing(wanted, of: blocks) { damage.add(damaged: bytes) }
+                    continue
+                }
+                let isGood: Bool
+                switch entry {
+                case .zeroes: isGood = await isZero(blocks)
+                case .extent(let one): isGood = try await digest(of: blocks, covered) == one.digest
+                }
+                if !isGood { damage.add(damaged: bytes) }
+            }
+        }
+        return damage
+    }
+
+    /// Whether all of an extent's covered blocks were read; what could not be is noted.
+    private func check(_ runs: [Range<Int>], of blocks: Range<Int>, _ damage: inout ContentDamage) -> Bool {
+        let all = clusters(of: blocks)
+        if record.bits.done.first(in: all, where: false) == nil, !record.bits.missing.isAnySet(in: saved(blocks)) {
+            return true
+        }
+        var isWhole = true
+        for number in runs.joined() {
+            let block = blocks.lowerBound + number
+            if isMissing(block) {
+                isWhole = false
+                for run in record.bits.missing.runs(in: saved(block..<block + 1)) {
+                    let size = JobRecord.blockSize
+                    damage.add(
+                        unreadable: ByteRange(
+                            UInt64(run.lowerBound) * size..<min(UInt64(run.upperBound) * size, content.driveSize)))
+                }
+            } else if !isCopied(block), !restIsZero {
+                isWhole = false
+            }
+        }
+        return isWhole
+    }
+
+    private func hasMissing(_ runs: [Range<Int>], of blocks: Range<Int>) -> Bool {
+        runs.joined().contains { isMissing(blocks.lowerBound + $0) }
+    }
+
+    private func saved(_ blocks: Range<Int>) -> Range<Int> {
+        let bytes = content.bytes(ofBlocks: blocks)
+        return Int(bytes.offset / JobRecord.blockSize)
+            ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
+    }
+}
+
+/// Where a content is not what it should be: ranges in ascending order, adjacent ones merged.
+package struct ContentDamage: Sendable, Hashable {
+    /// How many ranges of a kind are kept; what is beyond is counted.
+    package static let mostRanges = 4096
+
+    package private(set) var damaged: [ByteRange] = []
+    package private(set) var unreadable: [ByteRange] = []
+    /// In bytes, those of ranges that are not kept included.
+    package private(set) var damagedBytes: UInt64 = 0
+    package private(set) var unreadableBytes: UInt64 = 0
+
+    package init() {}
+
+    package var isNone: Bool { damagedBytes == 0 && unreadableBytes == 0 }
+
+    mutating func add(damaged range: ByteRange) {
+        damagedBytes += range.length
+        Self.add(range, to: &damaged)
+    }
+
+    mutating func add(unreadable range: ByteRange) {
+        unreadableBytes += range.length
+        Self.add(range, to: &unreadable)
+    }
+
+    private static func add(_ range: ByteRange, to ranges: inout [ByteRange]) {
+        if let last = ranges.last, last.end == range.offset {
+            ranges[ranges.count - 1] = ByteRange(last.offset..<range.end)
+        } else if ranges.count < mostRanges {
+            ranges.append(range)
+        }
+    }
+}

@@ -94,13 +94,13 @@ package final class EventLog: Sendable {
 
     /// Adds events that happened together and wakes those who wait for them. Returns the events with their
     /// numbers.
-    ///
-    /// - Parameter end: what is kept together with the events, or not at all: what is left of a job that ends with them.
     @discardableResult
     package func append(_ kinds: [JobEvent.Kind], job: JobNumber, id: String) -> [JobEvent] {
         append(kinds, job: job, id: id, end: { _ in nil })
     }
 
+    /// As `append`; `end` says what is kept together with the events, or not at all: what is left of a job that ends
+    /// with them. It is called under the log's lock.
     @discardableResult
     func append(
         _ kinds: [JobEvent.Kind], job: JobNumber, id: String, end: ([JobEvent]) -> HistoryEntry?

@@ -1,3 +1,4 @@
+internal import CBlockIO
 internal import BlockIO
 internal import Foundation
 internal import Glibc

@@ -22,7 +22,7 @@ enum TargetRequest: Sendable, Codable {
     /// Answered with `done` or `failed`.
     case complete
     /// Answered with `done` or `failed`.
-    case putManifest([UInt8], isFinal: Bool)
+    case putManifest(Data, isFinal: Bool)
     /// Answered with `givenUp`.
     case giveUp(keep: Bool)
     /// Answered with `done` or `failed`; needs no open target.

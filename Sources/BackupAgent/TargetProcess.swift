@@ -1,5 +1,6 @@
 internal import BackupJobs
 internal import BlockIO
+internal import Foundation
 internal import DiskImages
 internal import Synchronization
 
@@ -164,7 +165,7 @@ final class TargetProcess: JobTarget {
     // MARK: The end
 
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
-        try await ask(.putManifest(content, isFinal: isFinal), .write, late: {})
+        try await ask(.putManifest(Data(content), isFinal: isFinal), .write, late: {})
     }
 
     func complete() async throws(BlockError) {

@@ -92,7 +92,7 @@ private final class Server: Sendable {
             return await perform { (target) async throws(BlockError) in try await target.complete() }
         case .putManifest(let content, let isFinal):
             return await perform { (target) async throws(BlockError) in
-                try await target.putManifest(content, isFinal: isFinal)
+                try await target.putManifest([UInt8](content), isFinal: isFinal)
             }
         case .giveUp(let keep):
             let target = session.withLock { $0 }

@@ -165,7 +165,8 @@ struct CommandTests {
                     jobs: (first..<first + 2).map { number in
                         Job(
                             id: "job\(number)", target: "/t\(number)", state: .concluded, result: .failed,
-                            progress: Progress(current: 10 << 20, total: 20 << 20), pointInTime: 1_000_000_000,
+                            progress: Progress(current: 10 << 20, total: 20 << 20),
+                            pointInTime: 1_000_000_000,
                             endedAt: 6_000_000_000, lastSequence: number, errorCount: number)
                     }, more: request.afterSequence < 4)
             }
@@ -191,17 +192,22 @@ struct CommandTests {
         job.missing = [Range(offset: 65536, length: 4096)]
         job.errorCount = 9
         job.errors = [
-            IOErrorEvent(side: .source, operation: .verify, message: "It\u{7} differs", action: .ignore, count: 3)
+            IOErrorEvent(
+                side: .source, operation: .verify, message: "It\u{7} differs", action: .ignore, count: 3)
         ]
         job.pauseError = IOErrorEvent(message: "No space")
         job.onSourceError = .ignore
         job.manualDismiss = true
         let text = JobText.story(job, prefix: "drive-backup").joined(separator: "\n")
         for part in [
-            "state    incomplete", "group    night, all complete or none", "restarts the agent was restarted 2 times",
-            "manifest /t.manifest", "busy     the process 77", "missing  8.00 KiB", "4096 bytes at offset 65536",
-            "and 4.00 KiB more", "errors   9, the last of them:", "source verify: It? differs (3 times); left out",
-            "cause    No space", "on error drive: ignore", "waits    for dismiss", "next     drive-backup job dismiss vm1",
+            "state    incomplete", "group    night, all complete or none",
+            "restarts the agent was restarted 2 times",
+            "manifest /t.manifest", "busy     the process 77", "missing  8.00 KiB",
+            "4096 bytes at offset 65536",
+            "and 4.00 KiB more", "errors   9, the last of them:",
+            "source verify: It? differs (3 times); left out",
+            "cause    No space", "on error drive: ignore", "waits    for dismiss",
+            "next     drive-backup job dismiss vm1",
         ] {
             #expect(text.contains(part), "\(part) is not in:\n\(text)")
         }

@@ -31,6 +31,8 @@ struct AllocatorState {
     var unsearched: Range<UInt64> = 0..<0
     /// How many clusters are in `freed`.
     private(set) var freedCount: UInt64 = 0
+    /// How many of them the write-back that runs unmaps.
+    var unmappingCount: UInt64 = 0
     /// The file is not cut shorter than this.
     var minimumFileSize: UInt64 = 0
     /// A change of the refcount structures was given up halfway: nothing may be written any more.

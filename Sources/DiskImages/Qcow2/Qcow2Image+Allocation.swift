@@ -78,7 +78,12 @@ extension Qcow2Image {
                 return try await !refillReserve(mayWriteBack: mayWriteBack)
             }
             guard wantsWriteBack else { return }
-            try await withWriteback { () async throws(BlockError) in try await writeBack(isForReuse: true) }
+            try await withWriteback { () async throws(BlockError) in
+                // The one that ran before may have been for the same.
+                let allocator = isolated.value.allocator
+                guard isNeeded(allocator), allocator.free.isEmpty, allocator.unmapped.isEmpty else { return }
+                try await writeBack(isForReuse: true)
+            }
         }
     }
 
@@ -139,19 +144,22 @@ extension Qcow2Image {
         if options.isDrive {
             if try await refillFromFreed() { return true }
             // Rather than let the file grow by as much again.
-            if mayWriteBack, isolated.value.allocator.freedCount >= reserveSize { return false }
+            if mayWriteBack, pendingCount >= reserveSize { return false }
             if try await refillFromInside() { return true }
         }
         do throws(BlockError) {
             try await refillFromEnd()
         } catch {
             // A full disk: what was freed and is still counted is all there is.
-            guard error.code == .noSpace, options.isDrive, mayWriteBack,
-                isolated.value.allocator.freedCount > 0
-            else { throw error }
+            guard error.code == .noSpace, options.isDrive, mayWriteBack, pendingCount > 0 else { throw error }
             return false
         }
         return true
+    }
+
+    /// How many clusters a write-back makes free, one that runs or the next one.
+    private var pendingCount: UInt64 {
+        isolated.value.allocator.freedCount + isolated.value.allocator.unmappingCount
     }
 
     /// How many more runs fit into the reserve.

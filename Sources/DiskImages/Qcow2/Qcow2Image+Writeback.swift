@@ -133,6 +133,8 @@ extension Qcow2Image {
         let number = isolated.value.writeback.begun
         let logged = isolated.value.journal?.next
         let isReplaying = isolated.value.writeback.isReplaying
+        isolated.value.allocator.unmappingCount = isReplaying ? 0 : isolated.value.allocator.freedCount
+        defer { isolated.value.allocator.unmappingCount = 0 }
         let freed = isReplaying ? [] : isolated.value.allocator.takeFreed()
         // In the same step as what was noted above: what changes from here on belongs to the next time.
         let tables = copyTables()
@@ -150,6 +152,7 @@ extension Qcow2Image {
         }
         if let logged, flushesTables, !isReplaying { isolated.value.journal?.release(upTo: logged) }
         isolated.value.allocator.unmapped += freed
+        isolated.value.allocator.unmappingCount = 0
         isolated.value.writeback.completed = number
         if options.isDrive, settles { try await withMetadataLock(settleFreed) }
     }

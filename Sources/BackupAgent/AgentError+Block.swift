@@ -33,7 +33,7 @@ extension AgentError {
             case .unsupported: .imageUnsupported
             case .invalid: error.errno == 0 ? .imageUnsupported : .pathInvalid
             case .dataLost: error.isNoSpace ? .noSpace : .ioError
-            case .inputOutput: .ioError
+            case .inputOutput, .gone: .ioError
             case .cancelled: .jobCancelled
             }
         self.init(reason, error.message, subject: subject)

@@ -143,13 +143,13 @@ final class TargetProcess: JobTarget {
             try check()
             if let operation { note(operation) }
             throw BlockError(
-                .inputOutput,
+                .gone,
                 "Couldn't go on with \(name): the process that writes it (\(connection.process.processID)) \(ending)",
                 range: range)
         case .abandoned: throw givenUp()
         case .reply:
             throw BlockError(
-                .inputOutput, "Couldn't go on with \(name): the process that writes it gave a wrong answer",
+                .gone, "Couldn't go on with \(name): the process that writes it gave a wrong answer",
                 range: range)
         }
     }

@@ -18,9 +18,11 @@ package enum ErrorPolicy: String, Sendable, Hashable, Codable, CaseIterable {
     package enum Action: Sendable, Hashable { case report, ignore, stop }
 
     /// What is done about `error`. A flush or a write-back that failed fails the job under every policy: what it lost may be
-    /// nowhere else any more (DATAPATH.md rule 10). Nor is there anything to wait for when the operation was given up.
+    /// nowhere else any more (DATAPATH.md rule 10). So does the end of the process that does the work, and an operation that was
+    /// given up: there is nothing to wait for.
     package func action(on error: BlockError) -> Action {
-        if error.code == .dataLost || error.code == .cancelled { return .report }
+        if error.code == .dataLost { return .report }
+        if error.code == .gone || error.code == .cancelled { return .report }
         return switch self {
         case .report: .report
         case .ignore: .ignore

@@ -28,6 +28,8 @@ package struct BlockError: Error, Sendable, Hashable, Codable {
         case invalid
         /// The device failed the operation.
         case inputOutput
+        /// Who did the operations has ended, and does no more.
+        case gone
         /// The operation was given up before it had an effect.
         case cancelled
     }

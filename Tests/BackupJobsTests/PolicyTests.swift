@@ -132,7 +132,9 @@ struct PolicyTests {
             }
         }
         for policy in ErrorPolicy.allCases {
-            #expect(policy.action(on: BlockError(.dataLost, "x", errno: ENOSPC)) == .report)
+            for code in [BlockError.Code.dataLost, .gone, .cancelled] {
+                #expect(policy.action(on: BlockError(code, "x", errno: ENOSPC)) == .report)
+            }
         }
     }
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from harness import PATIENCE
@@ -18,7 +19,7 @@ def need_fuse():
 
 @contextmanager
 def mounted(directory, *command):
-    """The file `directory`/disk, which is what the nbdkit of these arguments serves."""
+    """A file, which is what the nbdkit of these arguments serves."""
     need_fuse()
     directory.mkdir()
     path = directory / "disk"
@@ -32,7 +33,20 @@ def mounted(directory, *command):
             said = open(log.name).read()
             assert server.poll() is None and time.monotonic() < deadline, f"nbdfuse doesn't come up: {said}"
             time.sleep(0.02)
-        yield path
+        # In a directory in which files can be made, too: a manifest goes beside a target.
+        place = Path(f"{directory}.place") / "disk"
+        place.parent.mkdir()
+        place.touch()
+        bound = subprocess.run(
+            ["mount", "--bind", str(path), str(place)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if bound.returncode != 0:
+            if os.getuid() == 0 and not os.environ.get("DRIVE_BACKUP_TEST_NO_MOUNT"):
+                pytest.fail(f"couldn't mount a file (DRIVE_BACKUP_TEST_NO_MOUNT=1 skips this): {bound.stdout}")
+            pytest.skip("mounting a file takes root")
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=True)
     finally:
         subprocess.run(["fusermount3", "-u", "-z", str(directory)], check=False)
         try:

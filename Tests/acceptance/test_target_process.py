@@ -81,8 +81,9 @@ def test_a_stopped_process_holds_nobody_up(agent, targets, target_format):
     agent.backup("vm1", targets / "t")
 
 
-def test_a_killed_process_fails_the_job_and_leaves_nothing(agent, targets):
-    agent.slow_job("vm1", targets / "t")
+@pytest.mark.parametrize("policy", ["report", "ignore", "stop"])
+def test_a_killed_process_fails_the_job_and_leaves_nothing(agent, targets, policy):
+    agent.slow_job("vm1", targets / "t", "--on-target-error", policy)
     watch = agent.stream("job", "watch", "vm1")
     process = process_of(agent, "vm1")
     agent.ok("job", "set-speed", "vm1", "1M")

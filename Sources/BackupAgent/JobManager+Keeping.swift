@@ -22,6 +22,7 @@ extension JobManager {
     func saved(atMost limit: Duration) async {
         guard let task = saving.task else { return }
         let done = OneShot<Void>()
+        // Ends with what it waits for, which is the manager's.
         Task {
             await task.value
             done.fulfil(())

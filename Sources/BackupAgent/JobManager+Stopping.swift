@@ -59,6 +59,7 @@ extension JobManager {
             await drives.giveBack(hold.lease)
         }
         let hasLeft = OneShot<Void>()
+        // What hangs in it ends with the process.
         Task {
             await record.target?.leave()
             hasLeft.fulfil(())

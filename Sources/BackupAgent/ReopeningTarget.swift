@@ -58,8 +58,15 @@ final class ReopeningTarget: JobTarget {
         while true {
             do throws(AgentError) {
                 let found = try await opener.reopen(spec)
-                state.withLock { $0.busy = nil }
-                if case .published = found { opener.release(spec) }
+                let isLeft = state.withLock { state in
+                    state.busy = nil
+                    return state.isLeft
+                }
+                switch found {
+                // The agent stops: nobody else will close it.
+                case .open(let target): if isLeft { await target.leave() }
+                case .published: opener.release(spec)
+                }
                 return opened.fulfil(.success(found))
             } catch {
                 let isBusy = error.reason == .targetBusy || error.reason == .targetLocked

@@ -21,7 +21,7 @@ extension TargetClaims {
     /// Takes the file of a target that is about to be reopened.
     func reserve(_ spec: TargetSpec) {
         guard case .resume(let known) = spec.mode else { return }
-        // A block device's file is its number; one that is in use is told when it is opened.
+        // A block device's file is its number; what is in use by others is told when it is opened.
         let identity = FileIdentity(fileOn: known.device, inode: known.inode)
         try? claim([identity], path: spec.path, forTargetOf: spec.job, id: spec.jobID)
     }

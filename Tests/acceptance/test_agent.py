@@ -47,15 +47,12 @@ def test_sigterm_with_a_running_job(start_agent, disk, targets):
     code, seconds = agent.terminate()
     assert code == 0 and seconds < 5, (code, seconds, agent.log())
     assert not (targets / "t.qcow2").exists(), "an unfinished target looks finished"
-    for left in targets.iterdir():
-        assert left.name == "t.qcow2.partial"
-        check(left)
+    assert [left.name for left in targets.iterdir()] == ["t.qcow2.partial"]
     agent.start()
-    agent.is_well()
-    # Whatever became of the job, nothing is in the way of the next.
-    for job in agent.ok("job", "list").objects:
-        agent.ok("job", "cancel", job["id"])
-    agent.backup("vm1", targets / "t.qcow2", "--overwrite", "--format", "qcow2")
+    # The client that watches has not left, and the job goes on.
+    agent.ok("job", "set-speed", "vm1", "0")
+    assert watch.end() == 0 and "completed" in watch.events[-1], watch.events
+    check(targets / "t.qcow2")
     same(disk, "raw", targets / "t.qcow2", "qcow2")
 
 
@@ -79,6 +76,15 @@ def test_sigterm_while_paused_and_pending(start_agent, images, disk, targets):
     code, seconds = agent.terminate()
     assert code == 0 and seconds < 5, agent.log()
     assert not (targets / "t").exists() and not (targets / "u").exists()
+    agent.start()
+    assert agent.job("vm1")["state"] == "paused" and agent.job("vm2")["state"] == "pending"
+    agent.ok("job", "finalize", "vm2")
+    agent.ok("job", "set-speed", "vm1", "0")
+    agent.ok("job", "resume", "vm1")
+    for name in ("vm1", "vm2"):
+        assert agent.stream("job", "watch", name).end() == 0
+    same(disk, "raw", targets / "t", "raw")
+    same(other, "raw", targets / "u", "raw")
 
 
 def test_kill_leaves_nothing_that_looks_finished(start_agent, disk, targets):

@@ -109,15 +109,20 @@ def test_staging_is_where_it_is_told_and_leaves_nothing(start_agent, disk, targe
     assert list((agent.directory / "run" / "jobs").iterdir()) == []
 
 
-def test_what_a_killed_agent_has_left_is_removed_and_told(start_agent, disk, targets):
+def test_what_a_killed_agent_has_left_goes_on_or_is_removed_and_told(start_agent, disk, targets):
     agent = start_agent(f"id=vm1,file={disk},format=raw")
     agent.slow_job("vm1", targets / "t", "--job-id", "nightly")
     agent.kill()
     for directory, name in (("run/jobs", "9-nightly.record"), ("state/staging", "9-nightly.staging")):
-        (agent.directory / directory / name).write_bytes(b"left")
+        (agent.directory / directory / name.replace("nightly", "starting")).write_bytes(b"left")
     agent.start()
-    assert "nightly" in agent.log().splitlines()[-3:].__str__()
-    assert list((agent.directory / "run" / "jobs").iterdir()) == []
-    assert [path.name for path in (agent.directory / "state" / "staging").iterdir()] == ["staging.lock"]
+    assert "The job starting was being started" in agent.log()
+    assert [path.name for path in (agent.directory / "run" / "jobs").iterdir()] == ["1-nightly.record"]
+    staging = agent.directory / "state" / "staging"
+    assert {path.name for path in staging.iterdir()} == {"staging.lock", "1-nightly.staging"}
     assert (targets / "t.partial").exists()
-    agent.backup("vm1", targets / "t", "--overwrite")
+    agent.ok("job", "set-speed", "nightly", "0")
+    assert agent.stream("job", "watch", "nightly").end() == 0
+    assert (targets / "t").read_bytes() == disk.read_bytes()
+    assert list((agent.directory / "run" / "jobs").iterdir()) == []
+    assert [path.name for path in staging.iterdir()] == ["staging.lock"]

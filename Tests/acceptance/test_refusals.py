@@ -39,7 +39,7 @@ def test_words_that_do_not_exist(chained, images, targets):
         chained.refused("start-group", f"vm1={target}", "--completion", "sometimes", code=64)
         chained.refused("start-group", f"vm1={target}", "--job-id", "j", code=64)
         chained.refused(
-            "start-group", f"vm1={target}", "--completion", "grouped", "--sync", "none", says="grouped")
+            "start-group", f"vm1={target}", "--completion", "grouped", "--sync", "none", code=64, says="grouped")
         chained.refused("start", "vm1", target, "--sync", "none", "--rebase", says="rebase")
         chained.refused("verify", target, code=64)
         chained.refused("no-such-command", code=64)

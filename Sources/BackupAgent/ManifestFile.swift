@@ -171,6 +171,7 @@ final class ManifestFile: Sendable {
         if let staged, (try? directory.entry(temporaryName)?.identity) == staged {
             try? directory.remove(temporaryName)  // as above
         }
+        // As above.
         if isTargetGone, let published, (try? directory.entry(name)?.identity) == published {
             try? directory.remove(name)  // as above
         }

@@ -62,7 +62,8 @@ extension JobManager {
             return JobFailure(
                 error: failure,
                 ioError: JobIOError(
-                    side: .staging, operation: .read, range: range, errno: error.errno, message: error.message))
+                    side: .staging, operation: .read, range: range, errno: error.errno, message: error.message
+                ))
         }
         (manifest.missing, manifest.missingBytes) = await job.missing(atMost: Manifest.mostMissing)
         manifest.state = .complete

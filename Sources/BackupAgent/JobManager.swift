@@ -145,7 +145,8 @@ package actor JobManager {
     private func makeRecord(_ spec: BackupSpec, _ stop: OneShot<Void>) -> Record {
         lastNumber += 1
         let info = JobInfo(
-            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created,
+            progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize, waitsForDismiss: spec.waitsForDismiss
         )

@@ -66,7 +66,8 @@ final class ManifestFile: Sendable {
         guard entry.kind == .regular else {
             throw BlockError(
                 .alreadyExists,
-                "Couldn't make \(directory.path(of: candidate)): there is \(entry.kind.rawValue) of that name (remove it)")
+                "Couldn't make \(directory.path(of: candidate)): there is \(entry.kind.rawValue) of that name (remove it)"
+            )
         }
         let mark = Array(Manifest.mark.utf8)
         let descriptor = try await blocking { directory throws(BlockError) in

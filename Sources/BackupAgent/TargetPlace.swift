@@ -23,7 +23,8 @@ final class TargetPlace: Sendable {
     private let holder: FileClaims.Holder
 
     init(
-        path: String, new: NewTargetFile?, manifest: ManifestFile, claims: FileClaims, holder: FileClaims.Holder
+        path: String, new: NewTargetFile?, manifest: ManifestFile, claims: FileClaims,
+        holder: FileClaims.Holder
     ) {
         self.path = path
         self.new = new

@@ -205,8 +205,11 @@ struct ReadingBackCommandTests {
             let command = try DriveBackupCommand.parseAsRoot(words.split(separator: " ").map(String.init))
             return try #require(command as? RestoreCommand).request(in: .test())
         }
-        let file = try request("restore /b ./new.raw --format raw --overwrite --speed 1M --job-id r --request-key k --detach")
-        #expect(file.target == "/b" && file.file.hasSuffix("/new.raw") && file.file.hasPrefix("/") && file.drive.isEmpty)
+        let file = try request(
+            "restore /b ./new.raw --format raw --overwrite --speed 1M --job-id r --request-key k --detach")
+        #expect(
+            file.target == "/b" && file.file.hasSuffix("/new.raw") && file.file.hasPrefix("/")
+                && file.drive.isEmpty)
         #expect(file.format == "raw" && file.overwrite && file.speed == 1 << 20 && file.detach)
         #expect(file.jobID == "r" && file.requestKey == "k")
         let drive = try request("restore /b vm1")

@@ -33,7 +33,8 @@ struct BackupOpening: Sendable {
         try access.check(file)
         let isDevice = try await isDevice(file)
         let place =
-            isDevice ? ManifestPlace(path: path, deviceDirectory: manifestDirectory) : ManifestPlace(path: file)
+            isDevice
+            ? ManifestPlace(path: path, deviceDirectory: manifestDirectory) : ManifestPlace(path: file)
         if !isDevice, let manifest = await Self.truePath(place.path, engine) { try access.check(manifest) }
         let manifest = try await place.read(on: engine)
         guard manifest.state == .complete else {
@@ -74,7 +75,8 @@ struct BackupOpening: Sendable {
         throw AgentError(
             .manifestMismatch,
             "Couldn't use \(file): its disk has \(size) bytes, and \(place.path) is the manifest of one of \(manifest.size) "
-                + "bytes (the file was cut off or changed since, or the manifest is another one's)", subject: file)
+                + "bytes (the file was cut off or changed since, or the manifest is another one's)",
+            subject: file)
     }
 
     private func resolve(_ path: String) async throws(AgentError) -> String {

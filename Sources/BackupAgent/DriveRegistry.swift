@@ -188,7 +188,8 @@ package actor DriveRegistry {
         guard let image = drive.image, let live = drive.live else { throw Self.notFound(id) }
         if let export = drive.exports.min() {
             throw AgentError(
-                .driveBusy, "Couldn't restore to the drive \(id): the export \(export) serves it (remove that first)",
+                .driveBusy,
+                "Couldn't restore to the drive \(id): the export \(export) serves it (remove that first)",
                 subject: id)
         }
         guard !drive.isStuck else {
@@ -232,7 +233,8 @@ package actor DriveRegistry {
         let drive = try find(id)
         guard !drive.isRestored else {
             throw AgentError(
-                .driveBusy, "The drive \(id) is busy: the job \(drive.jobID ?? "") restores a backup to it", subject: id)
+                .driveBusy, "The drive \(id) is busy: the job \(drive.jobID ?? "") restores a backup to it",
+                subject: id)
         }
         drives[id]?.exports.insert(name)
     }

@@ -20,7 +20,8 @@ final class NoTarget: JobTarget {
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {}
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {}
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        throw BlockError(.unsupported, "Couldn't read \(range) of \(name): nothing is kept of it", range: range)
+        throw BlockError(
+            .unsupported, "Couldn't read \(range) of \(name): nothing is kept of it", range: range)
     }
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {}
     func prepare() async throws(BlockError) {}

@@ -63,7 +63,8 @@ private struct JSONParser {
         case UInt8(ascii: "{"): return try object(depth)
         case UInt8(ascii: "["): return try list(depth)
         case UInt8(ascii: "\""): return .text(try text())
-        case let byte? where byte == UInt8(ascii: "-") || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte):
+        case let byte?
+        where byte == UInt8(ascii: "-") || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte):
             return try number()
         default:
             if take("true") { return .bool(true) }

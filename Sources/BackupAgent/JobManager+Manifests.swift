@@ -34,13 +34,14 @@ extension JobManager {
     /// What the backup lies on; a new target of sync `full` stands alone.
     private func parent(of record: Record) async -> Manifest.Parent? {
         guard let lease = record.hold?.lease else { return nil }
-        let layer: ImageLayer? =
-            switch record.info.sync {
-            case .full: nil
-            case .top: lease.image.layers.dropFirst().first
-            case .none: lease.image.layers.first
-            }
-        guard let layer else { return nil }
+        let found: ImageLayer?
+        let mode = record.info.sync
+        switch mode {
+        case .full: found = nil
+        case .top: found = lease.image.layers.dropFirst().first
+        case .none: found = lease.image.layers.first
+        }
+        guard let layer = found else { return nil }
         var parent = Manifest.Parent(path: layer.path, format: layer.format)
         // One that has none, or none that can be read, has no id.
         let manifest = try? await ManifestPlace(path: layer.path).read(on: lease.live.engine)
@@ -61,7 +62,8 @@ extension JobManager {
             return JobFailure(
                 error: failure,
                 ioError: JobIOError(
-                    side: .staging, operation: .read, range: range, errno: error.errno, message: error.message))
+                    side: .staging, operation: .read, range: range, errno: error.errno, message: error.message
+                ))
         }
         (manifest.missing, manifest.missingBytes) = await job.missing(atMost: Manifest.mostMissing)
         manifest.state = .complete

@@ -84,12 +84,14 @@ extension JobManager {
         guard spec.drive.isEmpty else { return try await driveTarget(spec, manifest) }
         return try await open(
             TargetSpec(
-                path: spec.target, mode: .new(overwrite: spec.overwrites), format: spec.format ?? manifest.format,
+                path: spec.target, mode: .new(overwrite: spec.overwrites),
+                format: spec.format ?? manifest.format,
                 size: manifest.size, sync: .full, access: access, job: number, jobID: spec.jobID,
                 manifestDirectory: files.manifestDirectory, isRestored: true), number)
     }
 
-    private func driveTarget(_ spec: BackupSpec, _ manifest: Manifest) async throws(AgentError) -> DriveTarget {
+    private func driveTarget(_ spec: BackupSpec, _ manifest: Manifest) async throws(AgentError) -> DriveTarget
+    {
         let lease = try await drives.leaseForRestore(spec.drive, jobID: spec.jobID)
         let (size, drives) = (lease.live.size, drives)
         let isSame =
@@ -108,7 +110,8 @@ extension JobManager {
     private func missing(of manifest: Manifest, _ lease: DriveLease) -> JobIOError {
         JobIOError(
             side: .source, operation: .read, range: manifest.missing.first, errno: 0,
-            message: "The backup \(lease.live.name) lacks \(manifest.missingBytes) bytes, which could not be read when it was "
+            message:
+                "The backup \(lease.live.name) lacks \(manifest.missingBytes) bytes, which could not be read when it was "
                 + "made (its manifest says which); they are restored as zeroes", action: .warn)
     }
 
@@ -130,15 +133,17 @@ extension JobManager {
         guard !damage.isNone else { return nil }
         let name = job.drive.name
         let side: JobIOError.Side = record.spec.work == .verify ? .target : .source
-        let found = damage.unreadable.prefix(Self.mostTold).map { range in
-            JobIOError(
-                side: side, operation: .read, range: range, errno: 0,
-                message: "Couldn't read \(range) of \(name)")
-        } + damage.damaged.prefix(Self.mostTold).map { range in
-            JobIOError(
-                side: side, operation: .verify, range: range, errno: 0,
-                message: "Damage in \(range) of \(name): the content is not what the manifest says")
-        }
+        let found =
+            damage.unreadable.prefix(Self.mostTold).map { range in
+                JobIOError(
+                    side: side, operation: .read, range: range, errno: 0,
+                    message: "Couldn't read \(range) of \(name)")
+            }
+            + damage.damaged.prefix(Self.mostTold).map { range in
+                JobIOError(
+                    side: side, operation: .verify, range: range, errno: 0,
+                    message: "Damage in \(range) of \(name): the content is not what the manifest says")
+            }
         tell(found, number)
         var words: [String] = []
         if let first = damage.damaged.first {
@@ -147,7 +152,8 @@ extension JobManager {
                     + "\(record.info.manifest) says, the first at offset \(first.offset)")
         }
         if let first = damage.unreadable.first {
-            words.append("\(damage.unreadableBytes) bytes cannot be read, the first at offset \(first.offset)")
+            words.append(
+                "\(damage.unreadableBytes) bytes cannot be read, the first at offset \(first.offset)")
         }
         return JobFailure(
             error: AgentError(
@@ -164,7 +170,9 @@ extension JobManager {
     // MARK: Drives that are not whole
 
     private func spoilt(_ number: JobNumber) -> String? {
-        guard let spec = records[number]?.spec, case .restore = spec.work, !spec.drive.isEmpty else { return nil }
+        guard let spec = records[number]?.spec, case .restore = spec.work, !spec.drive.isEmpty else {
+            return nil
+        }
         return "the drive \(spec.drive) holds partly restored content: restore to it again before it is used"
     }
 

@@ -66,7 +66,9 @@ extension Manifest {
     private static func coverage(_ runs: [Range<Int>], count: Int) -> String {
         let bytes = (count + 7) / 8
         if runs.count * 4 <= bytes * 2 {
-            let words = runs.map { $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)-\($0.upperBound - 1)" }
+            let words = runs.map {
+                $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)-\($0.upperBound - 1)"
+            }
             return ",\"blocks\":\"\(words.joined(separator: ","))\""
         }
         var bits = [UInt8](repeating: 0, count: bytes)
@@ -98,7 +100,8 @@ extension Manifest {
         }
         let version = try root.number("version")
         guard version == UInt64(Self.version) else {
-            throw Malformed(reason: "it has the version \(version), and \(Self.version) is known", isUnknownVersion: true)
+            throw Malformed(
+                reason: "it has the version \(version), and \(Self.version) is known", isUnknownVersion: true)
         }
         guard let state = State(rawValue: try root.text("state")) else {
             throw Malformed(reason: "its state is not known")
@@ -230,7 +233,8 @@ extension Manifest {
         func optional(_ name: String) -> JSONValue? { members[name] }
 
         func text(_ name: String) throws(Malformed) -> String {
-            guard case .text(let text)? = members[name], text.utf8.count <= 65536 * 16, !text.contains("\0") else {
+            guard case .text(let text)? = members[name], text.utf8.count <= 65536 * 16, !text.contains("\0")
+            else {
                 throw Malformed(reason: "\(what) has no text \"\(name)\"")
             }
             return text
@@ -258,7 +262,7 @@ extension Manifest.Parent {
 extension [UInt8] {
     /// Two digits a byte.
     var hexadecimal: String {
-        let digits = Array<UInt8>("0123456789abcdef".utf8)
+        let digits = [UInt8]("0123456789abcdef".utf8)
         return String(decoding: flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] }, as: UTF8.self)
     }
 

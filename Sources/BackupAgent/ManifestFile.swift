@@ -77,7 +77,8 @@ final class ManifestFile: Sendable {
         guard entry.kind == .regular else {
             throw BlockError(
                 .alreadyExists,
-                "Couldn't make \(directory.path(of: candidate)): there is \(entry.kind.rawValue) of that name (remove it)")
+                "Couldn't make \(directory.path(of: candidate)): there is \(entry.kind.rawValue) of that name (remove it)"
+            )
         }
         let mark = Array(Manifest.mark.utf8)
         let descriptor = try await blocking { directory throws(BlockError) in
@@ -185,6 +186,7 @@ final class ManifestFile: Sendable {
         if let staged, (try? directory.entry(temporaryName)?.identity) == staged {
             try? directory.remove(temporaryName)  // as above
         }
+        // As above.
         if isTargetGone, let published, (try? directory.entry(name)?.identity) == published {
             try? directory.remove(name)  // as above
         }

@@ -61,7 +61,8 @@ struct ManifestPlace: Sendable {
         let buffer = IOBuffer(count: 1 << 20)
         while bytes.count < Int(file.size) {
             let part = buffer[0..<min(buffer.count, Int(file.size) - bytes.count)]
-            try await file.read(ByteRange(offset: UInt64(bytes.count), length: UInt64(part.count)), into: part)
+            try await file.read(
+                ByteRange(offset: UInt64(bytes.count), length: UInt64(part.count)), into: part)
             bytes.append(contentsOf: part.bytes)
         }
         return bytes

@@ -117,7 +117,8 @@ package final class BackupJob: Sendable {
         control.setDepth(options.depth)
         control.begin(total: drive.size)
         precondition(
-            sums == nil || pieceSize >= ContentDigests.blockSize, "blocks that have digests are read in one piece")
+            sums == nil || pieceSize >= ContentDigests.blockSize,
+            "blocks that have digests are read in one piece")
     }
 
     // MARK: The point in time

@@ -42,7 +42,8 @@ package final class BlockSums: Sendable {
                 try? await file.close()
                 throw BlockError(
                     .corrupt,
-                    "Couldn't use \(path): its \(file.size) bytes are not the digests of a drive of \(driveSize) bytes")
+                    "Couldn't use \(path): its \(file.size) bytes are not the digests of a drive of \(driveSize) bytes"
+                )
             }
             return BlockSums(file, driveSize: driveSize, algorithm: algorithm)
         }

@@ -71,9 +71,12 @@ struct ExtentDigester {
     private func covered(_ blocks: Range<Int>) -> [Range<Int>]? {
         let clusters = clusters(of: blocks)
         let bytes = content.bytes(ofBlocks: blocks)
-        let saved = Int(bytes.offset / JobRecord.blockSize)
-            ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
-        if record.bits.done.first(in: clusters, where: false) == nil, !record.bits.missing.isAnySet(in: saved) {
+        let saved =
+            Int(
+                bytes.offset / JobRecord.blockSize)..<Int(
+                bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
+        if record.bits.done.first(in: clusters, where: false) == nil, !record.bits.missing.isAnySet(in: saved)
+        {
             return []
         }
         var runs: [Range<Int>] = []
@@ -97,19 +100,22 @@ struct ExtentDigester {
     private func isMissing(_ block: Int) -> Bool {
         let bytes = content.bytes(ofBlocks: block..<block + 1)
         return record.bits.missing.isAnySet(
-            in: Int(bytes.offset / JobRecord.blockSize)
-                ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize)))
+            in: Int(
+                bytes.offset / JobRecord.blockSize)..<Int(
+                    bytes.end.dividedRoundingUp(by: JobRecord.blockSize)))
     }
 
     private func clusters(of blocks: Range<Int>) -> Range<Int> {
         let bytes = content.bytes(ofBlocks: blocks)
-        return Int(bytes.offset / record.clusterSize)..<Int(bytes.end.dividedRoundingUp(by: record.clusterSize))
+        return Int(
+            bytes.offset / record.clusterSize)..<Int(bytes.end.dividedRoundingUp(by: record.clusterSize))
     }
 
     // MARK: Digests
 
     private func zero(_ block: Int) -> [UInt8] {
-        content.bytes(ofBlocks: block..<block + 1).length == ContentDigests.blockSize ? zeroes.whole : zeroes.last
+        content.bytes(ofBlocks: block..<block + 1).length == ContentDigests.blockSize
+            ? zeroes.whole : zeroes.last
     }
 
     private mutating func isZero(_ blocks: Range<Int>) async -> Bool {
@@ -180,7 +186,9 @@ struct ExtentDigester {
     /// Whether all of an extent's covered blocks were read; what could not be is noted.
     private func check(_ runs: [Range<Int>], of blocks: Range<Int>, _ damage: inout ContentDamage) -> Bool {
         let all = clusters(of: blocks)
-        if record.bits.done.first(in: all, where: false) == nil, !record.bits.missing.isAnySet(in: saved(blocks)) {
+        if record.bits.done.first(in: all, where: false) == nil,
+            !record.bits.missing.isAnySet(in: saved(blocks))
+        {
             return true
         }
         var isWhole = true
@@ -192,7 +200,8 @@ struct ExtentDigester {
                     let size = JobRecord.blockSize
                     damage.add(
                         unreadable: ByteRange(
-                            UInt64(run.lowerBound) * size..<min(UInt64(run.upperBound) * size, content.driveSize)))
+                            UInt64(run.lowerBound)
+                                * size..<min(UInt64(run.upperBound) * size, content.driveSize)))
                 }
             } else if !isCopied(block), !restIsZero {
                 isWhole = false
@@ -207,8 +216,8 @@ struct ExtentDigester {
 
     private func saved(_ blocks: Range<Int>) -> Range<Int> {
         let bytes = content.bytes(ofBlocks: blocks)
-        return Int(bytes.offset / JobRecord.blockSize)
-            ..< Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
+        return Int(
+            bytes.offset / JobRecord.blockSize)..<Int(bytes.end.dividedRoundingUp(by: JobRecord.blockSize))
     }
 }
 

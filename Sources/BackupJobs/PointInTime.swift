@@ -392,7 +392,8 @@ final class PointInTime: Sendable {
     /// be gone.
     func using<Value>(_ body: () async throws(BlockError) -> Value) async throws(BlockError) -> Value {
         guard !state.value.isOver else {
-            throw BlockError(.cancelled, "Couldn't use the files of the backup of \(drive.name): it was given up")
+            throw BlockError(
+                .cancelled, "Couldn't use the files of the backup of \(drive.name): it was given up")
         }
         beginUse()
         defer { endUse() }

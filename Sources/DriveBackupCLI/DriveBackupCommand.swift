@@ -8,9 +8,6 @@ struct DriveBackupCommand: ParsableCommand {
         abstract: "Back up virtual disks as they are at one instant.",
         discussion: """
             drive-backup start vm1 /backup/vm1.qcow2     copy the drive vm1 and watch it
-            drive-backup verify /backup/vm1.qcow2        read it back, and report damage
-            drive-backup restore /backup/vm1.qcow2 vm1   write it to the drive vm1
-            drive-backup drive list                      the drives that can be copied
             """,
         version: clientVersion,
         subcommands: [
@@ -36,7 +33,7 @@ extension ParsableCommand {
 struct GlobalOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "unix:PATH, tcp://HOST:PORT; else $DRIVE_BACKUP_AGENT, or \(Surroundings.localAgent)",
+            "unix:PATH, tcp://HOST:PORT; else $DRIVE_BACKUP_AGENT",
             valueName: "address"))
     var agent: String?
 

@@ -5,9 +5,9 @@ internal import DriveBackupClient
 struct RestoreCommand: ToolCommand {
     static let configuration = CommandConfiguration(
         commandName: "restore",
-        abstract: "Write a backup, with all it lies on, to a new image or to a drive.",
+        abstract: "Write a backup to a new image or to a drive.",
         discussion: """
-            DESTINATION is a file when there is a slash in it, else a drive, whose content is overwritten; nobody may have \
+            All that the backup lies on is written, too. DESTINATION is a file when there is a slash in it, else a drive, whose content is overwritten; nobody may have \
             the drive open. What is read is compared with the backup's manifest: a damaged backup makes no new image, and a \
             drive that was written in part says so. Exits with the result: 0 completed, 1 failed, 4 cancelled. Ctrl-C leaves \
             the job running (exit status 130).

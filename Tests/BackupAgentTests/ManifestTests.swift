@@ -66,7 +66,11 @@ struct ManifestTests {
     func ids() {
         let ids = (0..<100).map { _ in Manifest.makeID() }
         #expect(Set(ids).count == 100)
-        #expect(ids.allSatisfy { $0.wholeMatch(of: #/[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}/#) != nil })
+        #expect(
+            ids.allSatisfy {
+                $0.wholeMatch(of: #/[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}/#)
+                    != nil
+            })
     }
 
     @Test("a manifest that was changed anywhere is refused or differs, and ends nobody")
@@ -78,7 +82,10 @@ struct ManifestTests {
             var bytes = manifest.encoded
             switch Int.random(in: 0..<3, using: &generator) {
             case 0: bytes.removeLast(Int.random(in: 2...bytes.count, using: &generator))
-            case 1: bytes.insert(UInt8.random(in: 0...255, using: &generator), at: Int.random(in: 0..<bytes.count, using: &generator))
+            case 1:
+                bytes.insert(
+                    UInt8.random(in: 0...255, using: &generator),
+                    at: Int.random(in: 0..<bytes.count, using: &generator))
             default:
                 let index = Int.random(in: 0..<bytes.count, using: &generator)
                 bytes[index] ^= 1 << UInt8.random(in: 0..<8, using: &generator)
@@ -97,8 +104,10 @@ struct ManifestTests {
         "hostile texts are refused",
         arguments: [
             "", "{", "[]", "null", "{}", String(repeating: "[", count: 1_000_000),
-            String(repeating: "{\"a\":", count: 100_000), "{\"manifest\":1}", "{\"manifest\":\"drive-backup\"}",
-            "{\"manifest\":\"drive-backup\",\"version\":2}", "{\"manifest\":\"drive-backup\",\"version\":1.5}",
+            String(repeating: "{\"a\":", count: 100_000), "{\"manifest\":1}",
+            "{\"manifest\":\"drive-backup\"}",
+            "{\"manifest\":\"drive-backup\",\"version\":2}",
+            "{\"manifest\":\"drive-backup\",\"version\":1.5}",
             "{\"manifest\":\"drive-backup\",\"version\":99999999999999999999}",
             "{\"manifest\":\"\\ud800\"}", "{\"manifest\":\"a", "{\"a\":1,\"a\":1}",
             "[" + String(repeating: "0,", count: 2_000_000) + "0]",
@@ -114,7 +123,8 @@ struct ManifestTests {
         manifest.size = 10 << 20
         var content = ContentDigests(algorithm: .xxh3, driveSize: 10 << 20)
         content.entries = [
-            .zeroes(0..<3), .extent(.init(number: 3, digest: [UInt8](repeating: 7, count: 16), covered: [0..<2, 5..<6])),
+            .zeroes(0..<3),
+            .extent(.init(number: 3, digest: [UInt8](repeating: 7, count: 16), covered: [0..<2, 5..<6])),
         ]
         manifest.content = content
         (manifest.missing, manifest.missingBytes) = ([], 0)
@@ -124,7 +134,8 @@ struct ManifestTests {
             .replacing("\"bitmap\":\"2300\"", with: "\"blocks\":\"0-1,5\"")
         #expect(try Manifest(decoding: Array(text.utf8)) == manifest)
         let changes = [
-            ("\"extent_size\":1048576", "\"extent_size\":1048577"), ("\"extent_size\":1048576", "\"extent_size\":0"),
+            ("\"extent_size\":1048576", "\"extent_size\":1048577"),
+            ("\"extent_size\":1048576", "\"extent_size\":0"),
             ("\"extent_size\":1048576", "\"extent_size\":4096"), ("\"block_size\":65536", "\"block_size\":1"),
             ("\"length\":3145728", "\"length\":3145727"), ("\"length\":3145728", "\"length\":20971520"),
             ("\"length\":3145728", "\"length\":4194304"), ("\"offset\":0", "\"offset\":1"),

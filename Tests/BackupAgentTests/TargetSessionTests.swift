@@ -35,7 +35,8 @@ struct TargetSessionTests {
         let image = TargetPlace.Image(device: disk, format: .raw, clusterSize: 65536, readsAsZero: true)
         let place = TargetPlace(
             path: spec.path, birthTime: 0, new: nil,
-            manifest: ManifestFile(of: "sim", in: try Directory(directory.path), on: engine), claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
+            manifest: ManifestFile(of: "sim", in: try Directory(directory.path), on: engine),
+            claims: FileClaims(), holder: .target(spec.job, jobID: spec.jobID))
         return (TargetSession(image, place: place, file: file, keeper: keeper, spec: spec), disk)
     }
 

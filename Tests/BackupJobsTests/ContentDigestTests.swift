@@ -23,7 +23,8 @@ internal import Testing
                 for block in blocks {
                     let range = block * blockSize..<min((block + 1) * blockSize, bytes.count)
                     let cluster = range.lowerBound / Int(clusterSize)
-                    let isMissing = (range.lowerBound / 4096..<(range.upperBound + 4095) / 4096).contains { small in
+                    let isMissing = (range.lowerBound / 4096..<(range.upperBound + 4095) / 4096).contains {
+                        small in
                         missing.contains { $0.contains(small) }
                     }
                     guard copied.contains(where: { $0.contains(cluster) }), !isMissing else { continue }
@@ -65,7 +66,8 @@ internal import Testing
     }
 
     private func make(
-        _ random: inout Chance, _ algorithm: DigestAlgorithm, _ scratch: TemporaryDirectory, _ engine: any IOEngine
+        _ random: inout Chance, _ algorithm: DigestAlgorithm, _ scratch: TemporaryDirectory,
+        _ engine: any IOEngine
     ) async throws -> Files {
         let clusterSize: UInt64 = random.oneIn(3) ? 2 << 20 : 64 << 10
         let size = Int(random.below(12 << 20)) + 1
@@ -115,7 +117,9 @@ internal import Testing
         return Files(sums: sums, record: record, model: model)
     }
 
-    @Test("extents have the digests that the format says, whatever was copied", arguments: DigestAlgorithm.allCases)
+    @Test(
+        "extents have the digests that the format says, whatever was copied",
+        arguments: DigestAlgorithm.allCases)
     func tree(algorithm: DigestAlgorithm) async throws {
         let seed = UInt64.random(in: .min ... .max)
         var random = Chance(seed: seed)
@@ -185,7 +189,8 @@ internal import Testing
         let engine = ThreadsEngine(name: "digests")
         let scratch = try TemporaryDirectory()
         let size: UInt64 = 15 << 40
-        let sums = try await BlockSums.create(at: scratch.file("sums"), driveSize: size, algorithm: .xxh3, on: engine)
+        let sums = try await BlockSums.create(
+            at: scratch.file("sums"), driveSize: size, algorithm: .xxh3, on: engine)
         let path = scratch.file("record")
         let record = try JobRecord.create(at: path, driveSize: size, clusterSize: 65536, engine: engine)
         let content = try await engine.run { () async throws(BlockError) in

@@ -76,7 +76,7 @@ def test_an_existing_target_without_space_is_kept(start_agent, images, tmp_path)
     with small_file_system(tmp_path / "small", 2 * MiB) as small:
         target = create(small / "t.qcow2", 8 * MiB)
         agent.failing_backup("vm1", target, "--mode", "existing")
-        assert [path.name for path in small.iterdir()] == ["t.qcow2"]
+        assert sorted(path.name for path in small.iterdir()) == ["t.qcow2", "t.qcow2.manifest.json"]
 
 
 def broken_image(path, size=4 * MiB):

@@ -217,7 +217,7 @@ def test_a_cancelled_backup_leaves_an_existing_image_in_place(drive, targets):
     assert agent.stream("job", "watch", "vm1").end() == 4
     check(target)
     assert virtual_size(target, "qcow2") == SIZE
-    assert [path.name for path in targets.iterdir()] == ["t.qcow2"]
+    assert sorted(path.name for path in targets.iterdir()) == ["t.qcow2", "t.qcow2.manifest.json"]
 
 
 def test_a_target_is_locked_while_it_is_written(drive, targets):

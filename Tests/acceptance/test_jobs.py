@@ -79,7 +79,7 @@ def test_the_target_is_whole_when_completed_is_told(agent, targets):
     check(targets / "t.qcow2")
     same(agent.disk, "raw", targets / "t.qcow2", "qcow2")
     qemu_io(targets / "t.qcow2", "qcow2", "write 0 512")  # closed and unlocked
-    assert [path.name for path in targets.iterdir()] == ["t.qcow2"]
+    assert sorted(path.name for path in targets.iterdir()) == ["t.qcow2", "t.qcow2.manifest.json"]
     assert stream.end() == 0
 
 
@@ -267,7 +267,7 @@ def test_request_keys(agent, targets):
     assert len(agent.ok("job", "list", "--all").objects) == 1
     agent.refused("start", "vm1", targets / "u", "--request-key", "k1", says="k1")
     agent.refused("start", "vm2", targets / "t", "--request-key", "k1", says="k1")
-    assert [path.name for path in targets.iterdir()] == ["t"]
+    assert sorted(path.name for path in targets.iterdir()) == ["t", "t.manifest.json"]
     # A refused start takes no key.
     agent.refused("start", "vm9", targets / "w", "--request-key", "k2")
     agent.backup("vm1", targets / "w", "--request-key", "k2")

@@ -41,7 +41,8 @@ def test_words_that_do_not_exist(chained, images, targets):
         chained.refused(
             "start-group", f"vm1={target}", "--completion", "grouped", "--sync", "none", code=64, says="grouped")
         chained.refused("start", "vm1", target, "--sync", "none", "--rebase", says="rebase")
-        chained.refused("verify", target, code=64)
+        chained.refused("verify", code=64)
+        chained.refused("verify", target, says="no such file")
         chained.refused("no-such-command", code=64)
 
 
@@ -151,7 +152,7 @@ def test_overwrite_replaces_the_file_at_the_end(chained, targets):
     assert watch.end() == 0
     assert target.stat().st_ino != inode
     same(chained.disk, "qcow2", target, "qcow2")
-    assert [path.name for path in targets.iterdir()] == ["t.qcow2"]
+    assert sorted(path.name for path in targets.iterdir()) == ["t.qcow2", "t.qcow2.manifest.json"]
 
 
 def test_overwrite_cancelled_keeps_the_old_file(chained, targets):

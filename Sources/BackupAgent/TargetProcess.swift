@@ -165,7 +165,11 @@ final class TargetProcess: JobTarget {
     // MARK: The end
 
     func putManifest(_ content: [UInt8], isFinal: Bool) async throws(BlockError) {
-        try await ask(.putManifest(Data(content), isFinal: isFinal), .write, late: {})
+        try check()
+        let outcome = await connection.ask(.putManifest(Data(content), isFinal: isFinal), late: {})
+        // The last one is part of making the target durable.
+        if isFinal, case .gone = outcome { state.withLock { $0.endedWhileFlushing = !$0.isGivenUp } }
+        try judge(outcome, .write, nil)
     }
 
     func complete() async throws(BlockError) {

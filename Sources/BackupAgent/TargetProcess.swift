@@ -1,7 +1,7 @@
 internal import BackupJobs
 internal import BlockIO
-internal import Foundation
 internal import DiskImages
+internal import Foundation
 internal import Synchronization
 
 // A request to the target is a frame to its process, and the data is where that sees it, too. What the target is, and when

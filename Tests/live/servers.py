@@ -92,6 +92,14 @@ class AgentServer:
             *self.options(speed, manual), "--detach")
         return AgentBackup(self, drive.id, target)
 
+    def has_job(self, drive):
+        return any(job["id"] == drive.id for job in self.agent.ok("job", "list").objects)
+
+    def give_up(self, drive):
+        """Ends the drive's job, wherever it is."""
+        self.agent.ok("job", "cancel", drive.id, "--force")
+        self.agent.stream("job", "watch", drive.id).end()
+
     def group(self, targets, format=None, speed=None):
         """targets: a list of (drive, target)."""
         self.agent.ok(
@@ -262,6 +270,10 @@ class DaemonServer:
         self.ended.pop(drive.id, None)
         self.ask("blockdev-backup", **self.action(drive, node, sync, speed))
         return DaemonBackup(self, drive, target, node)
+
+    def has_job(self, drive):
+        """Its jobs die with it."""
+        return False
 
     def group(self, targets, format=None, speed=None):
         nodes = [(drive, target, self.add_target(drive, target, "full", format)) for drive, target in targets]

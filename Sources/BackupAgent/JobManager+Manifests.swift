@@ -65,7 +65,8 @@ extension JobManager {
                     side: .staging, operation: .read, range: range, errno: error.errno, message: error.message
                 ))
         }
-        (manifest.missing, manifest.missingBytes) = await job.missing(atMost: Manifest.mostMissing)
+        let missing = await job.missing(limit: Manifest.mostMissing)
+        (manifest.missing, manifest.missingBytes) = (missing.ranges, missing.length)
         manifest.state = .complete
         do throws(BlockError) {
             try await target.putManifest(manifest.encoded, isFinal: true)

@@ -56,6 +56,7 @@ extension JobManager {
         if let hold = record.hold, let job = hold.job, await job.suspend() {
             // The next agent opens it anew; an error here is one of closing a file that keeps what it has.
             try? await hold.staging.close()
+            try? await hold.sums.close()  // as above
             await drives.giveBack(hold.lease)
         }
         let hasLeft = OneShot<Void>()

@@ -80,7 +80,7 @@ package actor JobManager {
 
     var records: [JobNumber: Record] = [:]
     /// The last ended jobs; those of `dismissed` are not in `records` any more.
-    private var ended: [JobNumber: Ended] = [:]
+    var ended: [JobNumber: Ended] = [:]
     private var dismissed: [JobNumber] = []
     var keys: RequestKeys
     var lastNumber: UInt64
@@ -264,7 +264,7 @@ package actor JobManager {
         return (events, isEnd)
     }
 
-    private func current(_ record: Record) -> JobInfo {
+    func current(_ record: Record) -> JobInfo {
         var info = record.info
         info.state = record.machine.state
         info.result = record.machine.result
@@ -291,9 +291,9 @@ package actor JobManager {
         return JobProgress(current: progress.current, total: progress.total)
     }
 
-    private func live(_ id: String) -> Record? { records.values.first { $0.spec.jobID == id } }
+    func live(_ id: String) -> Record? { records.values.first { $0.spec.jobID == id } }
 
-    private func last(_ id: String) -> JobNumber? { dismissed.last { ended[$0]?.info.id == id } }
+    func last(_ id: String) -> JobNumber? { dismissed.last { ended[$0]?.info.id == id } }
 
     /// Whether memory has the job, running or ended.
     func isInMemory(_ number: JobNumber) -> Bool { records[number] != nil || ended[number] != nil }
@@ -307,73 +307,6 @@ package actor JobManager {
         AgentError(.jobNotFound, "There is no job \(Identifier.quoted(id))", subject: id)
     }
 
-    // MARK: Verbs
-
-    /// Does what is asked for, or refuses and changes nothing. Returns what the job is then. `isForced` is about cancel: a
-    /// job that could end well by it is given up, too.
-    package func perform(
-        _ verb: JobVerb, on id: String, isForced: Bool = false
-    ) async throws(AgentError) -> JobInfo {
-        guard let record = live(id) else {
-            if last(id) == nil, try await kept(id) == nil { throw Self.notFound(id) }
-            // It has ended and was dismissed: what it refuses is what a concluded job refuses.
-            throw Self.refusal(.wrongState(.concluded, verb), id: id, verb)
-        }
-        let number = record.number
-        do throws(JobStateMachine.Refusal) {
-            guard let effects = try records[number]?.machine.handle(verb, isForced: isForced) else {
-                throw .wrongState(.concluded, verb)
-            }
-            let before = current(record)
-            carryOut(effects, number)
-            if verb == .pause { await settle(record) }
-            await saved(atMost: .seconds(1))
-            guard let after = records[number] else { return ended[number]?.info ?? before }
-            return current(after)
-        } catch {
-            throw Self.refusal(error, id: id, verb)
-        }
-    }
-
-    /// Changes a job's speed, in bytes a second; 0 is unlimited.
-    package func setSpeed(_ speed: Int64, of id: String) async throws(AgentError) -> JobInfo {
-        guard speed >= 0 else {
-            throw AgentError(
-                .fieldInvalid, "The speed \(speed) is negative (0 is unlimited)", subject: "speed")
-        }
-        let info = try await perform(.setSpeed, on: id)
-        guard let record = live(id) else { return info }
-        record.control.setSpeed(speed)
-        records[record.number]?.info.speedBytesPerSecond = speed
-        save(record.number)
-        await saved(atMost: .seconds(1))
-        return try get(id)
-    }
-
-    /// Gives a job that was asked to pause a moment for what is in flight, so that the answer is usually
-    /// "paused". A target that hangs makes nobody wait.
-    private func settle(_ record: Record) async {
-        let quiet = OneShot<Void>()
-        let waiting = Task {
-            if await record.control.quiescent() { quiet.fulfil(()) }
-        }
-        if await quiet.wait(atMost: .seconds(1)) != nil { report(.quiescent, record.number) }
-        waiting.cancel()
-    }
-
-    private static func refusal(
-        _ refusal: JobStateMachine.Refusal, id: String, _ verb: JobVerb
-    ) -> AgentError {
-        let why =
-            switch refusal {
-            case .wrongState(let state, let verb): "in the state \(state.word) a job refuses \(verb.rawValue)"
-            case .alreadyPaused: "it is paused already"
-            case .notPaused: "it was not paused"
-            case .alreadyFinalizing: "it is being finalized already"
-            }
-        return AgentError(.jobState, "Couldn't \(verb.rawValue) the job \(id): \(why)", subject: id)
-    }
-
     // MARK: What happens
 
     /// Tells a job's machine what happened and does what follows.
@@ -385,7 +318,7 @@ package actor JobManager {
     }
 
     /// Carries effects out in order: events are logged together, work is set off.
-    private func carryOut(_ effects: [JobStateMachine.Effect], _ number: JobNumber) {
+    func carryOut(_ effects: [JobStateMachine.Effect], _ number: JobNumber) {
         guard !effects.isEmpty, let record = records[number] else { return }
         defer {
             save(number)

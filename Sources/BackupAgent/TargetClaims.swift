@@ -23,6 +23,7 @@ extension TargetClaims {
         guard case .resume(let known) = spec.mode else { return }
         // A block device's file is its number; what is in use by others is told when it is opened.
         let identity = FileIdentity(fileOn: known.device, inode: known.inode)
+        // As above: it is refused then.
         try? claim([identity], path: spec.path, forTargetOf: spec.job, id: spec.jobID)
     }
 }

@@ -306,24 +306,6 @@ package final class BackupJob: Sendable {
         }
     }
 
-    /// The ranges of the drive that are not in the target since they could not be read, in order; at most `most`, and how
-    /// many bytes all of them have.
-    package func missing(atMost most: Int) async -> (ranges: [ByteRange], bytes: UInt64) {
-        // The record's memory stays as long as the job, whatever becomes of the file.
-        await drive.engine.run {
-            var (ranges, bytes, next): ([ByteRange], UInt64, Int) = ([], 0, 0)
-            let missing = record.bits.missing
-            while let start = missing.first(in: next..<missing.count) {
-                let end = missing.first(in: start..<missing.count, where: false) ?? missing.count
-                let range = point.bytes(ofBlocks: start..<end)
-                if ranges.count < most { ranges.append(range) }
-                bytes += range.length
-                next = end
-            }
-            return (ranges, bytes)
-        }
-    }
-
     /// What an image may claim to hold without the job's own tables becoming a danger: 4 PiB.
     package static let largestDrive: UInt64 = 1 << 52
 

@@ -69,6 +69,12 @@ package final class BlockSums: Sendable {
         }
     }
 
+    /// Closes the file, which stays; nothing uses it any more.
+    package func close() async throws(BlockError) {
+        let file = file
+        try await file.engine.run { () async throws(BlockError) in try await file.close() }
+    }
+
     // MARK: Writing
 
     /// Notes the digests of whole blocks (the drive's last one excepted) of the point in time. When it returns they outlive

@@ -75,6 +75,10 @@ struct RestartTests {
         let staging = directory.file("state/staging/\(name).staging")
         #expect(FileManager.default.createFile(atPath: staging, contents: nil))
         #expect(truncate(staging, Self.size) == 0)
+        let sums = try await BlockSums.create(
+            at: directory.file("state/staging/\(name).sums"), driveSize: UInt64(Self.size),
+            algorithm: job.spec.checksum, on: engine)
+        try await sums.close()
         await engine.shutDown()
     }
 

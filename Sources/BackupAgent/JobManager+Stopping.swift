@@ -18,7 +18,7 @@ extension JobManager {
                 records[number]?.startRefusal = refusal
                 report(.mustFail(JobFailure(error: refusal)), number)
             } else if !record.goesOn {
-                report(.mustFail(JobFailure(error: reason)), number)
+                report(.mustFail(noting(JobFailure(error: reason), number)), number)
             } else {
                 record.control.suspend()
                 // A target that is still busy is waited for no more.

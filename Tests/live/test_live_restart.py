@@ -89,8 +89,8 @@ def test_a_backup_goes_on_over_kills_and_stops(
         truth.check(as_raw(target, image_format, tmp_path / "content"), f"backup {turn} (sync {sync})")
         # What was read before a kill and after it has the digests that the manifest says.
         server.agent.ok("verify", target)
-        assert not list((server.agent.directory / "state" / "staging").iterdir())
-        assert not list((server.agent.directory / "run" / "jobs").iterdir())
+        for kind_of_file in ("state/staging/*.staging", "state/staging/*.sums", "run/jobs/*.record"):
+            assert not list(server.agent.directory.glob(kind_of_file)), kind_of_file
         guest.run()
     guest.quiesce()
     guest.truth(tmp_path / "after")

@@ -80,7 +80,7 @@ package final class Agent: Sendable {
         store = parts.store
         let claims = FileClaims()
         let admissions = Dictionary(
-            parts.jobs.map { ($0.spec.drive, DriveAdmission(of: $0, files: parts.files)) },
+            parts.jobs.filter(\.goesOn).map { ($0.spec.drive, DriveAdmission(of: $0, files: parts.files)) },
             // A drive has one job at a time.
             uniquingKeysWith: { first, _ in first })
         drives = DriveRegistry(

@@ -30,7 +30,7 @@ package final class DriveAdmission: Sendable {
 
     /// Examines the drive's top file, locked and not written yet. On its engine.
     package func examine(_ file: HostFile) async {
-        guard !job.phase.isOver else { return }
+        guard job.goesOn, !job.phase.isOver else { return }
         let finding = await find(file)
         state.withLock { $0 = finding }
     }

@@ -126,6 +126,7 @@ package struct JobFiles: Sendable {
     func remove(_ job: JobNumber, id: String) {
         unlink(recordPath(job, id: id))
         unlink(stagingPath(job, id: id))
+        unlink(sumsPath(job, id: id))
     }
 
     /// Makes a directory of the agent's own where it is missing. Blocks.

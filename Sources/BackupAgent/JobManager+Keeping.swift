@@ -1,3 +1,4 @@
+internal import BackupJobs
 internal import Logging
 
 // What the next agent has to know of the jobs that run is written whenever it changes, by one task after another, each with
@@ -61,6 +62,8 @@ extension JobManager {
             drive: known.drive, pointInTime: record.info.pointInTime, createdAt: record.info.createdAt,
             speedBytesPerSecond: record.info.speedBytesPerSecond, restarts: record.info.restarts,
             started: record.started.map { StoredJob.Started(sequence: $0.sequence, time: $0.time) },
-            phase: record.isDecided ? .decided : phase)
+            phase: record.isDecided ? .decided : phase, pauseError: record.machine.pauseError,
+            missing: record.info.missing.length > 0 ? record.info.missing : nil,
+            manifest: record.info.manifest.isEmpty ? nil : record.info.manifest)
     }
 }

@@ -54,6 +54,7 @@ extension JobManager {
         records[number]?.target = target
         records[number]?.info.target = target.name
         records[number]?.info.format = target.format
+        noteFiles(number, target)
         let isVerify = record.spec.work == .verify
         if manifest.missingBytes > 0, !isVerify {
             records[number]?.earlyWarnings.append(missing(of: manifest, hold.lease))

@@ -14,6 +14,7 @@ extension JobManager {
     func takeUp(
         _ jobs: [StoredJob], _ admissions: [String: DriveAdmission], on engine: any IOEngine
     ) async {
+        let jobs = await withoutEnded(jobs, on: engine)
         for job in jobs { enter(job) }
         remember(jobs)
         for job in jobs {
@@ -32,12 +33,32 @@ extension JobManager {
         for job in jobs { goOn(job) }
     }
 
+    /// Those of which nobody has heard the end. The agent before may have been killed between that and forgetting the job.
+    private func withoutEnded(_ jobs: [StoredJob], on engine: any IOEngine) async -> [StoredJob] {
+        var left: [StoredJob] = []
+        for job in jobs {
+            let number = JobNumber(value: job.number)
+            let past = await history?.read { (store) async throws(AgentError) in try await store.job(number) }
+            guard past != nil else {
+                left.append(job)
+                continue
+            }
+            lastNumber = max(lastNumber, job.number)
+            let files = files
+            await engine.blocking { files.remove(number, id: job.spec.jobID) }
+            // It is not among the records: that forgets it.
+            save(number)
+        }
+        return left
+    }
+
     /// Makes the job known again: as it was, once more restarted.
     private func enter(_ job: StoredJob) {
         let number = JobNumber(value: job.number)
         lastNumber = max(lastNumber, job.number)
         var info = JobInfo(
-            id: job.spec.jobID, drive: job.spec.drive, target: job.target, state: .running, progress: .none,
+            id: job.spec.jobID, type: job.spec.work, drive: job.spec.drive, target: job.target, state: .running,
+            progress: .none,
             speedBytesPerSecond: job.speedBytesPerSecond, sync: job.sync, format: job.format,
             createdAt: job.createdAt, waitsForFinalize: job.spec.waitsForFinalize,
             waitsForDismiss: job.spec.waitsForDismiss)
@@ -45,15 +66,19 @@ extension JobManager {
         info.group = job.group
         info.isGrouped = job.spec.isGrouped
         info.restarts = job.restarts + 1
+        info.manifest = job.manifest ?? ""
+        info.missing = job.missing ?? BackupJob.Missing()
         info.onSourceError = job.spec.onSourceError
         info.onTargetError = job.spec.onTargetError
         var record = Record(
             number: number, spec: job.spec, access: job.access, control: JobControl(), info: info,
             machine: JobStateMachine(
-                resuming: job.phase, waitsForFinalize: job.spec.waitsForFinalize,
+                resuming: job.phase, pauseError: job.pauseError, waitsForFinalize: job.spec.waitsForFinalize,
                 drains: job.spec.sync == .none,
                 isGrouped: job.spec.isGrouped),
             stop: OneShot())
+        // Nothing follows from it yet.
+        if info.missing.length > 0 { _ = record.machine.handle(.incomplete) }
         record.known = (job.drive, job.resumption)
         record.isDecided = job.phase == .decided
         record.control.setSpeed(job.speedBytesPerSecond)
@@ -79,10 +104,18 @@ extension JobManager {
             case .refused(let why): why.reason != .hostRestarted
             case nil: false
             }
-        let target = ReopeningTarget(
-            job.targetSpec(isOtherBoot: !isSameBoot), job.resumption, opener: targets)
+        guard let known = job.resumption else {
+            switch job.phase {
+            case .cancelling, .failing: return nil
+            default: return restarted(number, job)
+            }
+        }
+        let spec = job.targetSpec(
+            known, isOtherBoot: !isSameBoot, manifestDirectory: files.manifestDirectory)
+        let target = ReopeningTarget(spec, known, opener: targets)
         records[number]?.target = target
         guard !job.phase.isOver else { return nil }
+        guard job.goesOn else { return restarted(number, job) }
         let lease: DriveLease
         do throws(AgentError) { lease = try await drives.lease(job.spec.drive, jobID: job.spec.jobID) } catch
         {
@@ -147,6 +180,24 @@ extension JobManager {
                 .snapshotBroken, error.ioFailure?.error.message ?? "\(error)", subject: job.spec.drive)
         }
         records[number]?.hold?.isFixed = true
+        // The record knows it better than what was kept.
+        let missing = await taken.missing(limit: Self.missingBound)
+        records[number]?.info.missing = missing
+        if missing.length > 0 { report(.incomplete, number) }
+    }
+
+    /// Why a job does not go on that only reads a backup, or of which the target cannot be known again.
+    private func restarted(_ number: JobNumber, _ job: StoredJob) -> AgentError {
+        let work =
+            switch job.spec.work {
+            case .backup: "The backup of \(job.spec.drive) to \(job.target)"
+            case .verify: "The verification of \(job.target)"
+            case .restore(let from): "The restore of \(from)"
+            }
+        let error = AgentError(
+            .agentRestarted, "\(work) does not go on: the agent ended while it ran (start it again)",
+            subject: job.spec.jobID)
+        return noting(JobFailure(error: error), number).error
     }
 
     /// Tells whoever watches that the job is there again.
@@ -166,7 +217,10 @@ extension JobManager {
             ?? log.append([kind], job: number, id: id)[0]
         let (state, reason) = (record.machine.state, record.machine.pauseReason)
         let events = log.append(
-            [.stateChanged(state, previous: state, pauseReason: reason)], job: number, id: id)
+            [
+                .stateChanged(
+                    state, previous: state, pauseReason: reason, pauseError: record.machine.pauseError)
+            ], job: number, id: id)
         records[number]?.started = started
         records[number]?.info.lastSequence = events.last?.sequence ?? 0
         record.start.fulfil(.success(started))
@@ -179,7 +233,11 @@ extension JobManager {
 
     private func goOn(_ job: StoredJob) {
         let number = JobNumber(value: job.number)
-        guard let target = records[number]?.target as? ReopeningTarget else { return }
+        guard let target = records[number]?.target as? ReopeningTarget else {
+            // Nothing of a target is there that could be given up.
+            own(number, Task { await self.giveUp(number) })
+            return
+        }
         // Not the job's: it may outlive it, as long as the agent before holds the file.
         Task { await target.open() }
         own(number, Task { await self.goOn(number, job.phase, target) })

@@ -131,13 +131,8 @@ extension JobManager {
         record.info.format = target.format
         record.info.sync = sync
         record.info.manifest = target.manifestPath
-        if let layer = hold.lease.image.layers.first, let resumption = target.resumption {
-            let file = StoredJob.DriveFile(
-                path: layer.path, device: layer.identity.device, inode: layer.identity.inode,
-                size: hold.lease.live.size)
-            record.known = (file, resumption)
-        }
         records[number] = record
+        noteFiles(number, target)
         let journal =
             if let made = record.hold?.record {
                 made
@@ -145,6 +140,14 @@ extension JobManager {
                 try await makeRecord(number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
             }
         return await assemble(number, target, hold, journal)
+    }
+
+    /// Notes by what the next agent knows the job's files again.
+    func noteFiles(_ number: JobNumber, _ target: any JobTarget) {
+        guard let lease = records[number]?.hold?.lease, let layer = lease.image.layers.first else { return }
+        let file = StoredJob.DriveFile(
+            path: layer.path, device: layer.identity.device, inode: layer.identity.inode, size: lease.live.size)
+        records[number]?.known = (file, target.resumption)
     }
 
     /// Puts a job together from its parts.

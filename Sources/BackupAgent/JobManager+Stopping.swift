@@ -17,9 +17,8 @@ extension JobManager {
             if record.started == nil {
                 records[number]?.startRefusal = refusal
                 report(.mustFail(JobFailure(error: refusal)), number)
-            } else if record.known == nil {
-                // The next agent does not take it up.
-                report(.mustFail(JobFailure(error: reason)), number)
+            } else if !record.goesOn {
+                report(.mustFail(noting(JobFailure(error: reason), number)), number)
             } else {
                 record.control.suspend()
                 // A target that is still busy is waited for no more.
@@ -44,7 +43,7 @@ extension JobManager {
     /// Lets drives and targets be closed in the midst of jobs. After `stop`, when no export is left.
     package func leave() async {
         await saved(atMost: .milliseconds(500))
-        let left = records.values.filter { $0.started != nil && $0.known != nil && $0.machine.phase != nil }
+        let left = records.values.filter { $0.started != nil && $0.goesOn && $0.machine.phase != nil }
         await withTaskGroup(of: Void.self) { group in
             for record in left { group.addTask { await self.leave(record) } }
         }

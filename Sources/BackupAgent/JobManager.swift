@@ -46,10 +46,14 @@ package actor JobManager {
         var lastProgress = JobProgress.none
         var lastProgressTime: Int64 = 0
         var tasks: [Task<Void, Never>] = []
-        /// By which the next agent knows drive and target again; set before the job starts.
-        var known: (drive: StoredJob.DriveFile, target: TargetSpec.Resumption)?
+        /// By which the next agent knows again what is copied, and the target where that is a file; set before the job
+        /// starts.
+        var known: (drive: StoredJob.DriveFile, target: TargetSpec.Resumption?)?
         /// The target is durable and what is left is its name; the next agent is told so.
         var isDecided = false
+
+        /// The next agent goes on with the job.
+        var goesOn: Bool { spec.work == .backup && known?.target != nil }
     }
 
     /// What is left of a job that has ended.

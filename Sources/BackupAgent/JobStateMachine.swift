@@ -108,11 +108,17 @@ package struct JobStateMachine: Sendable, Hashable {
     }
 
     /// The machine of a job that was so far when the agent ended.
-    init(resuming phase: StoredJob.Phase, waitsForFinalize: Bool, drains: Bool, isGrouped: Bool) {
+    /// `pauseError` is what it was paused by.
+    init(
+        resuming phase: StoredJob.Phase, pauseError: JobIOError? = nil, waitsForFinalize: Bool, drains: Bool,
+        isGrouped: Bool
+    ) {
         self.init(waitsForFinalize: waitsForFinalize, drains: drains, isGrouped: isGrouped)
         switch phase {
         case .running: state = .running
-        case .paused(let reason): (state, pauseReason, isPauseAsked) = (.paused, reason, true)
+        case .paused(let reason):
+            (state, pauseReason, isPauseAsked) = (.paused, reason, true)
+            if reason == .error { self.pauseError = pauseError }
         case .finishing: (state, isDraining) = (.aborting, true)
         case .waiting: (state, isCopying) = (.waiting, false)
         case .pending: (state, isCopying) = (.pending, false)
@@ -127,14 +133,15 @@ package struct JobStateMachine: Sendable, Hashable {
 
     /// The job does not go on, and nothing of it runs: what is left is to give its target up.
     mutating func failAtOnce(_ error: AgentError) {
-        (state, pauseReason, failure) = (.aborting, nil, JobFailure(error: error))
+        (state, pauseReason, pauseError, failure) = (.aborting, nil, nil, JobFailure(error: error))
         (isDraining, isFinalizing, isCopying) = (false, false, false)
     }
 
     /// How far the job is, for the next agent; nil when it has ended.
     var phase: StoredJob.Phase? {
         switch state {
-        case .created, .running: isPauseAsked ? .paused(.user) : .running
+        case .created, .running:
+            isPauseAsked ? .paused(pauseError == nil ? .user : .error) : .running
         case .paused: .paused(pauseReason ?? .user)
         case .waiting: .waiting
         case .pending: isFinalizing ? .finalizing : .pending

@@ -33,7 +33,7 @@ struct StoredJob: Codable, Sendable, Hashable {
         }
     }
 
-    /// The drive's top file.
+    /// The top file of what is copied: the drive's, or that of a backup that is read back.
     struct DriveFile: Codable, Sendable, Hashable {
         var path: String
         var device: UInt64
@@ -58,7 +58,8 @@ struct StoredJob: Codable, Sendable, Hashable {
     var target: String
     var format: ImageFormat
     var sync: BackupSync
-    var resumption: TargetSpec.Resumption
+    /// nil where the target is no file of the job's own: nothing of it is reopened.
+    var resumption: TargetSpec.Resumption?
     var drive: DriveFile
     /// Nanoseconds since 1970-01-01 UTC, as all times.
     var pointInTime: Int64
@@ -67,13 +68,25 @@ struct StoredJob: Codable, Sendable, Hashable {
     var restarts: UInt32
     var started: Started?
     var phase: Phase
+    /// What has paused the job, where it was an error.
+    var pauseError: JobIOError?
+    /// What the target lacks by now; nil: nothing.
+    var missing: BackupJob.Missing?
+    /// The manifest's path; nil where there is none.
+    var manifest: String?
 
-    /// What opens its target again.
-    func targetSpec(isOtherBoot: Bool) -> TargetSpec {
-        var known = resumption
+    /// The next agent goes on with it. What only reads a backup is begun anew by whoever wants it.
+    var goesOn: Bool { spec.work == .backup && resumption != nil }
+
+    /// What opens its target again, by what is `known` of it.
+    func targetSpec(
+        _ known: TargetSpec.Resumption, isOtherBoot: Bool, manifestDirectory: String
+    ) -> TargetSpec {
+        var known = known
         known.isOtherBoot = isOtherBoot
         return TargetSpec(
             path: target, mode: .resume(known), format: format, size: drive.size, sync: sync, access: access,
-            job: JobNumber(value: number), jobID: spec.jobID)
+            job: JobNumber(value: number), jobID: spec.jobID, manifestDirectory: manifestDirectory,
+            isRestored: spec.work != .backup)
     }
 }

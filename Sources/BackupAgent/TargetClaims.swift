@@ -66,9 +66,17 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
             // Another file may have got the name meanwhile.
             guard try isOurs(descriptor, path: path) else { continue }
             try ImageLock.acquire(descriptor, holding: [], unsharing: .all, path: path)
+            // What was written of its manifest goes first: who finds the target finds that, too.
+            if candidate == partial { try removeManifest(of: name, in: directory) }
             try directory.remove(candidate)
         }
         try directory.synchronize()
+    }
+
+    /// Removes a manifest that has not got its name: while the unfinished target is there nobody else writes one.
+    private func removeManifest(of name: String, in directory: Directory) throws(BlockError) {
+        let manifest = name + Manifest.suffix + NewTargetFile.suffix
+        if try directory.entry(manifest)?.kind == .regular { try directory.remove(manifest) }
     }
 
     /// The name was free when the job was about to make the file. One that has it now, is empty and the agent's user's can

@@ -22,6 +22,10 @@ package final class TargetProcesses: TargetOpener {
         var connections: [UInt64: TargetConnection] = [:]
         var abandoned: [JobNumber: Abandoned] = [:]
         var isShutDown = false
+        /// Processes that are being started.
+        var starting = 0
+        /// Fulfilled after `isShutDown` when none is being started any more.
+        let noneStarting = OneShot<Void>()
     }
 
     /// The program that is running, even when its file was replaced since it was started.
@@ -76,10 +80,12 @@ package final class TargetProcesses: TargetOpener {
 
     /// Kills all that is left, and waits for none that hangs. Nothing is opened afterwards.
     package func shutDown() async {
-        let connections = state.withLock { state in
+        let noneStarting: OneShot<Void>? = state.withLock { state in
             state.isShutDown = true
-            return state.connections.values
+            return state.starting > 0 ? state.noneStarting : nil
         }
+        _ = await noneStarting?.wait()
+        let connections = state.withLock { $0.connections.values }
         for connection in connections { connection.abandon() }
         await leftovers.end()
         await withTaskGroup(of: Void.self) { group in
@@ -158,6 +164,13 @@ package final class TargetProcesses: TargetOpener {
         } onCancel: {
             connection.abandon()
         }
+        // The agent stops: what was reopened is the next one's, and nothing that was made on the way can be removed now.
+        if state.withLock({ $0.isShutDown }), case .reopen = request {
+            guard case .reply = outcome else {
+                throw AgentError(
+                    .agentStopping, "Gave up opening \(spec.path): the agent is stopping", subject: spec.jobID)
+            }
+        }
         switch outcome {
         case .reply(.refused(let error)):
             connection.end()
@@ -175,7 +188,12 @@ package final class TargetProcesses: TargetOpener {
     }
 
     private func start(_ job: JobNumber, _ jobID: String) async throws(BlockError) -> TargetConnection {
-        guard !state.withLock({ $0.isShutDown }) else { throw Self.stopped }
+        let isShutDown = state.withLock { state in
+            if !state.isShutDown { state.starting += 1 }
+            return state.isShutDown
+        }
+        guard !isShutDown else { throw Self.stopped }
+        defer { hasStarted() }
         let arguments = [TargetServer.processName(jobID: jobID), TargetServer.flag]
         let (executable, memory) = (executable, memory)
         let started: Result<ChildProcess, BlockError> = await engine.blocking {
@@ -196,6 +214,14 @@ package final class TargetProcesses: TargetOpener {
             state.withLock { $0.connections[number] = nil }
         }
         return connection
+    }
+
+    private func hasStarted() {
+        let noneStarting: OneShot<Void>? = state.withLock { state in
+            state.starting -= 1
+            return state.isShutDown && state.starting == 0 ? state.noneStarting : nil
+        }
+        noneStarting?.fulfil(())
     }
 
     // MARK: Leaving behind

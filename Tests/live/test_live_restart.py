@@ -87,8 +87,10 @@ def test_a_backup_goes_on_over_kills_and_stops(
         if image_format == "qcow2":
             check(target, shared=sync == "none")
         truth.check(as_raw(target, image_format, tmp_path / "content"), f"backup {turn} (sync {sync})")
-        assert not list((server.agent.directory / "state" / "staging").glob("*.staging"))
-        assert not list((server.agent.directory / "run" / "jobs").glob("*.record"))
+        # What was read before a kill and after it has the digests that the manifest says.
+        server.agent.ok("verify", target)
+        for kind_of_file in ("state/staging/*.staging", "state/staging/*.sums", "run/jobs/*.record"):
+            assert not list(server.agent.directory.glob(kind_of_file)), kind_of_file
         guest.run()
     guest.quiesce()
     guest.truth(tmp_path / "after")
@@ -126,6 +128,7 @@ def test_a_group_completes_together_or_goes_on_together(served, clients, images,
             assert {kind(end) for end in ends.values()} <= {"completed"}, ends
             for name, content in zip(names, contents):
                 assert name.read_bytes() == content, name
+                server.agent.ok("verify", name)
         else:
             assert not any(found)
             failures = [end["failed"]["error"]["reason"] for end in ends.values() if kind(end) == "failed"]
@@ -164,7 +167,7 @@ def test_individual_jobs_of_a_group_end_for_themselves(served, images, targets, 
     server.agent.ok("job", "cancel", "vm1")
     server.agent.ok("job", "set-speed", "vm0", "0")
     assert kind(ended(server, "vm0")) == "completed"
-    assert [path.name for path in targets.iterdir()] == ["vm0"]
+    assert sorted(path.name for path in targets.iterdir()) == ["vm0", "vm0.manifest.json"]
 
 
 def held(server, drive, target, *options):
@@ -271,3 +274,4 @@ def test_what_a_job_was_it_is_after_the_restart(how, served, images, targets, se
     assert numbers == sorted(set(numbers)), numbers
     for name, content in zip(("paused", "pending", "slow"), contents):
         assert (targets / name).read_bytes() == content
+        server.agent.ok("verify", targets / name)

@@ -1,5 +1,6 @@
 internal import DriveBackupWire
 internal import Foundation
+internal import TestKit
 internal import Testing
 
 @Suite("JSON of messages")

@@ -186,7 +186,8 @@ package actor JobManager {
             history?.writer.reserve(job: reservedNumber)
         }
         var info = JobInfo(
-            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created,
+            progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
             waitsForDismiss: spec.waitsForDismiss,

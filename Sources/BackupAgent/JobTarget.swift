@@ -61,6 +61,11 @@ package struct TargetSpec: Sendable, Codable {
     package var isRestored = false
 }
 
+extension JobIOError.Operation {
+    /// A part of a target's `complete`. Of reads and writes the caller knows, and neither need be the end of the job.
+    var isOfComplete: Bool { self == .flush || self == .finish }
+}
+
 /// A job's target, opened, checked and locked, and not written yet.
 package protocol JobTarget: BackupTarget {
     var format: ImageFormat { get }

@@ -50,7 +50,9 @@ final class NewTargetFile: Sendable {
     }
 
     /// Finds what an earlier agent has left of a new target; makes and changes nothing.
-    init(resuming spec: TargetSpec, _ known: TargetSpec.Resumption, claims: any TargetClaims) throws(AgentError) {
+    init(resuming spec: TargetSpec, _ known: TargetSpec.Resumption, claims: any TargetClaims)
+        throws(AgentError)
+    {
         let (parent, name) = try PathPolicy.split(spec.path)
         directory = try Self.openDirectory(parent, for: spec.path)
         path = directory.path(of: name)

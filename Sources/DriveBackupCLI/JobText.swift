@@ -141,7 +141,6 @@ enum JobText {
             add("failures", "\(job.errorCount), the last of them:")
             for error in job.errors { add("", place(error)) }
         }
-        if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
     }
 
     /// How many ranges people are shown.

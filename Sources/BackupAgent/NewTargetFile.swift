@@ -104,7 +104,9 @@ final class NewTargetFile: Sendable {
             made.withLock { $0 = identity }
             if candidate == partialName {
                 claims.made(
-                    TargetLeftover(jobID: jobID, path: self.path, identity: identity, overwrites: overwrites))
+                    TargetLeftover(
+                        jobID: jobID, path: self.path, identity: identity, birthTime: known.birthTime,
+                        overwrites: overwrites))
             }
             return descriptor
         } catch {
@@ -135,6 +137,7 @@ final class NewTargetFile: Sendable {
                 let identity = try FileIdentity.of(descriptor, path: partialPath).identity
                 made.withLock { $0 = identity }
                 file.identity = identity
+                file.birthTime = Descriptor.birthTime(descriptor)
                 claims.made(file)
                 try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: partialPath)
                 return descriptor

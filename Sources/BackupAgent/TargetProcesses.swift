@@ -208,9 +208,10 @@ package final class TargetProcesses: TargetOpener {
             state.connections[state.lastNumber] = connection
             return state.lastNumber
         }
+        let receiving = connection.listen()
         // It ends with the process, which `shutDown` kills.
         Task {
-            await connection.run()
+            await connection.run(receiving)
             state.withLock { $0.connections[number] = nil }
         }
         return connection

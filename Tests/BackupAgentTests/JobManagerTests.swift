@@ -57,7 +57,7 @@ private final class SimTarget: JobTarget {
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
     let manifestPath = ""
-    let resumption = TargetSpec.Resumption(
+    let resumption: TargetSpec.Resumption? = TargetSpec.Resumption(
         device: 0, inode: 0, birthTime: 0, isNew: true, overwrites: false, readsAsZero: true,
         clusterSize: 65536)
     private let targets: SimTargets

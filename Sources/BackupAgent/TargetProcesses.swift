@@ -168,7 +168,8 @@ package final class TargetProcesses: TargetOpener {
         if state.withLock({ $0.isShutDown }), case .reopen = request {
             guard case .reply = outcome else {
                 throw AgentError(
-                    .agentStopping, "Gave up opening \(spec.path): the agent is stopping", subject: spec.jobID)
+                    .agentStopping, "Gave up opening \(spec.path): the agent is stopping", subject: spec.jobID
+                )
             }
         }
         switch outcome {

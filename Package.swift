@@ -77,7 +77,7 @@ let targets: [Target] = [
     tests("NBDTests", ["NBD", "TestKit"]),
     .target(name: "CWireTesting", dependencies: ["CProtobufC"], path: "Tests/CWireTesting"),
     tests(
-        "DriveBackupWireTests", ["DriveBackupWire", "CProtobufC", "CWire", "CWireTesting"],
+        "DriveBackupWireTests", ["DriveBackupWire", "CProtobufC", "CWire", "CWireTesting", "TestKit"],
         exclude: ["proto"]),
     tests("DriveBackupRPCTests", ["DriveBackupRPC", nioCore, nioEmbedded, nioPosix]),
     tests(

@@ -22,6 +22,8 @@ package enum AgentMain {
     /// Runs the agent until a signal stops it. False, after one line on standard error, when it cannot start.
     package static func run(_ configuration: AgentConfiguration, level: Logger.Level) async -> Bool {
         signal(SIGPIPE, SIG_IGN)
+        // A file that would grow beyond the process's limit (LimitFSIZE) is an error like any other, not the end.
+        signal(SIGXFSZ, SIG_IGN)
         raiseFileLimit()
         let logger = Logger(label: "drive-backup-agent") { _ in AgentLog(level: level) }
         var configuration = configuration

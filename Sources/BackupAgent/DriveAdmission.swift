@@ -37,20 +37,16 @@ package final class DriveAdmission: Sendable {
 
     private func find(_ file: HostFile) async -> Finding {
         let (path, engine) = (recordPath, file.engine)
-        let looked: Result<(record: JobRecord, locked: UInt64, modified: UInt64?), BlockError> =
-            await engine.blocking {
-                Result { () throws(BlockError) in
-                    let record = try JobRecord.open(path, engine: engine)
-                    // In this order: what changes after this moment was not changed by the agent before.
-                    let locked = ChangeTimes.now
-                    return (record, locked, try file.modificationTime())
-                }
+        let looked: Result<(record: JobRecord, modified: UInt64?), BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in
+                (try JobRecord.open(path, engine: engine), try file.modificationTime())
             }
-        let (record, locked, modified): (JobRecord, UInt64, UInt64?)
-        do throws(BlockError) { (record, locked, modified) = try looked.get() } catch {
+        }
+        let (record, modified): (JobRecord, UInt64?)
+        do throws(BlockError) { (record, modified) = try looked.get() } catch {
             return .refused(refusal(error))
         }
-        let change = change(of: file, record.changeTimes, locked: locked, modified: modified)
+        let change = change(of: file, record.changeTimes, modified: modified)
         // An agent that is killed before it could tell must not be followed by one that sees nothing any more.
         if change != nil { record.setBroken() }
         file.noteChanges(in: record.changeTimes)
@@ -60,14 +56,12 @@ package final class DriveAdmission: Sendable {
 
     /// Why the drive is not what it was; nil when it is.
     private func change(
-        of file: HostFile, _ times: ChangeTimes, locked: UInt64, modified: UInt64?
+        of file: HostFile, _ times: ChangeTimes, modified: UInt64?
     ) -> AgentError? {
         let why: String
-        // The clock may have been set back since: then what is in flight is not later than that.
-        let latest = times.inFlight > 0 ? max(locked, times.last) : times.last
         if file.identity.device != job.drive.device || file.identity.inode != job.drive.inode {
             why = "\(file.name) is another file than \(job.drive.path) was"
-        } else if let modified, modified > latest {
+        } else if let modified, modified > times.latest {
             why = "\(file.name) was changed by somebody else while the agent was not running"
         } else {
             return nil

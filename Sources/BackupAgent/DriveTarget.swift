@@ -151,7 +151,7 @@ final class DriveTarget: JobTarget {
         }
         do throws(BlockError) { try await lease.live.engine.run(body) } catch {
             state.withLock { state in
-                if state.failedOperation == nil { state.failedOperation = operation }
+                if operation.isOfComplete, state.failedOperation == nil { state.failedOperation = operation }
             }
             throw error
         }

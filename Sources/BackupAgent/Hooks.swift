@@ -1,5 +1,5 @@
-internal import CBlockIO
 internal import BlockIO
+internal import CBlockIO
 internal import Foundation
 internal import Glibc
 package import Logging

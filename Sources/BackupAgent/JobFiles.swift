@@ -64,7 +64,8 @@ package struct JobFiles: Sendable {
     func openSums(
         _ job: JobNumber, id: String, driveSize: UInt64, algorithm: DigestAlgorithm, on engine: any IOEngine
     ) async throws(BlockError) -> BlockSums {
-        try await BlockSums.open(sumsPath(job, id: id), driveSize: driveSize, algorithm: algorithm, on: engine)
+        try await BlockSums.open(
+            sumsPath(job, id: id), driveSize: driveSize, algorithm: algorithm, on: engine)
     }
 
     private func sumsPath(_ job: JobNumber, id: String) -> String {

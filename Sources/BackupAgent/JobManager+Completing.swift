@@ -37,8 +37,9 @@ extension JobManager {
 
     /// Completes the job and all that complete together with it.
     func setOffCompletion(_ number: JobNumber) {
-        guard !isStopping else { return }
         let numbers = companions(of: number)
+        guard !isStopping, numbers.allSatisfy({ records[$0]?.isCompleting == false }) else { return }
+        for member in numbers { records[member]?.isCompleting = true }
         if records[number]?.spec.isGrouped == true {
             for member in numbers {
                 guard let effects = records[member]?.machine.handle(.groupFinalized) else { continue }
@@ -67,11 +68,14 @@ extension JobManager {
     private func prepareTarget(_ number: JobNumber) async -> Bool {
         guard let target = records[number]?.target, let job = records[number]?.hold?.job else { return false }
         if let failure = await finishContent(number, job, target) {
+            if isLeaving, records[number]?.goesOn == true { return false }
             report(.targetFailed(noting(failure, number)), number)
             return false
         }
         do throws(BlockError) { try await job.prepare() } catch {
-            report(.targetFailed(noting(finishFailure(error, target), number)), number)
+            if !(isLeaving && records[number]?.goesOn == true) {
+                report(.targetFailed(noting(finishFailure(error, target), number)), number)
+            }
             return false
         }
         return true
@@ -82,10 +86,9 @@ extension JobManager {
     private func decide(_ numbers: [JobNumber]) async -> Bool {
         let members = numbers.compactMap { records[$0] }
         let isGroup = members.contains { $0.spec.isGrouped }
-        if isGroup {
-            guard members.count == numbers.count, members.allSatisfy({ $0.machine.state == .pending }) else {
-                return false
-            }
+        // Whoever was cancelled meanwhile is given up by that, and all of a group with it.
+        guard members.count == numbers.count, members.allSatisfy({ $0.machine.phase == .finalizing }) else {
+            return false
         }
         // From here on a cancel comes too late for a group.
         for number in numbers { records[number]?.isDecided = true }
@@ -117,6 +120,7 @@ extension JobManager {
     func publish(_ number: JobNumber) async {
         guard let target = records[number]?.target else { return }
         do throws(BlockError) { try await target.publish() } catch {
+            if isLeaving, records[number]?.goesOn == true { return }
             let isGroupCancelled =
                 records[number]?.spec.isGrouped == true && records[number]?.machine.state == .aborting
             records[number]?.isDecided = false

@@ -56,13 +56,15 @@ extension JobManager {
     func stored(_ record: Record) -> StoredJob? {
         guard let phase = record.machine.phase, let known = record.known, let format = record.info.format
         else { return nil }
+        // A job alone may be given up until its target has its name.
+        let isDecided = record.isDecided && (record.spec.isGrouped || phase == .finalizing)
         return StoredJob(
             number: record.number.value, spec: record.spec, access: record.access, group: record.info.group,
             target: record.info.target, format: format, sync: record.info.sync, resumption: known.target,
             drive: known.drive, pointInTime: record.info.pointInTime, createdAt: record.info.createdAt,
             speedBytesPerSecond: record.info.speedBytesPerSecond, restarts: record.info.restarts,
             started: record.started.map { StoredJob.Started(sequence: $0.sequence, time: $0.time) },
-            phase: record.isDecided ? .decided : phase, pauseError: record.machine.pauseError,
+            phase: isDecided ? .decided : phase, pauseError: record.machine.pauseError,
             missing: record.info.missing.length > 0 ? record.info.missing : nil,
             manifest: record.info.manifest.isEmpty ? nil : record.info.manifest)
     }

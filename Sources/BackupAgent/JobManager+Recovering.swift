@@ -258,7 +258,10 @@ extension JobManager {
         case (.cancelling, _): await giveUp(number)
         // Why it does not go on was found out before.
         case _ where machine?.failure != nil: await giveUp(number)
-        case (_, .failure(let error)): report(.copyFailed(JobFailure(error: error)), number)
+        case (_, .failure(let error)):
+            // Of a group that was decided the others complete.
+            records[number]?.isDecided = false
+            report(.copyFailed(JobFailure(error: error)), number)
         case _ where journal?.isFlushing == true:
             report(.copyFailed(JobFailure(error: interrupted(number))), number)
         default: await goOnCopying(number)
@@ -270,10 +273,7 @@ extension JobManager {
         switch phase {
         case .running, .paused, .finishing: await copy(number, job)
         case .waiting: groupChanged(number)
-        case .finalizing:
-            // Once for all of a group.
-            let numbers = companions(of: number)
-            if numbers.first == number { await complete(numbers) }
+        case .finalizing: setOffCompletion(number)
         case .pending, .decided, .cancelling, .failing: break
         }
     }

@@ -19,6 +19,8 @@ extension JobManager {
         await ticker.value
         takeErrors(of: number)
         await lookForMissing(number, job)
+        // What is cut off by the agent's end goes on in the next one.
+        if isLeaving, records[number]?.goesOn == true { return }
         switch failure {
         case nil:
             appendProgress(number)

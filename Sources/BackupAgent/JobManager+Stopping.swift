@@ -42,6 +42,7 @@ extension JobManager {
 
     /// Lets drives and targets be closed in the midst of jobs. After `stop`, when no export is left.
     package func leave() async {
+        isLeaving = true
         await saved(atMost: .milliseconds(500))
         let left = records.values.filter { $0.started != nil && $0.goesOn && $0.machine.phase != nil }
         await withTaskGroup(of: Void.self) { group in

@@ -51,6 +51,8 @@ package actor JobManager {
         var known: (drive: StoredJob.DriveFile, target: TargetSpec.Resumption?)?
         /// The target is durable and what is left is its name; the next agent is told so.
         var isDecided = false
+        /// Its completion was set off: that happens once.
+        var isCompleting = false
 
         /// The next agent goes on with the job.
         var goesOn: Bool { spec.work == .backup && known?.target != nil }
@@ -90,6 +92,8 @@ package actor JobManager {
     var lastNumber: UInt64
     private var reservedNumber: UInt64
     var isStopping = false
+    /// Targets are being closed in the midst of jobs: what comes of that is nothing that a job would end by.
+    var isLeaving = false
 
     /// - Parameter onEnd: called for each job that ends, in one step with its end; must not wait.
     package init(
@@ -186,7 +190,8 @@ package actor JobManager {
             history?.writer.reserve(job: reservedNumber)
         }
         var info = JobInfo(
-            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created,
+            progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
             waitsForDismiss: spec.waitsForDismiss,

@@ -61,6 +61,11 @@ package struct TargetSpec: Sendable, Codable {
     package var isRestored = false
 }
 
+extension JobIOError.Operation {
+    /// A part of a target's `complete`. Of reads and writes the caller knows, and neither need be the end of the job.
+    var isOfComplete: Bool { self == .flush || self == .finish }
+}
+
 /// A job's target, opened, checked and locked, and not written yet.
 package protocol JobTarget: BackupTarget {
     var format: ImageFormat { get }
@@ -118,6 +123,10 @@ package protocol TargetOpener: Sendable {
     func reserve(_ spec: TargetSpec)
     func release(_ spec: TargetSpec)
 
+    /// Removes what an earlier agent has made for a target, as soon as nobody uses it; in the background, and over
+    /// restarts.
+    func removeLater(_ file: TargetLeftover) async
+
     /// Opens the target of a job that an earlier agent has left; `spec` has the mode `resume`. Throws `.targetBusy` or
     /// `.targetLocked` while that one may still write to it, `.targetLost` when it is gone; what was reserved stays so.
     func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget
@@ -128,6 +137,7 @@ package protocol TargetOpener: Sendable {
 
 extension TargetOpener {
     package func busy(_ job: JobNumber) -> String? { nil }
+    package func removeLater(_ file: TargetLeftover) async {}
 }
 
 /// What was found of a target that an earlier agent has left.

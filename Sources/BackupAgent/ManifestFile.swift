@@ -28,6 +28,8 @@ final class ManifestFile: Sendable {
         var old: FileIdentity?
         var staged: FileIdentity?
         var published: FileIdentity?
+        /// What an earlier agent has done of it counts.
+        var isTakenUp = false
     }
 
     /// `target` is the target's own name, or what stands for it.
@@ -64,7 +66,10 @@ final class ManifestFile: Sendable {
         try await check()
         do throws(BlockError) {
             let staged = try await examine(temporaryName)
-            state.withLock { $0.staged = staged }
+            state.withLock { state in
+                state.staged = staged
+                state.isTakenUp = true
+            }
         } catch {
             throw AgentError(error, of: .target, subject: path)
         }
@@ -150,7 +155,12 @@ final class ManifestFile: Sendable {
     /// Gives what was written its name, durably. Without anything written a manifest of an earlier backup is removed.
     /// Blocks.
     func publish() throws(BlockError) {
-        guard let staged = state.withLock({ $0.staged }) else { return try removeOld() }
+        let (found, isTakenUp) = state.withLock { ($0.staged, $0.isTakenUp) }
+        guard let staged = found else {
+            // The earlier agent has given it its name.
+            if !isTakenUp { try removeOld() }
+            return
+        }
         let current = try directory.entry(name)
         if let current {
             let isKnown = state.withLock { $0.old == current.identity || $0.published == current.identity }

@@ -50,7 +50,9 @@ final class NewTargetFile: Sendable {
     }
 
     /// Finds what an earlier agent has left of a new target; makes and changes nothing.
-    init(resuming spec: TargetSpec, _ known: TargetSpec.Resumption, claims: any TargetClaims) throws(AgentError) {
+    init(resuming spec: TargetSpec, _ known: TargetSpec.Resumption, claims: any TargetClaims)
+        throws(AgentError)
+    {
         let (parent, name) = try PathPolicy.split(spec.path)
         directory = try Self.openDirectory(parent, for: spec.path)
         path = directory.path(of: name)
@@ -102,7 +104,9 @@ final class NewTargetFile: Sendable {
             made.withLock { $0 = identity }
             if candidate == partialName {
                 claims.made(
-                    TargetLeftover(jobID: jobID, path: self.path, identity: identity, overwrites: overwrites))
+                    TargetLeftover(
+                        jobID: jobID, path: self.path, identity: identity, birthTime: known.birthTime,
+                        overwrites: overwrites))
             }
             return descriptor
         } catch {
@@ -133,6 +137,7 @@ final class NewTargetFile: Sendable {
                 let identity = try FileIdentity.of(descriptor, path: partialPath).identity
                 made.withLock { $0 = identity }
                 file.identity = identity
+                file.birthTime = Descriptor.birthTime(descriptor)
                 claims.made(file)
                 try ImageLock.acquire(descriptor, holding: .all, unsharing: .all, path: partialPath)
                 return descriptor

@@ -129,17 +129,26 @@ final class ReopeningTarget: JobTarget {
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
     func giveUp(keep: Bool) async -> Bool {
-        let end = OneShot<Bool>()
+        let end = OneShot<Bool?>()
         let opened = opened
         // Its own: what it waits for may take as long as the agent before takes to die.
         Task {
             switch await opened.wait() {
             case .success(.open(let target)): end.fulfil(await target.giveUp(keep: keep))
             case .success(.published): end.fulfil(true)
-            case .failure, nil: end.fulfil(false)
+            case .failure, nil: end.fulfil(nil)
             }
         }
-        return await end.wait(atMost: Self.patience) ?? false
+        if let isComplete = await end.wait(atMost: Self.patience) ?? nil { return isComplete }
+        // It is busy, or cannot be opened: what the agent before has made is removed as soon as that can be.
+        if let known = resumption, known.isNew, !keep, !known.isOtherBoot {
+            await opener.removeLater(
+                TargetLeftover(
+                    jobID: spec.jobID, path: spec.path,
+                    identity: FileIdentity(fileOn: known.device, inode: known.inode), birthTime: known.birthTime,
+                    overwrites: known.overwrites))
+        }
+        return false
     }
 
     func leave() async {

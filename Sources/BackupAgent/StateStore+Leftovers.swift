@@ -12,6 +12,8 @@ extension StateStore {
                 // The bits of unsigned numbers; NULL where it is not known whether the file was made.
                 table.column("device", .integer)
                 table.column("inode", .integer)
+                // Nanoseconds since 1970; 0 where it is not known.
+                table.column("birthTime", .integer).notNull()
                 table.column("overwrites", .boolean).notNull()
                 table.uniqueKey(["path", "device", "inode"])
             }
@@ -21,7 +23,7 @@ extension StateStore {
     /// All files that are to be removed.
     func leftovers() async throws(AgentError) -> [TargetLeftover] {
         try await read("read the targets to remove in") { database in
-            let sql = "SELECT job, path, device, inode, overwrites FROM leftover ORDER BY path"
+            let sql = "SELECT job, path, device, inode, birthTime, overwrites FROM leftover ORDER BY path"
             return try Row.fetchAll(database, sql: sql).map { row in
                 let (device, inode): (Int64?, Int64?) = (row["device"], row["inode"])
                 var identity: FileIdentity?
@@ -30,7 +32,8 @@ extension StateStore {
                         fileOn: UInt64(bitPattern: device), inode: UInt64(bitPattern: inode))
                 }
                 return TargetLeftover(
-                    jobID: row["job"], path: row["path"], identity: identity, overwrites: row["overwrites"])
+                    jobID: row["job"], path: row["path"], identity: identity,
+                    birthTime: UInt64(bitPattern: row["birthTime"]), overwrites: row["overwrites"])
             }
         }
     }
@@ -40,9 +43,13 @@ extension StateStore {
         try await write("keep the target to remove in") { database in
             try database.execute(
                 sql: """
-                    INSERT OR REPLACE INTO leftover (job, path, device, inode, overwrites) VALUES (?, ?, ?, ?, ?)
+                    INSERT OR REPLACE INTO leftover (job, path, device, inode, birthTime, overwrites)
+                    VALUES (?, ?, ?, ?, ?, ?)
                     """,
-                arguments: [file.jobID, file.path, file.device, file.inode, file.overwrites])
+                arguments: [
+                    file.jobID, file.path, file.device, file.inode, Int64(bitPattern: file.birthTime),
+                    file.overwrites,
+                ])
         }
     }
 

@@ -84,8 +84,9 @@ struct StoredJob: Codable, Sendable, Hashable {
     ) -> TargetSpec {
         var known = known
         known.isOtherBoot = isOtherBoot
+        // The manifest of a device is known by the name that the client gave it.
         return TargetSpec(
-            path: target, mode: .resume(known), format: format, size: drive.size, sync: sync, access: access,
+            path: known.isNew ? target : spec.target, mode: .resume(known), format: format, size: drive.size, sync: sync, access: access,
             job: JobNumber(value: number), jobID: spec.jobID, manifestDirectory: manifestDirectory,
             isRestored: spec.work != .backup)
     }

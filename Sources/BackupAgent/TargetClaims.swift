@@ -40,6 +40,8 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
     package var path: String
     /// nil: the job was about to make the file, and nobody knows whether it has. Then it is empty.
     package var identity: FileIdentity?
+    /// When the file was made, in nanoseconds since 1970; 0: not known, as on some file systems.
+    package var birthTime: UInt64 = 0
     /// It was to replace a file: once it has, one of two backups must be left, and it stays.
     package var overwrites: Bool
 
@@ -56,7 +58,9 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
             return
         }
         let partial = name + NewTargetFile.suffix
-        for candidate in overwrites || identity == nil ? [partial] : [partial, name] {
+        // By its number alone a later file could be taken for it: then its final name is nobody's to remove.
+        let isCertain = identity != nil && birthTime != 0
+        for candidate in overwrites || !isCertain ? [partial] : [partial, name] {
             guard let entry = try directory.entry(candidate), entry.kind == .regular,
                 identity == nil || entry.identity == identity
             else { continue }
@@ -82,7 +86,10 @@ package struct TargetLeftover: Sendable, Hashable, Codable {
     /// The name was free when the job was about to make the file. One that has it now, is empty and the agent's user's can
     /// only be the one that was made, or one that somebody makes at this moment, who has lost nothing yet.
     private func isOurs(_ descriptor: Int32, path: String) throws(BlockError) -> Bool {
-        if let identity { return try FileIdentity.of(descriptor, path: path).identity == identity }
+        if let identity {
+            return try FileIdentity.of(descriptor, path: path).identity == identity
+                && (birthTime == 0 || Descriptor.birthTime(descriptor) == birthTime)
+        }
         return try Descriptor.isEmptyAndOwn(descriptor, path: path)
     }
 }

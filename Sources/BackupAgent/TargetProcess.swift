@@ -129,19 +129,19 @@ final class TargetProcess: JobTarget {
         }
     }
 
-    /// Throws what went wrong; an operation of the copy's is noted.
+    /// Throws what went wrong; a part of `complete` is noted.
     private func judge(
         _ outcome: TargetConnection.Outcome, _ operation: JobIOError.Operation?, _ range: ByteRange?
     ) throws(BlockError) {
         switch outcome {
         case .reply(.done): return
         case .reply(.failed(let error, let failed)):
-            if let operation { note(failed ?? operation) }
+            if let operation, operation.isOfComplete { note(failed ?? operation) }
             throw error
         case .gone(let ending):
             // When it was to end that is not an error of its own.
             try check()
-            if let operation { note(operation) }
+            if let operation, operation.isOfComplete { note(operation) }
             throw BlockError(
                 .gone,
                 "Couldn't go on with \(name): the process that writes it (\(connection.process.processID)) \(ending)",

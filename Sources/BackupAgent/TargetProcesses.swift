@@ -121,6 +121,11 @@ package final class TargetProcesses: TargetOpener {
 
     package func release(_ spec: TargetSpec) { claims.release(.target(spec.job, jobID: spec.jobID)) }
 
+    package func removeLater(_ file: TargetLeftover) async {
+        await leftovers.record(file)
+        await leftovers.add(file, aliases: []) {}
+    }
+
     package func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget {
         let (reply, connection) = try await ask(.reopen(spec), spec)
         switch reply {

@@ -270,8 +270,7 @@ final class TargetSession: JobTarget {
         try enter(operation, evenIfClosed: evenIfClosed)
         defer { leave() }
         do throws(BlockError) { try await engine.run(body) } catch {
-            // Of reads and writes the caller knows; and neither need be the end of the job.
-            if operation == .flush || operation == .finish { note(operation) }
+            if operation.isOfComplete { note(operation) }
             throw error
         }
     }

@@ -180,7 +180,9 @@ private struct TargetOpening {
         }
         guard let descriptor else {
             // That of a target that replaced another one gets its name last.
-            if !spec.isRestored { try await publishManifest(ManifestFile(of: names.name, in: names.directory, on: engine)) }
+            if !spec.isRestored {
+                try await publishManifest(ManifestFile(of: names.name, in: names.directory, on: engine))
+            }
             return nil
         }
         return try await goOn(descriptor, names.path, names, known)

@@ -21,6 +21,8 @@ extension CopyLoop {
             return true
         }
         state.withState { $0.map.giveUp(clusters) }
+        // It may be told once, and an agent that goes on after a kill would hear nothing any more.
+        if failure.ioFailure?.error.code == .dataLost { point.record.setBroken() }
         if let error = failure.ioFailure, halts(error) {
             point.noteToCopy(clusters)
             control.halt()

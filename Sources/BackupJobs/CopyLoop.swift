@@ -113,7 +113,9 @@ struct CopyLoop: Sendable {
     private func step(_ course: inout Course, _ chunks: inout DiscardingTaskGroup) async -> Bool {
         if control.isCancelled { fail(.cancelled) }
         if let lost = point.state.value.failure { fail(.failed(lost)) }
-        if failure != nil {
+        if let failure {
+            // A chunk has found it: whoever waits for the job need not any more.
+            fail(failure)
             // Chunks that wait for a buffer, or for the target, need not any more.
             chunks.cancelAll()
             return await waitUntilIdle()

@@ -4,10 +4,13 @@ internal import Glibc
 /// When a file was last changed by this process, in memory that outlives it: so that the next one can tell a change of
 /// somebody else's (DATAPATH.md rule 15).
 ///
-/// Two words: when the last change that has ended did so, and how many have begun and not ended. The file's modification
-/// time is no later than the first; where changes were in flight, no later than the moment when the lock of the process
-/// that was killed became free.
+/// Two words: when a change has begun or ended last, and how many have begun and not ended. Where none is in flight the
+/// file's modification time is no later than the first word. What was in flight when the process was killed lands
+/// later: by as much as the kernel takes for it, which is bounded by `slowest`.
 package final class ChangeTimes: Sendable {
+    /// How long a change may be in flight that the process before had begun, in nanoseconds: what was modified later than
+    /// that after the last one's begin was modified by somebody else.
+    package static let slowest: UInt64 = 10_000_000_000
     /// Bytes that the words take.
     package static let length = 16
 
@@ -25,7 +28,13 @@ package final class ChangeTimes: Sendable {
     package var inFlight: UInt64 { memory.load(at: position + 8) }
 
     /// A change is about to be submitted: so many are in flight with it.
-    func begin(inFlight count: Int) { memory.store(UInt64(count), at: position + 8) }
+    func begin(inFlight count: Int) {
+        memory.store(UInt64(count), at: position + 8)
+        memory.store(Self.now, at: position)
+    }
+
+    /// No modification of this process's, or of what it has left in flight, is later.
+    package var latest: UInt64 { inFlight > 0 ? last + Self.slowest : last }
 
     /// A change has ended: so many are in flight without it. The time first, so that an end that is seen has its time.
     func end(inFlight count: Int) {

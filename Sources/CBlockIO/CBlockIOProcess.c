@@ -128,6 +128,6 @@ int cblockio_reap(pid_t process, int *status, int *signal) {
 }
 
 void cblockio_ignore_signals(void) {
-    const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE};
+    const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGXFSZ};
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
 }

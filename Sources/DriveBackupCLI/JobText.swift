@@ -82,11 +82,6 @@ enum JobText {
         if job.state != .concluded {
             add("speed", job.speed > 0 ? "\(ByteSize.rate(job.speed)) at most" : "unlimited")
         }
-        if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
-        if !job.group.isEmpty {
-            add("group", job.grouped ? "\(job.group), which completes together" : job.group)
-        }
-        if job.restarts > 0 { add("restarts", "\(job.restarts) of the agent while it ran") }
         if let staging = job.staging {
             add("staging", "\(ByteSize.text(staging.used)) of at most \(ByteSize.text(staging.limit))")
         }
@@ -146,7 +141,6 @@ enum JobText {
             add("failures", "\(job.errorCount), the last of them:")
             for error in job.errors { add("", place(error)) }
         }
-        if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
     }
 
     /// How many ranges people are shown.

@@ -35,7 +35,7 @@ struct JobPauseCommand: JobVerbCommand {
 
 struct JobResumeCommand: JobVerbCommand {
     static let configuration = CommandConfiguration(
-        commandName: "resume", abstract: "Go on after 'job pause'.")
+        commandName: "resume", abstract: "Go on after 'job pause', or after an error has paused the job.")
 
     @OptionGroup var global: GlobalOptions
     @Argument(help: "The job's id.") var id: String

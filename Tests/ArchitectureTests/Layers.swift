@@ -36,7 +36,9 @@ enum Layers {
         "DiskImagesTests": ["DiskImages", "BlockIO", "TestKit", "Testing"],
         "BackupJobsTests": ["BackupJobs", "BlockIO", "TestKit", "Testing"],
         "NBDTests": ["NBD", "BlockIO", "TestKit", "Testing"],
-        "DriveBackupWireTests": ["DriveBackupWire", "CWire", "CWireTesting", "CProtobufC", "Testing"],
+        "DriveBackupWireTests": [
+            "DriveBackupWire", "CWire", "CWireTesting", "CProtobufC", "TestKit", "Testing",
+        ],
         "DriveBackupRPCTests": [
             "DriveBackupRPC", "DriveBackupWire", "NIOCore", "NIOEmbedded", "NIOPosix", "Logging", "Testing",
         ],

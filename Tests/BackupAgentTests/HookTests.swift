@@ -12,11 +12,13 @@ struct HookTests {
 
     init() throws { directory = try TemporaryDirectory() }
 
-    /// A script with this body.
-    private func script(_ body: String, name: String = "hook") throws -> String {
+    /// A script with this body. Another process writes it: a file that this one has open for writing is, for a moment, also
+    /// open in the children that other tests start meanwhile, and a file open for writing cannot be executed (ETXTBSY).
+    private func script(_ body: String, name: String = "hook") async throws -> String {
         let path = directory.file(name)
-        try "#!/bin/sh\n\(body)\n".write(toFile: path, atomically: true, encoding: .utf8)
-        try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: path)
+        let written = try await runProcess(
+            "sh", ["-c", "cat > \"$0\" && chmod 755 \"$0\"", path], input: "#!/bin/sh\n\(body)\n")
+        guard written.status == 0 else { throw TestKitError("Couldn't write \(path): \(written.error)") }
         return path
     }
 
@@ -25,7 +27,7 @@ struct HookTests {
         grace: Duration = .seconds(600)
     ) async throws -> HookProcess.Outcome {
         let process = HookProcess(
-            executable: try script(body), environment: ["PATH=/usr/bin:/bin", "DRIVE_BACKUP_JOB=vm1"],
+            executable: try await script(body), environment: ["PATH=/usr/bin:/bin", "DRIVE_BACKUP_JOB=vm1"],
             input: input,
             limit: limit, grace: grace)
         return await withCheckedContinuation { continuation in
@@ -109,9 +111,9 @@ struct HookTests {
     }
 
     @Test("hooks are files that can be executed, which is said at the start")
-    func checks() throws {
+    func checks() async throws {
         var options = HookOptions()
-        options.onCompleted = try script("exit 0")
+        options.onCompleted = try await script("exit 0")
         try options.check()
         for bad in [directory.path, directory.file("none"), "hook", "/etc/passwd"] {
             options.onFailed = bad
@@ -125,9 +127,9 @@ struct HookTests {
     )
     func many() async throws {
         var options = HookOptions()
-        options.onCompleted = try script(
+        options.onCompleted = try await script(
             "echo completed $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "c")
-        options.onFailed = try script(
+        options.onFailed = try await script(
             "echo $DRIVE_BACKUP_RESULT $DRIVE_BACKUP_JOB >> \(directory.file("log"))", name: "f")
         let hooks = Hooks(options, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
         var expected: [String] = []

@@ -195,7 +195,9 @@ struct CommandTests {
             IOErrorEvent(
                 side: .source, operation: .verify, message: "It\u{7} differs", action: .ignore, count: 3)
         ]
-        job.pauseError = IOErrorEvent(message: "No space")
+        job.pauseError = IOErrorEvent(
+            side: .target, operation: .write, offset: 1024, length: 512, errno: 28, message: "No space",
+            action: .stop)
         job.onSourceError = .ignore
         job.manualDismiss = true
         let text = JobText.story(job, prefix: "drive-backup").joined(separator: "\n")
@@ -203,14 +205,19 @@ struct CommandTests {
             "state    incomplete", "group    night, all complete or none",
             "restarts the agent was restarted 2 times",
             "manifest /t.manifest", "busy     the process 77", "missing  8.00 KiB",
-            "4096 bytes at offset 65536",
-            "and 4.00 KiB more", "errors   9, the last of them:",
-            "source verify: It? differs (3 times); left out",
-            "cause    No space", "on error drive: ignore", "waits    for dismiss",
+            "4096 bytes at 65536",
+            "and more (--json lists the first 256)", "failures 9, the last of them:",
+            "source verify, ignore: It? differs (3 times); left out",
+            "cause    target write, 512 bytes at 1024, errno 28, stop: No space; paused",
+            "policies ignore for errors of the drive, report for those of the target", "waits    for dismiss",
             "next     drive-backup job dismiss vm1",
         ] {
-            #expect(text.contains(part), "\(part) is not in:\n\(text)")
+            #expect(text.components(separatedBy: part).count == 2, "\(part) is not once in:\n\(text)")
         }
+        let titles = text.split(separator: "\n").dropFirst().compactMap { line in
+            line.dropFirst(2).first == " " ? nil : line.split(separator: " ").first
+        }
+        #expect(titles.count == Set(titles).count, "a title comes twice in:\n\(text)")
     }
 
     @Test("each verb is sent with its arguments, and prints the job")

@@ -1,4 +1,5 @@
 internal import DriveBackupWire
+internal import TestKit
 
 /// All messages there are: the product's and the tests' own.
 let allMessages: [any WireMessage.Type] = WireCatalogue.messages + TestCatalogue.messages

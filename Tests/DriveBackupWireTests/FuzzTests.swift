@@ -1,4 +1,5 @@
 internal import DriveBackupWire
+internal import TestKit
 internal import Testing
 
 @Suite("Decoding anything")

@@ -1,5 +1,6 @@
 internal import DriveBackupWire
 internal import Foundation
+internal import TestKit
 internal import Testing
 
 @Suite("JSON of messages")
@@ -13,7 +14,9 @@ struct JSONTests {
             job.json()
                 == #"{"id":"a","type":"backup","drive":"a","target":"/t/ä\"\u0001\n","state":"running","#
                 + #""progress":{"current":1,"total":2},"speed":0,"format":"","point_in_time":0,"created_at":0,"#
-                + #""ended_at":0,"manual_finalize":false,"manual_dismiss":false,"last_sequence":18446744073709551615}"#
+                + #""ended_at":0,"manual_finalize":false,"manual_dismiss":false,"last_sequence":18446744073709551615,"#
+                + #""missing_bytes":0,"missing":[],"target_busy":"","error_count":0,"errors":[],"manifest":"","group":"","#
+                + #""grouped":false,"restarts":0}"#
         )
     }
 
@@ -35,7 +38,8 @@ struct JSONTests {
                 == #"{"sequence":1,"time":2,"job_id":"j","pending":{}}"#)
         #expect(
             JobEvent(jobID: "j", event: .completed(Completed(result: .completed))).json()
-                == #"{"sequence":0,"time":0,"job_id":"j","completed":{"result":"completed","missing_bytes":0}}"#
+                == #"{"sequence":0,"time":0,"job_id":"j","completed":{"result":"completed","missing_bytes":0,"#
+                + #""missing":[]}}"#
         )
         let error = IOErrorEvent(
             side: .target, operation: .write, offset: 65536, length: 512, errno: 5, message: "m",
@@ -52,7 +56,7 @@ struct JSONTests {
 
     @Test("lists are there even if they are empty, and bytes are base64")
     func listsAndBytes() {
-        #expect(ListJobsResponse().json() == #"{"jobs":[]}"#)
+        #expect(ListJobsResponse().json() == #"{"jobs":[],"more":false}"#)
         #expect(
             ListDrivesResponse(drives: [Drive(id: "a", backing: [BackingFile(), BackingFile()]), Drive()])
                 .json()

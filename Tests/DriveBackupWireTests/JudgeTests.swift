@@ -1,5 +1,6 @@
 internal import DriveBackupWire
 internal import Foundation
+internal import TestKit
 internal import Testing
 
 /// protoc is the judge: it reads what we encode, and encodes the same from what it read.
@@ -44,39 +45,21 @@ struct JudgeTests {
 
     private func protoc(_ arguments: String..., input: Data) async throws -> Data {
         let tests = URL(filePath: #filePath).deletingLastPathComponent()
-        let scratch = FileManager.default.temporaryDirectory.appending(
-            path: "wire-judge-\(UUID().uuidString)")
-        try FileManager.default.createDirectory(at: scratch, withIntermediateDirectories: true)
-        defer {
-            // What is left behind in the temporary directory is no reason to fail.
-            try? FileManager.default.removeItem(at: scratch)
-        }
-        let inputFile = scratch.appending(path: "input")
-        let outputFile = scratch.appending(path: "output")
-        let errorFile = scratch.appending(path: "error")
-        try input.write(to: inputFile)
-        try Data().write(to: outputFile)
-        try Data().write(to: errorFile)
-        let process = Process()
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments =
-            ["protoc", "-I\(tests.path)/../../proto", "-I\(tests.path)/proto"] + arguments + [
+        let directory = try TemporaryDirectory()
+        let (inputFile, outputFile) = (directory.file("input"), directory.file("output"))
+        try input.write(to: URL(filePath: inputFile))
+        // Through files: what protoc reads and writes is no text.
+        let result = try await runProcess(
+            "sh",
+            [
+                "-c", "in=$1 out=$2; shift 2; exec protoc \"$@\" <\"$in\" >\"$out\"", "sh", inputFile,
+                outputFile,
+                "-I\(tests.path)/../../proto", "-I\(tests.path)/proto",
+            ] + arguments + [
                 "drivebackup/v1/agent.proto", "drivebackup/v1/backups.proto", "drivebackup/v1/drives.proto",
-                "drivebackup/v1/exports.proto",
-                "drivebackup/rpc/v1/frames.proto", "testing/everything.proto",
-            ]
-        process.standardInput = try FileHandle(forReadingFrom: inputFile)
-        process.standardOutput = try FileHandle(forWritingTo: outputFile)
-        process.standardError = try FileHandle(forWritingTo: errorFile)
-        try await withCheckedThrowingContinuation { (done: CheckedContinuation<Void, any Error>) in
-            process.terminationHandler = { _ in done.resume() }
-            do { try process.run() } catch {
-                process.terminationHandler = nil
-                done.resume(throwing: error)
-            }
-        }
-        let message = try String(contentsOf: errorFile, encoding: .utf8)
-        try #require(process.terminationStatus == 0, "protoc failed: \(message)")
-        return try Data(contentsOf: outputFile)
+                "drivebackup/v1/exports.proto", "drivebackup/rpc/v1/frames.proto", "testing/everything.proto",
+            ])
+        try #require(result.status == 0, "protoc failed: \(result.error)")
+        return try Data(contentsOf: URL(filePath: outputFile))
     }
 }

@@ -1,4 +1,5 @@
 internal import DriveBackupWire
+internal import TestKit
 
 /// Fills a message with anything that the schema allows.
 struct RandomFields: FieldCoder {

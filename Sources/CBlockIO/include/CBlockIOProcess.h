@@ -28,5 +28,5 @@ int cblockio_signal_process(int process_descriptor, int signal);
 /// waitpid(2) of a child that has ended, without waiting: 1 with its exit status, or with the signal that killed it; 0 while
 /// it runs.
 int cblockio_reap(pid_t process, int *status, int *signal);
-/// Makes this process ignore SIGTERM, SIGINT, SIGHUP and SIGPIPE.
+/// Makes this process ignore SIGTERM, SIGINT, SIGHUP, SIGPIPE and SIGXFSZ.
 void cblockio_ignore_signals(void);

@@ -33,7 +33,7 @@ extension JobManager {
         for job in jobs { goOn(job) }
     }
 
-    /// Those of which nobody has heard the end. The agent before may have been killed between that and forgetting the job.
+    /// Those that have not ended. The agent before may have been killed between telling an end and forgetting its job.
     private func withoutEnded(_ jobs: [StoredJob], on engine: any IOEngine) async -> [StoredJob] {
         var left: [StoredJob] = []
         for job in jobs {
@@ -57,8 +57,8 @@ extension JobManager {
         let number = JobNumber(value: job.number)
         lastNumber = max(lastNumber, job.number)
         var info = JobInfo(
-            id: job.spec.jobID, type: job.spec.work, drive: job.spec.drive, target: job.target, state: .running,
-            progress: .none,
+            id: job.spec.jobID, type: job.spec.work, drive: job.spec.drive, target: job.target,
+            state: .running, progress: .none,
             speedBytesPerSecond: job.speedBytesPerSecond, sync: job.sync, format: job.format,
             createdAt: job.createdAt, waitsForFinalize: job.spec.waitsForFinalize,
             waitsForDismiss: job.spec.waitsForDismiss)

@@ -151,7 +151,8 @@ extension JobManager {
     func noteFiles(_ number: JobNumber, _ target: any JobTarget) {
         guard let lease = records[number]?.hold?.lease, let layer = lease.image.layers.first else { return }
         let file = StoredJob.DriveFile(
-            path: layer.path, device: layer.identity.device, inode: layer.identity.inode, size: lease.live.size)
+            path: layer.path, device: layer.identity.device, inode: layer.identity.inode,
+            size: lease.live.size)
         records[number]?.known = (file, target.resumption)
     }
 

@@ -104,9 +104,11 @@ final class TargetConnection: Sendable {
 
     // MARK: Hearing
 
+    /// Begins to hear what the process says: from then on the engine does not end before that does, or is forgotten.
+    func listen() -> Task<Void, Never> { Task(executorPreference: engine) { await self.receive() } }
+
     /// Takes in what the process says until it is gone; then nobody waits for it any more.
-    func run() async {
-        let receiving = Task(executorPreference: engine) { await self.receive() }
+    func run(_ receiving: Task<Void, Never>) async {
         let ending = await process.end()
         // What it said last is heard, too.
         await receiving.value

@@ -173,7 +173,8 @@ package final class TargetProcesses: TargetOpener {
         if state.withLock({ $0.isShutDown }), case .reopen = request {
             guard case .reply = outcome else {
                 throw AgentError(
-                    .agentStopping, "Gave up opening \(spec.path): the agent is stopping", subject: spec.jobID)
+                    .agentStopping, "Gave up opening \(spec.path): the agent is stopping", subject: spec.jobID
+                )
             }
         }
         switch outcome {
@@ -213,9 +214,10 @@ package final class TargetProcesses: TargetOpener {
             state.connections[state.lastNumber] = connection
             return state.lastNumber
         }
+        let receiving = connection.listen()
         // It ends with the process, which `shutDown` kills.
         Task {
-            await connection.run()
+            await connection.run(receiving)
             state.withLock { $0.connections[number] = nil }
         }
         return connection

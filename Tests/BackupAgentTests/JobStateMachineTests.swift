@@ -35,6 +35,25 @@ struct JobStateMachineTests {
         .concluded: [.dismiss],
     ]
 
+    @Test("a job that an error has paused, or is about to pause, is so after a restart")
+    func resumingPausedByError() throws {
+        let error = JobIOError(side: .target, operation: .write, range: nil, errno: 28, message: "No space.")
+        var before = machine(in: .running)
+        _ = before.handle(.copyHalted(error))
+        // What is in flight has not ended yet.
+        #expect(before.state == .running && before.phase == .paused(.error))
+        _ = before.handle(.quiescent)
+        let phase = try #require(before.phase)
+        var after = JobStateMachine(
+            resuming: phase, pauseError: before.pauseError, waitsForFinalize: false, drains: false,
+            isGrouped: false)
+        #expect(after.state == .paused && after.pauseReason == .error && after.pauseError == error)
+        #expect(after.phase == phase)
+        #expect(throws: JobStateMachine.Refusal.alreadyPaused) { try after.handle(.pause) }
+        #expect(try after.handle(.resume).first == .resumeCopy)
+        #expect(after.state == .running && after.pauseError == nil && after.phase == .running)
+    }
+
     @Test(
         "each verb is accepted in the states of the table and refused in the others",
         arguments: JobVerb.allCases)

@@ -15,6 +15,9 @@ from test_cases import Guest, content, finish, uri
 
 SIZE = 64 * MiB
 PLACE = 60 * MiB
+# Where the guest writes. More than 64 KiB in a piece: less is written to staging by the thread that serves the drives,
+# which a frozen file system would hold up.
+WRITE = (PLACE + 256 * KiB, 512 * KiB)
 
 
 @pytest.fixture
@@ -52,6 +55,10 @@ def let_saving_fail(staging, fails):
     subprocess.run(["chattr", "+i" if fails else "-i", *files(staging)], check=True)
 
 
+def overwrite(verb="write"):
+    return f"{verb} -P 0x55 {WRITE[0]} {WRITE[1]}"
+
+
 def view_of(agent):
     address = f"unix:{agent.directory}/view.sock"
     agent.ok("export", "add", "--snapshot-of", "vm1", address)
@@ -64,7 +71,7 @@ def staging_errors(events):
 
 def lost(agent, stream, guest, view, reason):
     """The guest's write goes through, the job fails, nothing can be taken for the point in time any more."""
-    guest.does(f"write -P 0x55 {PLACE + 4096} 4k")
+    guest.does(overwrite())
     assert stream.end() == 1, stream.events
     error = next(event["failed"]["error"] for event in stream.events if kind(event) == "failed")
     assert error["reason"] == reason and "vm1" in error["message"], error
@@ -73,27 +80,28 @@ def lost(agent, stream, guest, view, reason):
     assert errors[0]["offset"] // MiB == PLACE // MiB, errors
     read = run("qemu-io", "-r", "-f", "raw", "-c", f"read -P 0x41 {PLACE} 64k", uri(view), check=False)
     assert read.returncode != 0 or "failed" in read.stdout, read.stdout
-    guest.does(f"read -P 0x41 {PLACE} 4k", f"read -P 0x55 {PLACE + 4096} 4k", f"read -P 0x41 {PLACE + 8192} 4k")
+    guest.does(f"read -P 0x41 {PLACE} 256k", overwrite("read"), f"read -P 0x41 {PLACE + 768 * KiB} 256k")
 
 
 def refused_to_the_guest(stream, guest, view):
     """The guest's write fails and changes nothing; the view stays what it was."""
-    said = guest.tries(f"write -P 0x55 {PLACE + 4096} 4k")
+    said = guest.tries(overwrite())
     assert "write failed" in said, said
-    guest.does(f"read -P 0x41 {PLACE} 64k")
+    guest.does(f"read -P 0x41 {PLACE} 1M")
     said = run("qemu-io", "-r", "-f", "raw", "-c", f"read -P 0x41 {PLACE} 1M", uri(view)).stdout
     assert "failed" not in said, said
     told = stream.until(lambda event: event.get("io_error", {}).get("side") == "staging")["io_error"]
-    assert told["action"] == "report" and told["operation"] == "write" and told["message"], told
+    assert told["action"] == "warn" and told["operation"] == "write" and told["message"], told
+    assert told["offset"] // MiB == PLACE // MiB, told
 
 
 def completes(agent, guest, stream, before, targets):
     """The guest may write again, and the backup is of its instant."""
-    guest.does(f"write -P 0x55 {PLACE + 4096} 4k")
+    guest.does(overwrite())
     agent.ok("job", "set-speed", "vm1", 0)
     assert stream.end() == 0, (stream.events, agent.log())
     assert content(targets / "t", "raw", targets) == before
-    guest.does(f"read -P 0x55 {PLACE + 4096} 4k")
+    guest.does(overwrite("read"))
 
 
 def test_if_saving_fails_the_point_in_time_is_lost_and_the_guest_goes_on(agent, targets, staging):

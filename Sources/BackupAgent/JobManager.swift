@@ -182,7 +182,8 @@ package actor JobManager {
             history?.writer.reserve(job: reservedNumber)
         }
         var info = JobInfo(
-            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created, progress: .none,
+            id: spec.jobID, type: spec.work, drive: spec.drive, target: spec.target, state: .created,
+            progress: .none,
             speedBytesPerSecond: spec.speedBytesPerSecond, sync: spec.sync, format: spec.format,
             createdAt: clock(), waitsForFinalize: spec.waitsForFinalize,
             waitsForDismiss: spec.waitsForDismiss,
@@ -304,7 +305,9 @@ package actor JobManager {
     }
 
     static func notFound(_ id: String) -> AgentError {
-        AgentError(.jobNotFound, "There is no job \(Identifier.quoted(id))", subject: id)
+        AgentError(
+            .jobNotFound, "There is no job \(Identifier.quoted(id)) ('job list --all' shows them)",
+            subject: id)
     }
 
     // MARK: What happens

@@ -41,8 +41,6 @@ final class HistoryWriter: Sendable {
         var task: Task<Void, Never>?
     }
 
-    /// How long the database may take for a batch before watchers wait for it no more.
-    static let patience = Duration.seconds(2)
     /// What waits to be written at most; about ten megabytes.
     static let bound = 20_000
     private static let batchSize = 512
@@ -53,17 +51,20 @@ final class HistoryWriter: Sendable {
     private let limits: HistoryLimits
     private let problems: AgentProblems
     private let clock: @Sendable () -> Int64
+    /// How long the database may take for a batch before watchers wait for it no more.
+    private let patience: Duration
     private let state = Mutex(State())
     private let wakeUps: AsyncStream<Void>
     private let waker: AsyncStream<Void>.Continuation
 
     init(
         store: StateStore, limits: HistoryLimits, problems: AgentProblems,
-        clock: @escaping @Sendable () -> Int64 = WallClock.now
+        patience: Duration = .seconds(2), clock: @escaping @Sendable () -> Int64 = WallClock.now
     ) {
         self.store = store
         self.limits = limits
         self.problems = problems
+        self.patience = patience
         self.clock = clock
         (wakeUps, waker) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
     }
@@ -171,11 +172,11 @@ final class HistoryWriter: Sendable {
                     outcome.fulfil(.failure(error))
                 }
             }
-            if await outcome.wait(atMost: Self.patience) == nil {
+            if await outcome.wait(atMost: patience) == nil {
                 problems.raise(
                     .history,
                     """
-                    The state directory has not answered for \(Self.patience.components.seconds) seconds \
+                    The state directory has not answered for \(patience.components.seconds) seconds \
                     (\(store.path)): what happens to jobs is told, but not kept
                     """)
                 log.showUnkept()

@@ -57,7 +57,8 @@ private final class SimTarget: JobTarget {
     let readsAsZero = true
     let failedOperation: JobIOError.Operation? = nil
     let manifestPath = ""
-    let resumption: TargetSpec.Resumption? = TargetSpec.Resumption(
+    // Of the protocol's own type: one that is not optional would not be taken for it, and the default, nil, would be.
+    let resumption: TargetSpec.Resumption? = .init(
         device: 0, inode: 0, birthTime: 0, isNew: true, overwrites: false, readsAsZero: true,
         clusterSize: 65536)
     private let targets: SimTargets

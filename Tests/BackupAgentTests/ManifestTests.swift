@@ -50,9 +50,9 @@ struct ManifestTests {
 
     @Test("what is written is read again as it was")
     func roundTrip() throws {
-        let seed = UInt64.random(in: .min ... .max)
+        let seed = testSeed()
         var generator = SeededGenerator(seed)
-        for _ in 0..<200 {
+        for _ in 0..<testRounds(200) {
             let manifest = random(&generator)
             #expect(try Manifest(decoding: manifest.encoded) == manifest, "seed \(seed)")
             var partial = manifest
@@ -75,9 +75,9 @@ struct ManifestTests {
 
     @Test("a manifest that was changed anywhere is refused or differs, and ends nobody")
     func mutations() throws {
-        let seed = UInt64.random(in: .min ... .max)
+        let seed = testSeed()
         var generator = SeededGenerator(seed)
-        for _ in 0..<300 {
+        for _ in 0..<testRounds(300) {
             let manifest = random(&generator)
             var bytes = manifest.encoded
             switch Int.random(in: 0..<3, using: &generator) {

@@ -136,7 +136,7 @@ struct VerbTests {
                 return .failure(AgentError(reason, status?.message ?? "\(error)"))
             }
         }
-        for round in 0..<6 {
+        for round in 0..<testRounds(6) {
             var request = BackupRequest(
                 drive: "vm1", target: directory.file("t\(round)"), sync: SyncMode(rawValue: sync.rawValue))
             request.format = "qcow2"
@@ -200,7 +200,7 @@ struct VerbTests {
                 return .failure(error)
             }
         }
-        for round in 0..<10 {
+        for round in 0..<testRounds(10) {
             let full = BlockError("Couldn't write", errno: 28, range: ByteRange(offset: 0, length: 4096))
             targets.script.withLock { $0.writeFails = full }
             var spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)

@@ -121,10 +121,10 @@ internal import Testing
         "extents have the digests that the format says, whatever was copied",
         arguments: DigestAlgorithm.allCases)
     func tree(algorithm: DigestAlgorithm) async throws {
-        let seed = UInt64.random(in: .min ... .max)
+        let seed = testSeed()
         var random = Chance(seed: seed)
         let engine = ThreadsEngine(name: "digests")
-        for round in 0..<12 {
+        for round in 0..<testRounds(12) {
             let scratch = try TemporaryDirectory()
             let files = try await make(&random, algorithm, scratch, engine)
             let computed = try await engine.run { () async throws(BlockError) in
@@ -144,10 +144,10 @@ internal import Testing
 
     @Test("one byte that is another is damage of its extent, and of no other")
     func damage() async throws {
-        let seed = UInt64.random(in: .min ... .max)
+        let seed = testSeed()
         var random = Chance(seed: seed)
         let engine = ThreadsEngine(name: "digests")
-        for round in 0..<12 {
+        for round in 0..<testRounds(12) {
             let scratch = try TemporaryDirectory()
             let files = try await make(&random, .xxh3, scratch, engine)
             let good = try files.model.digests(.xxh3)

@@ -178,15 +178,15 @@ struct HostFileTests {
         }
         let file = try opened.get()
         await inner.run {
-            await expect(.inputOutput, "Couldn't flush \(path): Input/output error") {
+            await expect(.dataLost, "Couldn't flush \(path): Input/output error") {
                 () async throws(BlockError) in try await file.flush()
             }
             for _ in 0..<2 {
-                await expect(.inputOutput, "a previous flush failed") {
+                await expect(.dataLost, "a previous flush failed") {
                     () async throws(BlockError) in try await file.flush()
                 }
             }
-            await expect(.inputOutput, "a previous flush failed") { () async throws(BlockError) in
+            await expect(.dataLost, "a previous flush failed") { () async throws(BlockError) in
                 try await file.waitForWriteback(file.range)
             }
         }
@@ -198,7 +198,7 @@ struct HostFileTests {
         try await withFaulty(.failsFirstFlushLate) { file, _ in
             let failures = await flushes(of: file, count: 8)
             #expect(failures.count == 8)
-            #expect(failures.allSatisfy { $0.code == .inputOutput })
+            #expect(failures.allSatisfy { $0.code == .dataLost })
         }
     }
 

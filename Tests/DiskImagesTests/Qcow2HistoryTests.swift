@@ -199,7 +199,7 @@ struct Qcow2HistoryTests {
                 try await withThrowingTaskGroup(of: Void.self) { group in
                     for request in round.requests { group.addTask { try await request.make(on: image) } }
                     group.addTask {
-                        try await image.withMetadataLock { () async throws(BlockError) in
+                        try await image.withWriteback { () async throws(BlockError) in
                             try await image.writeBack()
                         }
                     }

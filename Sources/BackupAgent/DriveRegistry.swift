@@ -285,7 +285,9 @@ package actor DriveRegistry {
     }
 
     private static func notFound(_ id: String) -> AgentError {
-        AgentError(.driveNotFound, "There is no drive \(Identifier.quoted(id))", subject: id)
+        AgentError(
+            .driveNotFound, "There is no drive \(Identifier.quoted(id)) ('drive list' shows them)",
+            subject: id)
     }
 
     private func checkUnused(_ drive: Drive) throws(AgentError) {

@@ -197,7 +197,9 @@ package actor ExportRegistry {
 
     private func find(_ name: String) throws(AgentError) -> ExportInfo {
         guard let entry = entries[name] else {
-            throw AgentError(.exportNotFound, "There is no export \(Identifier.quoted(name))", subject: name)
+            throw AgentError(
+                .exportNotFound, "There is no export \(Identifier.quoted(name)) ('export list' shows them)",
+                subject: name)
         }
         return entry.info
     }

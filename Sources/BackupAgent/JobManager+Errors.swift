@@ -10,11 +10,15 @@ extension JobManager {
 
     /// Has the job tell its errors here. Before its point in time is fixed.
     func listen(to job: BackupJob, _ number: JobNumber) async {
+        guard let inbox = records[number]?.inbox else { return }
         await job.onWarning { failure in
             // Ends at once: it only tells the manager.
-            Task { await self.warn(failure, number) }
+            guard failure.error.code != .noSpace else { return _ = Task { await self.warn(failure, number) } }
+            // A guest may try again and again.
+            var error = JobIOError(failure)
+            error.action = .warn
+            if inbox.put(error) { Task { await self.takeErrors(of: number) } }
         }
-        guard let inbox = records[number]?.inbox else { return }
         await job.onError { failure, action in
             var error = JobIOError(failure)
             error.action =

@@ -313,7 +313,9 @@ package actor JobManager {
     }
 
     static func notFound(_ id: String) -> AgentError {
-        AgentError(.jobNotFound, "There is no job \(Identifier.quoted(id))", subject: id)
+        AgentError(
+            .jobNotFound, "There is no job \(Identifier.quoted(id)) ('job list --all' shows them)",
+            subject: id)
     }
 
     // MARK: What happens

@@ -219,8 +219,8 @@ package final class BackupJob: Sendable {
     /// afterwards, and when the point in time is lost.
     package var view: any BlockDevice { PointInTimeView(point, target: target, base: base) }
 
-    /// What the operator is to know, once for each cause (staging is getting full, for instance); set before
-    /// `fixPointInTime`.
+    /// What the operator is to know: that staging is getting full, once; and, with `breakGuestWrite`, each old content that
+    /// could not be saved. Set before `fixPointInTime`.
     package func onWarning(_ body: @escaping @Sendable (IOFailure) -> Void) async {
         await drive.engine.run { point.state.value.warn = body }
     }

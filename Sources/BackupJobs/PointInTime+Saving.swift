@@ -256,7 +256,14 @@ extension PointInTime {
             staging.noteFull()
         } else if options.saveFailure == .breakSnapshot {
             lose(error, .write, error.range ?? bytes(ofBlocks: blocks))
+        } else {
+            tellOfRefusal(error, error.range ?? bytes(ofBlocks: blocks))
         }
+    }
+
+    /// The guest's write fails for the backup's sake, and the job goes on: people are to know.
+    private func tellOfRefusal(_ error: BlockError, _ range: ByteRange) {
+        state.value.warn(IOFailure(.staging, .write, range, error))
     }
 
     private func isOutOfSpace(_ error: BlockError?) -> Bool { error?.code == .noSpace }
@@ -309,6 +316,7 @@ extension PointInTime {
         if isAnyProtected(save.blocks), options.saveFailure == .breakSnapshot {
             return lose(error, .write, bytes(ofBlocks: save.blocks))
         }
+        if isAnyProtected(save.blocks) { tellOfRefusal(error, bytes(ofBlocks: save.blocks)) }
         // Each looks whether its own blocks still need saving.
         let waiters = state.value.saves[index].waiters
         state.value.saves[index].waiters = []

@@ -13,6 +13,8 @@ enum EventText {
     private static func text(_ event: JobEvent) -> String {
         switch event.event {
         case .started(let started):
+            // Without a drive a backup is verified, or restored to a file.
+            guard !started.drive.isEmpty else { return "started: \(started.target) (\(started.format))" }
             let words = [started.sync.name, started.format].filter { !$0.isEmpty }.joined(separator: ", ")
             return "started: \(started.drive) to \(started.target) (\(words))"
         case .stateChanged(let change):

@@ -22,7 +22,7 @@ extension JobStory {
 
     private func verb(_ result: JobResult) -> String {
         switch type {
-        case .verify: "verified, and found whole,"
+        case .verify: "verified"
         case .restore: "restored"
         default: result == .completed ? "backed up" : "backed up, but not whole,"
         }
@@ -30,7 +30,8 @@ extension JobStory {
 
     /// ` (full, qcow2)`, as far as it is known.
     private var how: String {
-        let words = [sync.isUnspecified ? "" : sync.name, format].filter { !$0.isEmpty }
+        let isBackup = type != .verify && type != .restore
+        let words = [isBackup && !sync.isUnspecified ? sync.name : "", format].filter { !$0.isEmpty }
         return words.isEmpty ? "" : " (\(words.joined(separator: ", ")))"
     }
 
@@ -69,7 +70,8 @@ extension JobStory {
             "\(id) goes on"
         case .aborting where sync == .none:
             "\(id) is ending"
-        case .aborting:
+        // Nothing is undone when a verify ends.
+        case .aborting where type != .verify:
             "\(id) is being given up"
         default: nil
         }
@@ -122,6 +124,7 @@ extension JobStory {
                 let seconds = Double(time.inNanoseconds) / 1e9
                 if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
             }
+            if type == .verify { line += "; it is whole" }
             if result != .completed {
                 line += "; \(ByteSize.text(missing)) could not be read or written and are missing"
                 if !ranges.isEmpty { line += ": " + Self.places(ranges, of: missing) }

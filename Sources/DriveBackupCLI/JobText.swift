@@ -69,7 +69,10 @@ enum JobText {
 
     /// What there is to say about the job, in a few lines. `prefix` is how a command to its agent begins.
     static func story(_ job: Job, prefix: String) -> [String] {
-        let words = [job.sync.isUnspecified ? "" : job.sync.name, job.format].filter { !$0.isEmpty }
+        let isBackup = job.type != .verify && job.type != .restore
+        let words = [isBackup && !job.sync.isUnspecified ? job.sync.name : "", job.format].filter {
+            !$0.isEmpty
+        }
         let kind = words.isEmpty ? "" : " (\(words.joined(separator: ", ")))"
         var lines = ["\(ColumnText.printable(job.id)): \(names(job))\(kind)"]
         func add(_ title: String, _ text: String) {
@@ -86,7 +89,11 @@ enum JobText {
             add("staging", "\(ByteSize.text(staging.used)) of at most \(ByteSize.text(staging.limit))")
         }
         if job.createdAt > 0 { add("asked", TimeText.instant(nanoseconds: job.createdAt)) }
-        add("instant", job.pointInTime > 0 ? TimeText.instant(nanoseconds: job.pointInTime) : "not fixed yet")
+        if isBackup {
+            add(
+                "instant",
+                job.pointInTime > 0 ? TimeText.instant(nanoseconds: job.pointInTime) : "not fixed yet")
+        }
         if job.endedAt > 0 {
             let time = duration(job).map(TimeText.words) ?? ""
             let rate = rate(job).map { ", \($0)" } ?? ""
@@ -108,7 +115,9 @@ enum JobText {
         if policies != ["report", "report"] {
             add("policies", "\(policies[0]) for errors of the drive, \(policies[1]) for those of the target")
         }
-        if !job.manifest.isEmpty { add("manifest", job.manifest) }
+        // A backup that did not complete has left none.
+        let hasManifest = !isBackup || (job.result != .failed && job.result != .cancelled)
+        if !job.manifest.isEmpty, hasManifest { add("manifest", job.manifest) }
         addTrouble(of: job, add)
         if let next = next(job) { add("next", "\(prefix) job \(next) \(job.id)") }
         return lines

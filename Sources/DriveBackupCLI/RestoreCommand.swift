@@ -7,9 +7,9 @@ struct RestoreCommand: ToolCommand {
         commandName: "restore",
         abstract: "Write a backup to a new image or to a drive.",
         discussion: """
-            All that the backup lies on is written, too. DESTINATION is a file when there is a slash in it, else a drive, whose content is overwritten; nobody may have \
-            the drive open. What is read is compared with the backup's manifest: a damaged backup makes no new image, and a \
-            drive that was written in part says so. Exits with the result: 0 completed, 1 failed, 4 cancelled. Ctrl-C leaves \
+            All that the backup lies on is written, too. DESTINATION is a file when there is a slash in it, else a drive, \
+            whose content is overwritten; nobody may have the drive open. What is read is compared with the backup's \
+            manifest: a damaged backup makes no new image, and a drive that was written in part says so. Exits with the result: 0 completed, 1 failed, 4 cancelled. Ctrl-C leaves \
             the job running (exit status 130).
 
             Examples:

@@ -10,12 +10,13 @@ struct StartGroupCommand: ToolCommand {
             Prints the jobs' ids, a line each, once the point in time is fixed for all of them; if one cannot be started, none \
             is, and no file is left. Each job is its drive's own afterwards: 'drive-backup job' shows and ends it alone. With \
             --completion grouped they end together: those that have copied everything wait for the others, all targets get \
-            their names or none does, and when one job fails or is cancelled the others are cancelled. The exit status is that of the job that ended worst: 1 failed, 4 cancelled, 3 completed with ranges missing, \
-            0 completed.
+            their names or none does, and when one job fails or is cancelled the others are cancelled. The exit status is \
+            that of the job that ended worst: 1 failed, 4 cancelled, 3 completed with ranges missing, 0 completed.
 
             Examples:
               drive-backup start-group vm1=/backup/vm1.qcow2 vm2=/backup/vm2.qcow2
               drive-backup start-group a=/backup/a b=/backup/b --speed 50M --detach
+              drive-backup start-group a=/backup/a b=/backup/b --completion grouped
             """)
 
     @OptionGroup var global: GlobalOptions

@@ -60,7 +60,8 @@ def hangs(process):
 class FreezingFileSystem:
     """An ext4 of its own, in which every change hangs, in a way that no signal ends, while it is frozen."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, size=96 << 20):
+        self.size = size
         self.path = directory / "freezing"
         self.image = directory / "freezing.img"
         self.is_frozen = self.is_mounted = False
@@ -69,7 +70,7 @@ class FreezingFileSystem:
         """False where that is not possible here."""
         self.path.mkdir()
         with open(self.image, "wb") as file:
-            file.truncate(96 << 20)
+            file.truncate(self.size)
         for command in (["mkfs.ext4", "-q", "-F", str(self.image)],
                         ["mount", "-o", "loop", str(self.image), str(self.path)]):
             if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:

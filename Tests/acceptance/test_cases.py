@@ -7,6 +7,7 @@ import json
 import subprocess
 
 import pytest
+from faults import failing
 from harness import END_EVENTS, kind, untouched
 from images import CLUSTER, KiB, MiB, allocated, check, create, data_bytes, info, qemu_img, qemu_io, raw, run, same
 
@@ -24,10 +25,16 @@ class Guest:
         self.address = f"unix:{agent.directory}/{drive}.nbd"
         agent.ok("export", "add", drive, self.address)
 
-    def does(self, *commands):
+    def tries(self, *commands):
+        """Returns what qemu-io says."""
         arguments = [word for command in commands for word in ("-c", command)]
         done = run("qemu-io", "-f", "raw", "-d", "unmap", *arguments, uri(self.address), check=False)
-        assert done.returncode == 0 and "failed" not in done.stdout, done.stdout
+        assert done.returncode == 0 or "failed" in done.stdout, done
+        return done.stdout
+
+    def does(self, *commands):
+        said = self.tries(*commands)
+        assert "failed" not in said, said
 
 
 @pytest.fixture
@@ -380,6 +387,42 @@ def test_independent_jobs_of_a_group_end_each_for_itself(start_agent, images, ta
     assert agent.stream("job", "watch", "a").end() == 4
     finish(agent, "b")
     assert (targets / "b").read_bytes() == disks["b"].read_bytes() and not (targets / "a").exists()
+
+
+def test_in_a_grouped_completion_one_that_fails_ends_all(start_agent, images, targets, tmp_path):
+    """62"""
+    disks = {name: raw(images / f"{name}.raw", SIZE, [(0, SIZE)]) for name in ("a", "b")}
+    with failing(tmp_path / "mount", disks["b"], read="EIO") as failing_disk:
+        agent = start_agent(f"id=a,file={disks['a']},format=raw", f"id=b,file={failing_disk},format=raw,read-only=on")
+        pairs = [f"{name}={targets}/{name}" for name in disks]
+        agent.ok("start-group", *pairs, "--completion", "grouped", "--speed", "1", "--detach")
+        streams = {name: agent.stream("job", "watch", name) for name in disks}
+        agent.ok("job", "set-speed", "a", 0)
+        streams["a"].until_state("waiting")
+        (tmp_path / "mount.trigger").touch()
+        agent.ok("job", "set-speed", "b", 0)
+        assert {name: stream.end() for name, stream in streams.items()} == {"a": 4, "b": 1}
+        error = next(event["failed"]["error"] for event in streams["b"].events if kind(event) == "failed")
+        assert error["reason"] == "IO_ERROR", error
+        assert [kind(event) for event in streams["a"].events if kind(event) in END_EVENTS] == ["cancelled"]
+        assert list(targets.iterdir()) == []
+        (tmp_path / "mount.trigger").unlink()
+        agent.ok("start-group", *pairs, "--completion", "grouped")
+    for name, disk in disks.items():
+        assert (targets / name).read_bytes() == disk.read_bytes()
+
+
+def test_in_a_grouped_completion_one_that_is_cancelled_cancels_all(start_agent, images, targets):
+    """63"""
+    disks = {name: raw(images / f"{name}.raw", SIZE, [(0, SIZE)]) for name in ("a", "b")}
+    agent = start_agent(*[f"id={name},file={disk},format=raw" for name, disk in disks.items()])
+    agent.ok(
+        "start-group", *[f"{name}={targets}/{name}" for name in disks], "--completion", "grouped", "--speed", "1",
+        "--detach")
+    streams = [agent.stream("job", "watch", name) for name in disks]
+    agent.ok("job", "cancel", "b")
+    assert [stream.end() for stream in streams] == [4, 4]
+    assert list(targets.iterdir()) == []
 
 
 def test_if_one_of_a_group_cannot_start_none_does_and_nothing_is_left(start_agent, images, targets):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from harness import PATIENCE, assert_events, kind
 from images import MiB, raw
+from target_processes import target_processes
 
 SIZE = 1 * MiB
 
@@ -90,6 +91,10 @@ def test_what_was_seen_before_a_kill_is_there_after_it(start_agent, disk, target
         missing = [event for event in seen if event not in kept]
         assert not missing, f"seen and not kept: {missing}"
         assert len({event["sequence"] for event in seen}) == len(seen)
+        if not number % 2:
+            # It has gone on.
+            agent.ok("job", "cancel", "vm1")
+            assert agent.stream("job", "watch", "vm1").end() == 4
     ends = [event for event in seen if kind(event) == "completed"]
     completed = [job for job in agent.ok("job", "list", "--all").objects if job["result"] == "completed"]
     assert len(ends) == 3 and [job["last_sequence"] for job in completed] == [end["sequence"] for end in ends]
@@ -274,12 +279,13 @@ def test_hooks_get_the_job(start_agent, disk, targets, tmp_path):
     agent.slow_job("vm1", targets / "b")
     agent.ok("job", "cancel", "vm1")
     assert agent.stream("job", "watch", "vm1").end() == 4
-    # A job that the agent's end makes fail has its hook, too.
-    agent.slow_job("vm1", targets / "c", speed="4K")
-    assert agent.terminate()[0] == 0
+    agent.slow_job("vm1", targets / "c", "--manual-finalize", speed="4K")
+    os.kill(target_processes(agent)["vm1"], signal.SIGKILL)
+    agent.run("job", "finalize", "vm1")
+    agent.run("job", "set-speed", "vm1", 0)
     wait_for(failed.exists, "the hook for a failed job was not run")
     job = json.loads(failed.read_text())
-    assert (job["id"], job["result"], job["error"]["reason"]) == ("vm1", "failed", "AGENT_STOPPING")
+    assert (job["id"], job["result"], job["error"]["reason"]) == ("vm1", "failed", "IO_ERROR")
     assert not done.exists()
 
 

@@ -182,6 +182,15 @@ def test_while_a_drive_is_restored_nobody_gets_it_and_a_cancel_says_what_is_left
     agent.ok("restore", targets / "t.raw", "spare")
 
 
+def test_people_are_told_what_was_verified(agent, targets):
+    agent.backup("vm1", targets / "t.raw", "--format", "raw")
+    said = agent.ok("verify", targets / "t.raw", as_json=False)
+    assert "verified" in said.err and "it is whole" in said.err, said
+    shown = agent.ok("job", "show", "verify-t.raw", as_json=False).out
+    assert "verify of" in shown and "full" not in shown and "instant" not in shown, shown
+    assert f"started: {targets / 't.raw'} (raw)" in agent.ok("events", as_json=False).out
+
+
 def test_a_verify_can_be_cancelled(agent, targets):
     agent.backup("vm1", targets / "t.raw", "--format", "raw")
     agent.ok("verify", targets / "t.raw", "--speed", "1", "--detach", "--job-id", "v")

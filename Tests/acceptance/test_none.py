@@ -119,7 +119,7 @@ def test_what_a_killed_agent_has_left_goes_on_or_is_removed_and_told(start_agent
     assert "The job starting was being started" in agent.log()
     assert [path.name for path in (agent.directory / "run" / "jobs").iterdir()] == ["1-nightly.record"]
     staging = agent.directory / "state" / "staging"
-    assert {path.name for path in staging.iterdir()} == {"staging.lock", "1-nightly.staging"}
+    assert {path.name for path in staging.iterdir()} == {"staging.lock", "1-nightly.staging", "1-nightly.sums"}
     assert (targets / "t.partial").exists()
     agent.ok("job", "set-speed", "nightly", "0")
     assert agent.stream("job", "watch", "nightly").end() == 0

@@ -311,7 +311,7 @@ public struct ErrorAction: WireEnum {
     public static let ignore = Self(rawValue: 2)
     /// The job is paused.
     public static let stop = Self(rawValue: 3)
-    /// Nothing has failed yet: a warning.
+    /// The job has not failed: a warning.
     public static let warn = Self(rawValue: 4)
 
     public static let allCases: [Self] = [

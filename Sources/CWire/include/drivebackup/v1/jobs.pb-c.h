@@ -215,7 +215,7 @@ typedef enum _Drivebackup__V1__ErrorAction {
    */
   DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_STOP = 3,
   /*
-   * Nothing has failed yet: a warning.
+   * The job has not failed: a warning.
    */
   DRIVEBACKUP__V1__ERROR_ACTION__ERROR_ACTION_WARN = 4
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__ERROR_ACTION)

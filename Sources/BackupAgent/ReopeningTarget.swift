@@ -145,8 +145,8 @@ final class ReopeningTarget: JobTarget {
             await opener.removeLater(
                 TargetLeftover(
                     jobID: spec.jobID, path: spec.path,
-                    identity: FileIdentity(fileOn: known.device, inode: known.inode), birthTime: known.birthTime,
-                    overwrites: known.overwrites))
+                    identity: FileIdentity(fileOn: known.device, inode: known.inode),
+                    birthTime: known.birthTime, overwrites: known.overwrites))
         }
         return false
     }

@@ -86,7 +86,8 @@ struct StoredJob: Codable, Sendable, Hashable {
         known.isOtherBoot = isOtherBoot
         // The manifest of a device is known by the name that the client gave it.
         return TargetSpec(
-            path: known.isNew ? target : spec.target, mode: .resume(known), format: format, size: drive.size, sync: sync, access: access,
+            path: known.isNew ? target : spec.target, mode: .resume(known), format: format, size: drive.size,
+            sync: sync, access: access,
             job: JobNumber(value: number), jobID: spec.jobID, manifestDirectory: manifestDirectory,
             isRestored: spec.work != .backup)
     }

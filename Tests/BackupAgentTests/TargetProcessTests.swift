@@ -163,7 +163,8 @@ struct TargetProcessTests {
         func identity(_ name: String) -> FileIdentity? { FileIdentity.of(path: directory.file(name)) }
         func leftover(_ name: String, _ identity: FileIdentity?, birthTime: UInt64 = 0) -> TargetLeftover {
             TargetLeftover(
-                jobID: "j", path: directory.file(name), identity: identity, birthTime: birthTime, overwrites: false)
+                jobID: "j", path: directory.file(name), identity: identity, birthTime: birthTime,
+                overwrites: false)
         }
         func birthTime(_ name: String) throws -> UInt64 {
             let descriptor = try Directory(directory.path).open(name, readOnly: true)

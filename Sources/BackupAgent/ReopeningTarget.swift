@@ -146,8 +146,7 @@ final class ReopeningTarget: JobTarget {
                 TargetLeftover(
                     jobID: spec.jobID, path: spec.path,
                     identity: FileIdentity(fileOn: known.device, inode: known.inode),
-                    birthTime: known.birthTime,
-                    overwrites: known.overwrites))
+                    birthTime: known.birthTime, overwrites: known.overwrites))
         }
         return false
     }

@@ -85,6 +85,7 @@ enum JobText {
         if job.state != .concluded {
             add("speed", job.speed > 0 ? "\(ByteSize.rate(job.speed)) at most" : "unlimited")
         }
+        if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
         if let staging = job.staging {
             add("staging", "\(ByteSize.text(staging.used)) of at most \(ByteSize.text(staging.limit))")
         }

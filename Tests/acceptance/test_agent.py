@@ -96,6 +96,7 @@ def test_kill_leaves_nothing_that_looks_finished(start_agent, disk, targets):
     assert not (targets / "t").exists()
     for job in agent.ok("job", "list").objects:
         agent.ok("job", "cancel", job["id"])
+        assert agent.stream("job", "watch", job["id"]).end() == 4
     agent.backup("vm1", targets / "t", "--overwrite")
     same(disk, "raw", targets / "t", "raw")
 

@@ -54,7 +54,9 @@ extension CopyLoop {
             if state.failure == nil { state.failure = failure }
         }
         point.letGo()
-        if !requests.isAbandoned { requests.abandon() }
+        guard !requests.isAbandoned else { return }
+        control.failed()
+        requests.abandon()
     }
 
     /// Nothing new is to be begun.

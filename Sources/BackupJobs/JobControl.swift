@@ -26,16 +26,17 @@ package final class JobControl: Sendable {
         var isFinishing = false
         var isSuspended = false
         var isRunning = false
-        var hasEnded = false
+        /// The run has ended, or is about to: something has failed, and requests to the target are left behind.
+        var isEnding = false
         var inFlight = 0
         var progress = Progress(current: 0, total: 0)
         var nextWaiter: UInt64 = 0
         var waiters: [UInt64: UnsafeContinuation<Bool, Never>] = [:]
 
         var isHeld: Bool { isPaused || isHalted }
-        var isQuiescent: Bool { isHeld && inFlight == 0 && !isCancelled && !hasEnded }
+        var isQuiescent: Bool { isHeld && inFlight == 0 && !isCancelled && !isEnding }
         var mayGoOn: Bool { !isCancelled && !isHeld && !isSuspended && inFlight < depth }
-        var willNotBeQuiescent: Bool { !isHeld || isCancelled || hasEnded }
+        var willNotBeQuiescent: Bool { !isHeld || isCancelled || isEnding }
 
         /// Takes out whoever waits for what has come about, or can't any more.
         mutating func takeWaiters() -> [UnsafeContinuation<Bool, Never>] {
@@ -176,10 +177,13 @@ package final class JobControl: Sendable {
 
     func began() { change { $0.isRunning = true } }
 
+    /// The run is about to return with a failure: it will be paused no more, whatever the target still does.
+    func failed() { change { $0.isEnding = true } }
+
     func ended() {
         change { state in
             state.isRunning = false
-            state.hasEnded = true
+            state.isEnding = true
         }
     }
 

@@ -139,7 +139,6 @@ enum JobText {
             add("error", error.message + (error.reason.isEmpty ? "" : " [\(error.reason)]"))
         }
         if let error = job.pauseError { add("cause", place(error)) }
-        if !job.targetBusy.isEmpty { add("busy", job.targetBusy) }
         if job.missingBytes > 0 {
             add("missing", ByteSize.text(job.missingBytes))
             let shown = job.missing.prefix(shownRanges)

@@ -68,7 +68,7 @@ package final class Agent: Sendable {
         }
         engines = EnginePool(kind: configuration.engine?.kind ?? .preferred())
         let starter: any IOEngine
-        do throws(BlockError) { starter = try engines.engine() } catch {
+        do throws(BlockError) { starter = try engines.engine(forDrive: false) } catch {
             throw AgentError(error, of: .drive, subject: "")
         }
         let problems = AgentProblems(logger: logger)

@@ -220,7 +220,7 @@ package actor DriveRegistry {
 
     /// An engine for what a job opens beside drives.
     func engine(for path: String) throws(AgentError) -> any IOEngine {
-        do throws(BlockError) { return try engines.engine() } catch {
+        do throws(BlockError) { return try engines.engine(forDrive: false) } catch {
             throw AgentError(error, of: .drive, subject: path)
         }
     }

@@ -6,7 +6,8 @@ internal import Synchronization
 package final class EnginePool: Sendable {
     private struct State {
         var engines: [any IOEngine] = []
-        var next = 0
+        /// How many drives were given an engine.
+        var drives = 0
     }
 
     /// What the engines are.
@@ -19,15 +20,23 @@ package final class EnginePool: Sendable {
         self.maximum = maximum
     }
 
-    /// The engine for one more drive.
-    package func engine() throws(BlockError) -> any IOEngine {
+    /// The engine for one more drive, or for what needs one for a while. One that serves several drives waits for the disk
+    /// of none.
+    package func engine(forDrive isDrive: Bool = true) throws(BlockError) -> any IOEngine {
         try state.withLock { state throws(BlockError) in
-            if state.engines.count < maximum {
-                state.engines.append(try kind.makeEngine(name: "drives \(state.engines.count)"))
-            }
-            state.next += 1
-            return state.engines[state.next % state.engines.count]
+            let place = state.drives % maximum
+            let engine = try place < state.engines.count ? state.engines[place] : add(to: &state)
+            guard isDrive else { return engine }
+            if state.drives >= maximum { engine.share() }
+            state.drives += 1
+            return engine
         }
+    }
+
+    private func add(to state: inout State) throws(BlockError) -> any IOEngine {
+        let engine = try kind.makeEngine(name: "drives \(state.engines.count)")
+        state.engines.append(engine)
+        return engine
     }
 
     /// Ends all engines. No drive is open any more.

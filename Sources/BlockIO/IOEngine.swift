@@ -17,7 +17,7 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
     /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
-    /// its own thread.
+    /// its own thread, unless that serves several drives.
     func writeQuickly(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
     /// fsync, or fdatasync where `dataOnly`.
     func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int
@@ -39,6 +39,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
     func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
 
+    /// Several drives are served from now on: the engine's own thread makes no call that the disk of one could hold up.
+    func share()
+
     /// Ends the engine's threads once nothing is in flight. Nothing may be enqueued afterwards.
     func shutDown() async
 }
@@ -47,6 +50,8 @@ extension IOEngine {
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int { await write(descriptor, bytes, at: offset) }
+
+    package func share() {}
 
     // Engines of tests need no sockets.
     package func accept(_: Int32) async -> Int { Int(-ENOSYS) }

@@ -1,5 +1,6 @@
 internal import CBlockIO
 package import Glibc
+internal import Synchronization
 
 /// An engine of one thread with an io_uring.
 ///
@@ -16,6 +17,7 @@ package final class RingEngine: IOEngine {
     // SAFETY: as `ring`; `isCurrent` is asked before every use.
     private nonisolated(unsafe) let inline = InlineTransfers()
     private let wakeDescriptor: Int32
+    private let isShared = Atomic(false)
 
     /// How many turns of jobs may pass before the kernel is asked for completions.
     private static let roundsPerTurn = 8
@@ -54,6 +56,8 @@ package final class RingEngine: IOEngine {
     package func checkIsolated() { preconditionCurrent() }
 
     package func isIsolatingCurrentContext() -> Bool? { isCurrent }
+
+    package func share() { isShared.store(true, ordering: .relaxed) }
 
     package func shutDown() async { await core.shutDown() }
 
@@ -104,8 +108,9 @@ package final class RingEngine: IOEngine {
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int {
-        // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work.
-        if core.queue.isCurrent, !ring.isHeld(descriptor),
+        // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work; nor is
+        // it to wait for a file system that is frozen while others have drives here, too.
+        if core.queue.isCurrent, !isShared.load(ordering: .relaxed), !ring.isHeld(descriptor),
             let count = inline.write(descriptor, bytes, at: offset)
         {
             return count

@@ -14,13 +14,15 @@ from servers import IS_PEER
 
 pytestmark = pytest.mark.skipif(IS_PEER, reason="the peer's jobs do not outlive it")
 
+# Drive, sync, format and how many backups: with five ends of the agent in each, nine of ten by kill -9, each sync mode
+# sees more than fifty.
 CASES = [
-    pytest.param("raw", "full", "raw", id="raw-full-raw"),
-    pytest.param("raw", "full", "qcow2", id="raw-full-qcow2"),
-    pytest.param("raw", "none", "qcow2", id="raw-none-qcow2"),
-    pytest.param("overlay-64K", "full", "raw", id="overlay-full-raw"),
-    pytest.param("overlay-64K", "top", "qcow2", id="overlay-top-qcow2"),
-    pytest.param("overlay-64K", "none", "qcow2", id="overlay-none-qcow2"),
+    pytest.param("raw", "full", "raw", 4, id="raw-full-raw"),
+    pytest.param("raw", "full", "qcow2", 4, id="raw-full-qcow2"),
+    pytest.param("raw", "none", "qcow2", 6, id="raw-none-qcow2"),
+    pytest.param("overlay-64K", "full", "raw", 4, id="overlay-full-raw"),
+    pytest.param("overlay-64K", "top", "qcow2", 12, id="overlay-top-qcow2"),
+    pytest.param("overlay-64K", "none", "qcow2", 6, id="overlay-none-qcow2"),
 ]
 
 
@@ -28,7 +30,7 @@ def killed_at_random(server, guests, chance, kills, slowest=0.4):
     """Kills or stops the agent so often, under its guests, which come back."""
     for kill in range(kills):
         time.sleep(chance.random() * slowest)
-        if chance.random() < 0.75:
+        if chance.random() < 0.9:
             server.kill()
         else:
             server.stop()
@@ -55,15 +57,15 @@ def failure(server, job):
     return end["failed"]["error"]["reason"]
 
 
-@pytest.mark.parametrize("drive_kind,sync,image_format", CASES)
+@pytest.mark.parametrize("drive_kind,sync,image_format,turns", CASES)
 def test_a_backup_goes_on_over_kills_and_stops(
-        drive_kind, sync, image_format, served, clients, images, targets, tmp_path, seed):
+        drive_kind, sync, image_format, turns, served, clients, images, targets, tmp_path, seed):
     chance = random.Random(seed)
     drive = make(images, drive_kind, seed)
     server = served(drive)
     guest = clients.guest(server.endpoint(drive), seed, depth=8, survive=True)
     guest.run()
-    for turn in range(3):
+    for turn in range(turns):
         guest.go_on(100)
         guest.quiesce()
         truth = guest.truth(tmp_path / f"truth-{turn}")

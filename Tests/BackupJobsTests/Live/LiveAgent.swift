@@ -190,9 +190,11 @@ final class LiveAgent: Sendable {
             await sim.pass(.microseconds(500 + sim.random { $0.below(20_000) }))
             guard control.isHalted else { continue }
             if await control.quiescent() {
-                let before = control.progress
+                let (before, taken) = (control.progress, history.state.withLock { $0.pausesTakenBack })
                 await sim.pass(.microseconds(sim.random { $0.below(5000) }))
-                if control.isQuiescent, control.progress != before {
+                if control.isQuiescent, control.progress != before,
+                    history.state.withLock({ $0.pausesTakenBack }) == taken
+                {
                     history.complain("a job that is halted goes on")
                 }
             }
@@ -214,6 +216,7 @@ final class LiveAgent: Sendable {
                 await sim.pass(.microseconds(sim.random { $0.below(20_000) }))
                 control.pause()
                 await sim.pass(.microseconds(sim.random { $0.below(8000) }))
+                history.state.withLock { $0.pausesTakenBack += 1 }
                 control.resume()
                 control.setSpeed(Int64(sim.random { $0.below(6 << 20) }))
             }

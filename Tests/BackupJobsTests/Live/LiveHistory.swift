@@ -62,6 +62,8 @@ final class LiveHistory: Sendable {
         var leftOut: Set<Int> = []
         /// How often somebody resumed a job that an error had halted.
         var resumes = 0
+        /// How often somebody took back a pause, who may have resumed a job that was halted meanwhile.
+        var pausesTakenBack = 0
     }
 
     /// Each has one request in flight at most.

@@ -12,10 +12,14 @@ struct OpenedBackup: Sendable {
     var manifestPath: String
     /// The image does not hold everything by itself, and what it lies on is not open.
     var isLayer: Bool
+    /// What whoever reads it back has to know of what it lies on, a sentence each.
+    var remarks: [String] = []
 
-    /// The drive as it was, as long as it was: a qcow2 disk may be longer by a part of a sector.
+    /// The drive as it was, as long as it was (a qcow2 disk may be longer by a part of a sector), and zeroes where the
+    /// backup lacks it, whatever stands there.
     var device: any BlockDevice {
-        image.device.size == manifest.size ? image.device : PrefixDevice(image.device, size: manifest.size)
+        let isSame = image.device.size == manifest.size && manifest.missing.isEmpty
+        return isSame ? image.device : BackupDevice(image.device, manifest)
     }
 }
 
@@ -60,9 +64,38 @@ struct BackupOpening: Sendable {
             try? await image.close()
             throw error
         }
-        return OpenedBackup(
+        var backup = OpenedBackup(
             image: image, manifest: manifest, path: file, manifestPath: place.path,
             isLayer: !withChain && image.layers.first?.backingName != nil)
+        guard withChain, let below = image.layers.dropFirst().first else { return backup }
+        do throws(AgentError) { backup.remarks = [try await remark(on: below.path, under: manifest, of: file)] } catch {
+            // As above.
+            try? await image.close()
+            throw error
+        }
+        return backup
+    }
+
+    /// What there is to say of the file that a backup lies on. Throws when it is known to be another than it was.
+    private func remark(
+        on path: String, under manifest: Manifest, of file: String
+    ) async throws(AgentError) -> String {
+        let rest = "What \(file) does not hold itself comes from \(path)"
+        if manifest.sync == .none { return "\(rest), as that is now: nothing vouches for it" }
+        guard let id = manifest.parent?.id else { return "\(rest), which had no manifest: nothing vouches for it" }
+        let found: Manifest
+        do throws(AgentError) { found = try await ManifestPlace(path: path).read(on: engine) } catch {
+            throw AgentError(
+                .manifestMismatch, "Couldn't use \(file): it lies on the backup \(path), and \(error.message)",
+                subject: path)
+        }
+        guard found.id == id, found.state == .complete else {
+            throw AgentError(
+                .manifestMismatch,
+                "Couldn't use \(file): it was made on the backup \(id), and \(path) is another one now, \(found.id) "
+                    + "(put the right one there)", subject: path)
+        }
+        return "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
     }
 
     private static func check(
@@ -107,16 +140,19 @@ struct BackupOpening: Sendable {
     }
 }
 
-/// The beginning of a device.
-private final class PrefixDevice: BlockDevice {
+/// A backup's image as its manifest tells it.
+private final class BackupDevice: BlockDevice {
     private let device: any BlockDevice
     let size: UInt64
+    /// In order.
+    private let missing: [ByteRange]
 
-    /// `size` is at most the device's.
-    init(_ device: any BlockDevice, size: UInt64) {
-        precondition(size <= device.size, "a device has its beginning")
+    /// The manifest's size is at most the device's.
+    init(_ device: any BlockDevice, _ manifest: Manifest) {
+        precondition(manifest.size <= device.size, "a device has its beginning")
         self.device = device
-        self.size = size
+        size = manifest.size
+        missing = manifest.missing
     }
 
     var name: String { device.name }
@@ -127,6 +163,18 @@ private final class PrefixDevice: BlockDevice {
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         try check(range, to: "read")
         try await device.read(range, into: buffer)
+        for hole in missing(in: range) {
+            let start = Int(hole.offset - range.offset)
+            buffer[start..<start + Int(hole.length)].bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        }
+    }
+
+    private func missing(in range: ByteRange) -> [ByteRange] {
+        missing.compactMap { hole in
+            let start = max(hole.offset, range.offset)
+            let end = min(hole.end, range.end)
+            return start < end ? ByteRange(start..<end) : nil
+        }
     }
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) { throw readOnly }

@@ -28,6 +28,9 @@ extension JobManager {
         records[number]?.manifest = backup.manifest
         records[number]?.info.manifest = backup.manifestPath
         records[number]?.isLayer = backup.isLayer
+        records[number]?.earlyWarnings += backup.remarks.map { remark in
+            JobIOError(side: .source, operation: .read, range: nil, errno: 0, message: remark, action: .warn)
+        }
         return DriveLease(
             id: spec.drive, image: backup.image, live: LiveDrive(backup.device), isBackup: true)
     }
@@ -56,8 +59,10 @@ extension JobManager {
         records[number]?.info.format = target.format
         noteFiles(number, target)
         let isVerify = record.spec.work == .verify
-        if manifest.missingBytes > 0, !isVerify {
+        if manifest.missingBytes > 0 {
             records[number]?.earlyWarnings.append(missing(of: manifest, hold.lease))
+            records[number]?.info.missing = BackupJob.Missing(
+                length: manifest.missingBytes, ranges: Array(manifest.missing.prefix(Self.missingBound)))
         }
         let journal = try await makeRecord(
             number, clusterSize: BackupJob.clusterSize(target: target.clusterSize))
@@ -109,11 +114,15 @@ extension JobManager {
     }
 
     private func missing(of manifest: Manifest, _ lease: DriveLease) -> JobIOError {
-        JobIOError(
+        let isListed = manifest.missing.reduce(0) { $0 + $1.length } >= manifest.missingBytes
+        return JobIOError(
             side: .source, operation: .read, range: manifest.missing.first, errno: 0,
             message:
-                "The backup \(lease.live.name) lacks \(manifest.missingBytes) bytes, which could not be read when it was "
-                + "made (its manifest says which); they are restored as zeroes", action: .warn)
+                "The backup \(lease.live.name) lacks \(manifest.missingBytes) bytes, which could not be read or written when "
+                + "it was made" + (isListed
+                    ? " (its manifest says which); they are zeroes here"
+                    : "; its manifest has the first of them, which are zeroes here, the others are what stands there"),
+            action: .warn)
     }
 
     // MARK: What was read
@@ -131,21 +140,18 @@ extension JobManager {
         } catch {
             return JobFailure(error: AgentError(error, of: .staging, subject: files.stagingDirectory))
         }
-        guard !damage.isNone else { return nil }
+        // What was left out as asked for is told, and no damage of what is there.
+        let isSalvage = record.spec.work != .verify && record.spec.onSourceError == .ignore
+        guard isSalvage ? !damage.damaged.isEmpty : !damage.isNone else { return nil }
         let name = job.drive.name
         let side: JobIOError.Side = record.spec.work == .verify ? .target : .source
-        let found =
-            damage.unreadable.prefix(Self.mostTold).map { range in
-                JobIOError(
-                    side: side, operation: .read, range: range, errno: 0,
-                    message: "Couldn't read \(range) of \(name)")
-            }
-            + damage.damaged.prefix(Self.mostTold).map { range in
-                JobIOError(
-                    side: side, operation: .verify, range: range, errno: 0,
-                    message: "Damage in \(range) of \(name): the content is not what the manifest says")
-            }
-        tell(found, number)
+        // What cannot be read was told when that was found.
+        let found = damage.damaged.prefix(Self.mostTold).map { range in
+            JobIOError(
+                side: side, operation: .verify, range: range, errno: 0,
+                message: "Damage in \(range) of \(name): the content is not what the manifest says")
+        }
+        tell(found.flatMap { records[number]?.errors.noteLast($0, now: clock()) ?? [] }, number)
         var words: [String] = []
         if let first = damage.damaged.first {
             words.append(

@@ -124,9 +124,12 @@ extension JobStory {
                 let seconds = Double(time.inNanoseconds) / 1e9
                 if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
             }
-            if type == .verify { line += "; it is whole" }
+            if type == .verify { line += result == .completed ? "; it is whole" : "; it is as it was made" }
             if result != .completed {
-                line += "; \(ByteSize.text(missing)) could not be read or written and are missing"
+                line +=
+                    type == .backup
+                    ? "; \(ByteSize.text(missing)) could not be read or written and are missing"
+                    : ", but \(ByteSize.text(missing)) are missing in it"
                 if !ranges.isEmpty { line += ": " + Self.places(ranges, of: missing) }
             }
             return line

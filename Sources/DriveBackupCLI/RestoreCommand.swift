@@ -9,8 +9,9 @@ struct RestoreCommand: ToolCommand {
         discussion: """
             All that the backup lies on is written, too. DESTINATION is a file when there is a slash in it, else a drive, \
             whose content is overwritten; nobody may have the drive open. What is read is compared with the backup's \
-            manifest: a damaged backup makes no new image, and a drive that was written in part says so. Exits with the result: 0 completed, 1 failed, 4 cancelled. Ctrl-C leaves \
-            the job running (exit status 130).
+            manifest: a damaged backup makes no new image, and a drive that was written in part says so. Exits with the \
+            result: 0 completed, 3 completed, but the backup lacks something, 1 failed, 4 cancelled. Ctrl-C leaves the job \
+            running (exit status 130).
 
             Examples:
               drive-backup restore /backup/vm1.qcow2 ./vm1.raw --format raw
@@ -36,6 +37,17 @@ struct RestoreCommand: ToolCommand {
         help: ArgumentHelp("Bytes a second to copy at most, such as 50M; 0 is unlimited.", valueName: "rate"),
         transform: parseRate)
     var speed: Int64 = 0
+
+    @Option(
+        help: """
+            When the backup cannot be read: report, the job fails; stop, it is paused until 'drive-backup job resume'; \
+            enospc or auto, it is paused if there is no space and fails otherwise; ignore, after a few more tries the range \
+            is left out, and the job ends with exit status 3.
+            """)
+    var onSourceError: ErrorPolicyWord = .report
+
+    @Option(help: "When the image or the drive cannot be written: the same.")
+    var onTargetError: ErrorPolicyWord = .report
 
     @Option(help: ArgumentHelp("The job's id (default: restore- and the file's name).", valueName: "id"))
     var jobID: String?
@@ -73,6 +85,8 @@ struct RestoreCommand: ToolCommand {
         request.jobID = jobID ?? ""
         request.requestKey = requestKey ?? ""
         request.detach = detach
+        request.onSourceError = onSourceError == .report ? .unspecified : onSourceError.policy
+        request.onTargetError = onTargetError == .report ? .unspecified : onTargetError.policy
         return request
     }
 }

@@ -68,7 +68,9 @@ struct BackupOpening: Sendable {
             image: image, manifest: manifest, path: file, manifestPath: place.path,
             isLayer: !withChain && image.layers.first?.backingName != nil)
         guard withChain, let below = image.layers.dropFirst().first else { return backup }
-        do throws(AgentError) { backup.remarks = [try await remark(on: below.path, under: manifest, of: file)] } catch {
+        do throws(AgentError) {
+            backup.remarks = [try await remark(on: below.path, under: manifest, of: file)]
+        } catch {
             // As above.
             try? await image.close()
             throw error
@@ -82,11 +84,14 @@ struct BackupOpening: Sendable {
     ) async throws(AgentError) -> String {
         let rest = "What \(file) does not hold itself comes from \(path)"
         if manifest.sync == .none { return "\(rest), as that is now: nothing vouches for it" }
-        guard let id = manifest.parent?.id else { return "\(rest), which had no manifest: nothing vouches for it" }
+        guard let id = manifest.parent?.id else {
+            return "\(rest), which had no manifest: nothing vouches for it"
+        }
         let found: Manifest
         do throws(AgentError) { found = try await ManifestPlace(path: path).read(on: engine) } catch {
             throw AgentError(
-                .manifestMismatch, "Couldn't use \(file): it lies on the backup \(path), and \(error.message)",
+                .manifestMismatch,
+                "Couldn't use \(file): it lies on the backup \(path), and \(error.message)",
                 subject: path)
         }
         guard found.id == id, found.state == .complete else {
@@ -95,7 +100,8 @@ struct BackupOpening: Sendable {
                 "Couldn't use \(file): it was made on the backup \(id), and \(path) is another one now, \(found.id) "
                     + "(put the right one there)", subject: path)
         }
-        return "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
+        return
+            "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
     }
 
     private static func check(

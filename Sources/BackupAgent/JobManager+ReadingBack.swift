@@ -119,7 +119,8 @@ extension JobManager {
             side: .source, operation: .read, range: manifest.missing.first, errno: 0,
             message:
                 "The backup \(lease.live.name) lacks \(manifest.missingBytes) bytes, which could not be read or written when "
-                + "it was made" + (isListed
+                + "it was made"
+                + (isListed
                     ? " (its manifest says which); they are zeroes here"
                     : "; its manifest has the first of them, which are zeroes here, the others are what stands there"),
             action: .warn)

@@ -61,18 +61,32 @@ extension JobManager {
             let range = error.range
             return JobFailure(
                 error: failure,
-                ioError: JobIOError(
-                    side: .staging, operation: .read, range: range, errno: error.errno, message: error.message
-                ))
+                // Nothing went wrong with one that was given up.
+                ioError: error.code == .cancelled
+                    ? nil
+                    : JobIOError(
+                        side: .staging, operation: .read, range: range, errno: error.errno,
+                        message: error.message))
         }
         let missing = await job.missing(limit: Manifest.mostMissing)
         (manifest.missing, manifest.missingBytes) = (missing.ranges, missing.length)
         manifest.state = .complete
         do throws(BlockError) {
-            try await target.putManifest(manifest.encoded, isFinal: true)
+            let content = try await Self.text(of: manifest, on: job.drive.engine)
+            try await target.putManifest(content, isFinal: true)
             return nil
         } catch {
             return finishFailure(error, target)
         }
+    }
+
+    /// A manifest as it is written: one of a large drive takes long to make, and nobody else waits for that.
+    private nonisolated static func text(
+        of manifest: Manifest, on engine: any IOEngine
+    ) async throws(BlockError) -> [UInt8] {
+        let text: Result<[UInt8], BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in try manifest.encodedWithinBounds() }
+        }
+        return try text.get()
     }
 }

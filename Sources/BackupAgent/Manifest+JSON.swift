@@ -7,10 +7,24 @@ internal import DiskImages
 extension Manifest {
     /// With what every manifest begins.
     static let mark = "{\n\"manifest\":\"drive-backup\",\n"
-    /// No manifest has more bytes.
-    static let largest = 64 << 20
+    /// No manifest has more bytes. All that can be covered of a drive of 16 TiB fits, however scattered: 16,384 extents with
+    /// a bitmap of 4,096 digits each, and all missing ranges. Of a larger drive what is scattered that much does not.
+    static let largest = 96 << 20
 
     // MARK: Writing
+
+    /// The manifest as it is written; throws `.unsupported` where it would be one that nobody reads again.
+    func encodedWithinBounds() throws(BlockError) -> [UInt8] {
+        let bytes = encoded
+        guard bytes.count <= Self.largest else {
+            throw BlockError(
+                .unsupported,
+                "Couldn't make the manifest of \(target): what the backup covers of the drive is scattered so much that it "
+                    + "would have \(bytes.count) bytes, and \(Self.largest) are possible (a backup of sync full is not "
+                    + "scattered)")
+        }
+        return bytes
+    }
 
     /// The manifest as it is written.
     var encoded: [UInt8] {
@@ -65,15 +79,21 @@ extension Manifest {
     /// Runs, or a bit for each block: whatever is shorter.
     private static func coverage(_ runs: [Range<Int>], count: Int) -> String {
         let bytes = (count + 7) / 8
-        if runs.count * 4 <= bytes * 2 {
-            let words = runs.map {
-                $0.count == 1 ? "\($0.lowerBound)" : "\($0.lowerBound)-\($0.upperBound - 1)"
-            }
-            return ",\"blocks\":\"\(words.joined(separator: ","))\""
-        }
+        if let words = words(runs, atMost: bytes * 2) { return ",\"blocks\":\"\(words)\"" }
         var bits = [UInt8](repeating: 0, count: bytes)
         for block in runs.joined() { bits[block / 8] |= 1 << UInt8(block % 8) }
         return ",\"bitmap\":\"\(bits.hexadecimal)\""
+    }
+
+    /// The runs as a text, unless it is longer than `limit`.
+    private static func words(_ runs: [Range<Int>], atMost limit: Int) -> String? {
+        var text = ""
+        for run in runs {
+            if !text.isEmpty { text += "," }
+            text += run.count == 1 ? "\(run.lowerBound)" : "\(run.lowerBound)-\(run.upperBound - 1)"
+            guard text.utf8.count <= limit else { return nil }
+        }
+        return text
     }
 
     // MARK: Reading
@@ -121,7 +141,17 @@ extension Manifest {
         }
         guard state == .complete else { return }
         guard case .bool(true)? = root.optional("end") else { throw Malformed(reason: "its end is missing") }
-        content = try Self.content(root, size: size)
+        let content = try Self.content(root, size: size)
+        // Whoever cuts entries out of a manifest must not make a backup whole by that.
+        guard sync != .full || content.isAllCovered(but: missing) || isMissingCut else {
+            throw Malformed(reason: "its sync mode is full, and it has no digests of a part of the drive")
+        }
+        self.content = content
+    }
+
+    /// More is missing than is listed.
+    private var isMissingCut: Bool {
+        missing.count == Self.mostMissing && missingBytes > missing.reduce(0) { $0 + $1.length }
     }
 
     private static func missing(_ list: JSONValue, size: UInt64) throws(Malformed) -> [ByteRange] {
@@ -145,7 +175,9 @@ extension Manifest {
             throw Malformed(reason: "its kind of checksum is not known")
         }
         let (block, extent) = (try root.number("block_size"), try root.number("extent_size"))
+        // An extent's digests are in memory at once.
         guard block == ContentDigests.blockSize, extent.nonzeroBitCount == 1, extent >= block,
+            extent <= ContentDigests.extentSize(forDrive: size),
             size.dividedRoundingUp(by: extent) <= ContentDigests.mostExtents * 4
         else { throw Malformed(reason: "its sizes of blocks and extents make no sense") }
         var content = ContentDigests(algorithm: algorithm, driveSize: size, extentSize: extent)
@@ -263,7 +295,13 @@ extension [UInt8] {
     /// Two digits a byte.
     var hexadecimal: String {
         let digits = [UInt8]("0123456789abcdef".utf8)
-        return String(decoding: flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] }, as: UTF8.self)
+        return String(unsafeUninitializedCapacity: count * 2) { text in
+            for (index, byte) in enumerated() {
+                text[index * 2] = digits[Int(byte >> 4)]
+                text[index * 2 + 1] = digits[Int(byte & 15)]
+            }
+            return count * 2
+        }
     }
 
     init?(hexadecimal text: String) {

@@ -80,8 +80,8 @@ struct TargetFrame: Sendable {
     enum Kind: UInt32, Sendable { case message, write, writeZeroes, read, done }
 
     static let headerSize = 40
-    /// No message is longer, in bytes.
-    static let bound = 64 << 20
+    /// No message is longer, in bytes: the longest has a manifest in base64.
+    static let bound = Manifest.largest / 3 * 4 + 1 << 20
 
     var kind: Kind
     var id: UInt64

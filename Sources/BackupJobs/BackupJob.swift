@@ -278,19 +278,23 @@ package final class BackupJob: Sendable {
         await drive.engine.run { record.isFlushing = false }
     }
 
-    /// The digests of what the job has copied, for a manifest; nil without `sums`. After `run`.
+    /// Whether the job was cancelled or has let go of its drive. On the drive's engine.
+    private var isGivenUp: Bool { control.isCancelled || point.state.value.isOver }
+
+    /// The digests of what the job has copied, for a manifest; nil without `sums`. After `run`. Throws `.cancelled` when the
+    /// job is given up meanwhile.
     package func contentDigests() async throws(BlockError) -> ContentDigests? {
         guard let sums else { return nil }
         return try await drive.engine.run { () async throws(BlockError) in
             try await point.using { () async throws(BlockError) in
-                var digester = try ExtentDigester(sums, record)
+                var digester = try ExtentDigester(sums, record, isCancelled: { self.isGivenUp })
                 return try await digester.compute()
             }
         }
     }
 
     /// Compares what the job has read with what a manifest says. `restIsZero`: what was not copied reads as zeroes.
-    /// After `run` of a job with `sums`.
+    /// After `run` of a job with `sums`. Throws `.cancelled` when the job is given up meanwhile.
     package func damage(
         comparedWith expected: ContentDigests, restIsZero: Bool
     ) async throws(BlockError) -> ContentDamage {
@@ -300,7 +304,8 @@ package final class BackupJob: Sendable {
         return try await drive.engine.run { () async throws(BlockError) in
             try await point.using { () async throws(BlockError) in
                 var digester = try ExtentDigester(
-                    sums, record, extentSize: expected.extentSize, restIsZero: restIsZero)
+                    sums, record, extentSize: expected.extentSize, restIsZero: restIsZero,
+                    isCancelled: { self.isGivenUp })
                 return try await digester.compare(with: expected)
             }
         }

@@ -10,10 +10,14 @@ struct ExtentDigester {
     /// What was found last of the holes of the sums' file.
     private var known: Extent?
     private let zeroes: (whole: [UInt8], last: [UInt8])
+    private let isCancelled: () -> Bool
 
+    /// `isCancelled` is asked before each extent at least; once it says so, what runs throws `.cancelled`.
     init(
-        _ sums: BlockSums, _ record: JobRecord, extentSize: UInt64? = nil, restIsZero: Bool = false
+        _ sums: BlockSums, _ record: JobRecord, extentSize: UInt64? = nil, restIsZero: Bool = false,
+        isCancelled: @escaping () -> Bool = { false }
     ) throws(BlockError) {
+        self.isCancelled = isCancelled
         self.sums = sums
         self.record = record
         self.restIsZero = restIsZero
@@ -33,6 +37,15 @@ struct ExtentDigester {
         zeroes = (try digest(size), try digest(rest == 0 ? size : rest))
     }
 
+    /// Between extents, and within large ones, the engine's other work, guests' requests among it, has its turn: what is found in
+    /// memory never waits by itself.
+    private func letOthersRun() async throws(BlockError) {
+        await Task.yield()
+        guard !isCancelled() else {
+            throw BlockError(.cancelled, "Couldn't take the digests of the content: the job was given up")
+        }
+    }
+
     // MARK: Computing
 
     /// The digests of all that the job has copied, but for blocks of which something is missing.
@@ -41,6 +54,7 @@ struct ExtentDigester {
         var extent = 0
         while let found = nextCopied(from: extent) {
             extent = found + 1
+            try await letOthersRun()
             let blocks = content.blocks(of: found)
             guard let covered = covered(blocks) else { continue }
             if covered.isEmpty, await isZero(blocks) {
@@ -140,6 +154,8 @@ struct ExtentDigester {
         var joined: [UInt8] = []
         joined.reserveCapacity(blocks.count * length)
         for number in runs.joined() {
+            // The extents of very large drives have millions of blocks.
+            if number % 16384 == 16383 { try await letOthersRun() }
             let block = blocks.lowerBound + number
             if case .digests(let buffer) = slots {
                 let slot = UnsafeRawBufferPointer(buffer[number * length..<(number + 1) * length].bytes)
@@ -163,6 +179,7 @@ struct ExtentDigester {
         var damage = ContentDamage()
         for entry in expected.entries {
             for extent in entry.extents {
+                try await letOthersRun()
                 let blocks = content.blocks(of: extent)
                 var covered: [Range<Int>] = []
                 if case .extent(let one) = entry { covered = one.covered ?? [] }

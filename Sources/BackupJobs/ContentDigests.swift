@@ -63,6 +63,45 @@ package struct ContentDigests: Sendable, Hashable {
 
     package var extentCount: Int { Int(driveSize.dividedRoundingUp(by: extentSize)) }
 
+    /// Whether every block is covered, but for those of which a part of `missing`, ranges in ascending order, is.
+    package func isAllCovered(but missing: [ByteRange]) -> Bool {
+        var left = missing[...]
+        /// Whether blocks that are not covered are all touched; called in ascending order.
+        func areMissing(_ blocks: Range<Int>) -> Bool {
+            var next = blocks.lowerBound
+            while next < blocks.upperBound {
+                let bytes = bytes(ofBlocks: next..<next + 1)
+                while let first = left.first, first.end <= bytes.offset || first.length == 0 {
+                    left.removeFirst()
+                }
+                guard let first = left.first, first.offset < bytes.end else { return false }
+                next = Int(first.end.dividedRoundingUp(by: Self.blockSize))
+            }
+            return true
+        }
+        var next = 0
+        for entry in entries {
+            let extents = entry.extents
+            if next < extents.lowerBound {
+                guard areMissing(blocks(of: next).lowerBound..<blocks(of: extents.lowerBound).lowerBound)
+                else {
+                    return false
+                }
+            }
+            next = extents.upperBound
+            guard case .extent(let extent) = entry, let covered = extent.covered else { continue }
+            let all = blocks(of: extent.number)
+            var end = all.lowerBound
+            for run in covered {
+                guard areMissing(end..<all.lowerBound + run.lowerBound) else { return false }
+                end = all.lowerBound + run.upperBound
+            }
+            guard areMissing(end..<all.upperBound) else { return false }
+        }
+        return next == extentCount
+            || areMissing(blocks(of: next).lowerBound..<blocks(of: extentCount - 1).upperBound)
+    }
+
     /// The numbers, in the drive, of an extent's blocks.
     package func blocks(of extent: Int) -> Range<Int> {
         let perExtent = Int(extentSize / Self.blockSize)

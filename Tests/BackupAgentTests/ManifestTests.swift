@@ -34,7 +34,7 @@ struct ManifestTests {
         }
         var manifest = Manifest(
             id: Manifest.makeID(), job: "j\"ö\n\u{1}", drive: "vm1", target: "/t\\x\u{1F600}", format: .qcow2,
-            sync: [.full, .top, .none].randomElement(using: &random) ?? .full, size: size,
+            sync: Bool.random(using: &random) ? .top : .none, size: size,
             pointInTime: Int64.random(in: 0...Int64.max, using: &random))
         manifest.state = .complete
         manifest.content = content
@@ -153,6 +153,138 @@ struct ManifestTests {
             let changed = text.replacingCharacters(in: place, with: new)
             #expect(throws: Manifest.Malformed.self, "\(new)") { try Manifest(decoding: Array(changed.utf8)) }
         }
+    }
+
+    /// Of a drive of 10 MiB and a bit: zeroes, and two extents with digests.
+    private func full() -> Manifest {
+        let size: UInt64 = 10 << 20 | 512
+        var manifest = Manifest(
+            id: Manifest.makeID(), job: "j", drive: "vm1", target: "/t", format: .raw, sync: .full,
+            size: size,
+            pointInTime: 1)
+        let digest = [UInt8](repeating: 7, count: 16)
+        manifest.content = ContentDigests(
+            algorithm: .xxh3, driveSize: size,
+            entries: [
+                .zeroes(0..<3), .extent(.init(number: 3, digest: digest)), .zeroes(4..<10),
+                .extent(.init(number: 10, digest: digest)),
+            ])
+        manifest.state = .complete
+        return manifest
+    }
+
+    @Test("of sync full every block has a digest, or something of it is missing")
+    func allCovered() throws {
+        let whole = full()
+        #expect(try Manifest(decoding: whole.encoded) == whole)
+        let entries = try #require(whole.content).entries
+        let cuts = entries.indices.map { index in
+            entries.enumerated().filter { $0.offset != index }.map(\.element)
+        }
+        for cut in cuts + [[]] {
+            var manifest = whole
+            manifest.content?.entries = cut
+            #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+            manifest.sync = .top
+            #expect(try Manifest(decoding: manifest.encoded) == manifest)
+        }
+        // Blocks 2, 7, 8 and 15 of the fourth extent, one by one and all.
+        let blocks = [2..<3, 7..<9, 15..<16]
+        let start: UInt64 = 3 << 20
+        var partly = whole
+        partly.content?.entries[1] = .extent(
+            .init(number: 3, digest: [UInt8](repeating: 7, count: 16), covered: [0..<2, 3..<7, 9..<15]))
+        partly.missing = blocks.map {
+            ByteRange(start + UInt64($0.lowerBound) << 16 + 4096..<start + UInt64($0.upperBound) << 16 - 4096)
+        }
+        partly.missingBytes = partly.missing.reduce(0) { $0 + $1.length }
+        #expect(try Manifest(decoding: partly.encoded) == partly)
+        for index in partly.missing.indices {
+            var manifest = partly
+            manifest.missing.remove(at: index)
+            #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+        }
+        partly.missing[1] = ByteRange(offset: start + 7 << 16, length: 65536)
+        #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: partly.encoded) }
+        // Where more is missing than is listed, what is missing is not known.
+        var cut = whole
+        cut.content?.entries.removeLast()
+        cut.missing = (0..<Manifest.mostMissing).map { ByteRange(offset: UInt64($0) * 2, length: 1) }
+        cut.missingBytes = UInt64(cut.missing.count)
+        #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: cut.encoded) }
+        cut.missingBytes += 512
+        #expect(try Manifest(decoding: cut.encoded) == cut)
+    }
+
+    @Test(
+        "extents that are larger than a drive's ever are, are refused: their digests would be in memory at once"
+    )
+    func extentsTooLarge() throws {
+        var manifest = full()
+        (manifest.size, manifest.sync) = (15 << 40, .top)
+        let extent = ContentDigests.Entry.extent(.init(number: 0, digest: [UInt8](repeating: 7, count: 16)))
+        for shift in [29, 30, 31, 44] {
+            manifest.content = ContentDigests(
+                algorithm: .xxh3, driveSize: 15 << 40, extentSize: 1 << shift, entries: [extent])
+            if shift <= 30 {
+                #expect(try Manifest(decoding: manifest.encoded) == manifest)
+            } else {
+                #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+            }
+        }
+    }
+
+    @Test("what is covered stands there in the shorter of its two ways")
+    func shorterWay() throws {
+        var manifest = full()
+        (manifest.size, manifest.sync) = (15 << 40, .top)
+        // 16,384 blocks are 4,096 digits; five of a number and its comma are six.
+        for (count, isBitmap) in [(682, false), (684, true)] {
+            let covered = (0..<count).map { 10000 + $0 * 2..<10001 + $0 * 2 }
+            manifest.content = ContentDigests(
+                algorithm: .xxh3, driveSize: 15 << 40,
+                entries: [
+                    .extent(.init(number: 1, digest: [UInt8](repeating: 7, count: 16), covered: covered))
+                ])
+            let bytes = manifest.encoded
+            #expect(String(decoding: bytes, as: UTF8.self).contains("\"bitmap\"") == isBitmap, "\(count)")
+            #expect(try Manifest(decoding: bytes) == manifest)
+        }
+    }
+
+    @Test(
+        "whatever is covered of 16 TiB, what is written is read again, and fits the messages to a target's process"
+    )
+    func worstCase() throws {
+        let size: UInt64 = 16 << 40
+        var manifest = full()
+        (manifest.size, manifest.sync) = (size, .top)
+        manifest.missing = (0..<Manifest.mostMissing).map {
+            ByteRange(offset: size - UInt64(Manifest.mostMissing - $0) * 4096, length: 2048)
+        }
+        manifest.missingBytes = UInt64.max >> 1
+        manifest.content = ContentDigests(algorithm: .sha256, driveSize: size)
+        let rest = manifest.encoded.count
+        let covered = stride(from: 0, to: 16384, by: 2).map { $0..<$0 + 1 }
+        let digest = [UInt8](repeating: 7, count: 32)
+        manifest.content?.entries = (0..<8).map {
+            .extent(.init(number: 16376 + $0, digest: digest, covered: covered))
+        }
+        let extents = manifest.encoded.count - rest
+        let all = rest + extents * (16384 / 8)
+        #expect(all <= Manifest.largest)
+        #expect((Manifest.largest + 2) / 3 * 4 < TargetFrame.bound)
+        #expect(try Manifest(decoding: manifest.encodedWithinBounds()) == manifest)
+    }
+
+    @Test("what nobody would read again is not written")
+    func tooLarge() throws {
+        var manifest = full()
+        manifest.missing = [ByteRange](
+            repeating: ByteRange(offset: 1 << 51, length: 1 << 50), count: 2_000_000)
+        manifest.missingBytes = 1
+        let error = #expect(throws: BlockError.self) { try manifest.encodedWithinBounds() }
+        #expect(error?.message.contains("manifest of /t") == true)
     }
 
     @Test("what stands for a device's path has no slash, and is another for each path")

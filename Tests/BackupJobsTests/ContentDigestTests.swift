@@ -1,4 +1,5 @@
 internal import BlockIO
+internal import Synchronization
 internal import TestKit
 internal import Testing
 
@@ -201,6 +202,56 @@ internal import Testing
             return try await digester.compute()
         }
         #expect(content.entries == [.zeroes(0..<15360)])
+        await engine.shutDown()
+    }
+
+    /// Told on an engine's thread, seen from there and elsewhere.
+    private final class Told: Sendable {
+        private let state = Mutex((asked: 0, isCancelled: false))
+        var asked: Int { state.withLock { $0.asked } }
+        func cancel() { state.withLock { $0.isCancelled = true } }
+        func ask() -> Bool {
+            state.withLock { state in
+                state.asked += 1
+                return state.isCancelled
+            }
+        }
+    }
+
+    @Test("others on the engine have their turn meanwhile, and can cancel it", arguments: [false, true])
+    func cancelled(comparing: Bool) async throws {
+        let engine = ThreadsEngine(name: "digests")
+        let scratch = try TemporaryDirectory()
+        let size: UInt64 = 15 << 40
+        let sums = try await BlockSums.create(
+            at: scratch.file("sums"), driveSize: size, algorithm: .xxh3, on: engine)
+        let path = scratch.file("record")
+        let record = try JobRecord.create(at: path, driveSize: size, clusterSize: 65536, engine: engine)
+        let told = Told()
+        let expected = ContentDigests(algorithm: .xxh3, driveSize: size, entries: [.zeroes(0..<15360)])
+        let work = { @Sendable () async throws(BlockError) in
+            let all = 0..<Int(size / 65536)
+            try record.bits.done.reserve(all)
+            record.bits.done.set(all)
+            var digester = try ExtentDigester(sums, record, isCancelled: { told.ask() })
+            if comparing {
+                _ = try await digester.compare(with: expected)
+            } else {
+                _ = try await digester.compute()
+            }
+        }
+        let other = Task {
+            await engine.run {
+                while told.asked == 0 { await Task.yield() }
+                // All of it is found in memory: only who gives way lets this come to its end.
+                for _ in 0..<1000 { await Task.yield() }
+                told.cancel()
+            }
+        }
+        let error = await #expect(throws: BlockError.self) { try await engine.run(work) }
+        #expect(error?.code == .cancelled)
+        #expect(told.asked < 15360)
+        await other.value
         await engine.shutDown()
     }
 }

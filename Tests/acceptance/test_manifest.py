@@ -323,6 +323,31 @@ def test_a_manifest_that_is_none_is_refused(agent, targets, text):
     agent.refused("verify", target, says="manifest")
 
 
+def test_a_full_backup_is_not_whole_without_its_digests(agent, targets):
+    target = targets / "t.raw"
+    agent.backup("vm1", target, "--format", "raw")
+    path = manifests.path_of(target)
+    manifest = json.loads(path.read_text())
+    for extents in [], manifest["extents"][1:], manifest["extents"][:-1]:
+        path.write_text(json.dumps(manifest | {"extents": extents}))
+        agent.refused("verify", target, says=str(path))
+    path.write_text(json.dumps(manifest))
+    agent.ok("verify", target)
+
+
+def test_an_extent_as_large_as_a_large_drive_is_refused(agent, targets):
+    target = targets / "t.raw"
+    agent.backup("vm1", target, "--format", "raw")
+    path = manifests.path_of(target)
+    manifest = json.loads(path.read_text())
+    size = 15 << 40
+    os.truncate(target, size)
+    extent = {"offset": 0, "digest": "00" * 16}
+    path.write_text(json.dumps(manifest | {"size": size, "extent_size": 16 << 40, "extents": [extent]}))
+    agent.refused("verify", target, says=str(path))
+    agent.is_well()
+
+
 def test_a_backup_can_be_moved_with_its_manifest(agent, targets):
     agent.backup("vm1", targets / "t.raw", "--format", "raw")
     os.rename(targets / "t.raw", targets / "moved")

@@ -80,7 +80,8 @@ struct BackupOpening: Sendable {
             files.first { file in FileIdentity.of(path: file).map(drive.file.contains) ?? false }
         }
         guard let same else { return }
-        let what = same == backup ? "it is the drive's image" : "it lies on \(same), which is the drive's image"
+        let what =
+            same == backup ? "it is the drive's image" : "it lies on \(same), which is the drive's image"
         throw AgentError(
             .targetIsSource,
             "Couldn't restore \(backup) to the drive \(drive.id): \(what) and would be overwritten while it is read "

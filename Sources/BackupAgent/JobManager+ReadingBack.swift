@@ -93,9 +93,9 @@ extension JobManager {
             // What is in the way may be what is read, under whatever name: it is locked by this agent.
             guard error.reason == .targetLocked || error.reason == .targetExists else { throw error }
             let identity = await lease.image.device.engine.blocking { FileIdentity.of(path: spec.target) }
-            guard let layer = lease.image.layers.first(where: { $0.identity == identity }) else { throw error }
-            let isTop = layer.path == lease.image.layers.first?.path
-            let what = isTop ? "is the backup itself" : "is what the backup lies on"
+            let layers = lease.image.layers
+            guard let index = layers.firstIndex(where: { $0.identity == identity }) else { throw error }
+            let what = index == 0 ? "is the backup itself" : "is what the backup lies on"
             throw AgentError(
                 .targetIsSource,
                 "Couldn't restore \(lease.live.name) to \(spec.target): that \(what) (choose another name)",

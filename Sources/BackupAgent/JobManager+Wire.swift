@@ -106,7 +106,8 @@ extension JobManager {
         guard let history, let found else { return nil }
         do throws(AgentError) {
             let event: DriveBackupWire.JobEvent = try Self.decoded(found.body)
-            guard let change = event.stateChanged, let state = JobState(rawValue: change.state.rawValue) else {
+            guard let change = event.stateChanged, let state = JobState(rawValue: change.state.rawValue)
+            else {
                 return nil
             }
             return (state, PauseReason(rawValue: change.pauseReason.rawValue), found.sequence)

@@ -2,6 +2,7 @@ internal import BackupJobs
 internal import BlockIO
 internal import DiskImages
 internal import Glibc
+internal import Synchronization
 
 /// A backup with its manifest, opened to be read back.
 struct OpenedBackup: Sendable {
@@ -29,6 +30,8 @@ struct BackupOpening: Sendable {
     let access: PathAccess
     let manifestDirectory: String
     let engine: any IOEngine
+    /// The drive that the backup is to be written to, where it is one, and its file: that must not be one of the backup's.
+    var drive: (id: String, file: [FileIdentity])?
 
     /// Opens the backup for reading, with QEMU's locks: its own image alone, or with all that it lies on.
     func open(withChain: Bool) async throws(AgentError) -> OpenedBackup {
@@ -47,17 +50,22 @@ struct BackupOpening: Sendable {
                 "Couldn't use \(file): its manifest says that it is partial (the backup \(manifest.job) into it has not "
                     + "ended well, or not yet; back up again)", subject: file)
         }
+        let named = NamedFiles(file)
+        let gate = access.gate { named.add($0) }
         let image: OpenImage
         do throws(BlockError) {
             image =
                 withChain
                 ? try await OpenImage.open(
-                    file, format: manifest.format, readOnly: true, gate: access.gate, on: engine)
+                    file, format: manifest.format, readOnly: true, gate: gate, on: engine)
                 : try await OpenImage.openLayer(file, format: manifest.format, on: engine)
         } catch {
+            // A drive that is written is locked against whoever would read it.
+            if error.code == .locked { try await checkDrive(named.paths) }
             throw AgentError(error, of: .drive, subject: file)
         }
         do throws(AgentError) {
+            try await checkDrive(image.layers.map(\.path))
             try Self.check(image.device.size, manifest, file, place)
         } catch {
             // It was only read.
@@ -104,6 +112,21 @@ struct BackupOpening: Sendable {
             "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
     }
 
+    /// Throws when one of a backup's files, the backup first, is what it is to be written to.
+    private func checkDrive(_ files: [String]) async throws(AgentError) {
+        guard let drive, let backup = files.first else { return }
+        let same = await engine.blocking {
+            files.first { file in FileIdentity.of(path: file).map(drive.file.contains) ?? false }
+        }
+        guard let same else { return }
+        let what =
+            same == backup ? "it is the drive's image" : "it lies on \(same), which is the drive's image"
+        throw AgentError(
+            .targetIsSource,
+            "Couldn't restore \(backup) to the drive \(drive.id): \(what) and would be overwritten while it is read "
+                + "(restore to a new image)", subject: drive.id)
+    }
+
     private static func check(
         _ size: UInt64, _ manifest: Manifest, _ file: String, _ place: ManifestPlace
     ) throws(AgentError) {
@@ -144,6 +167,18 @@ struct BackupOpening: Sendable {
             throw AgentError(error, of: .drive, subject: file)
         }
     }
+}
+
+/// The files of a chain, as far as they were named when it could not be opened.
+private final class NamedFiles: Sendable {
+    private let names: Mutex<[String]>
+
+    init(_ first: String) { names = Mutex([first]) }
+
+    func add(_ path: String) { names.withLock { $0.append(path) } }
+
+    /// The first one first.
+    var paths: [String] { names.withLock { $0 } }
 }
 
 /// A backup's image as its manifest tells it.

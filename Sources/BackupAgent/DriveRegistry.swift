@@ -181,6 +181,11 @@ package actor DriveRegistry {
         return DriveLease(id: id, image: image, live: live)
     }
 
+    /// The file that a drive's writes go to, by all its identities; none of a drive that is not open.
+    func topFile(of id: String) -> [FileIdentity] {
+        drives[id]?.image?.layers.first.map { [$0.identity] + $0.aliases } ?? []
+    }
+
     /// Takes a drive that nobody has open, to be overwritten by a job, and tells all other processes so.
     func leaseForRestore(_ id: String, jobID: String) async throws(AgentError) -> DriveLease {
         try check(id)

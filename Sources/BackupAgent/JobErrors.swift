@@ -27,23 +27,32 @@ struct JobErrors: Sendable, Hashable {
     private(set) var count: UInt64 = 0
     private var told: [JobIOError] = []
     /// Merged, and not told yet, in the order of their first ones.
-    private var pending: [JobIOError] = []
+    private var pending: [Merged] = []
     /// When one of a kind was told last.
     private var times: [Kind: Int64] = [:]
 
+    /// Those of a job without any so far.
+    init() {}
+
+    /// Those of a job that an agent before has had: `count` operations, and the `last` of their errors.
+    init(count: UInt64, last: [JobIOError]) {
+        self.count = count
+        told = last.suffix(Self.bound)
+    }
+
     /// The last errors, merged as they are told, oldest first; those that are not told yet, too.
-    var last: [JobIOError] { (told + pending).suffix(Self.bound) }
+    var last: [JobIOError] { (told + pending.map(\.error)).suffix(Self.bound) }
 
     /// Notes an error. Returns what is to be told now: it, or nothing.
     mutating func note(_ error: JobIOError, now: Int64) -> [JobIOError] {
         count += UInt64(error.count)
         let kind = Kind(error)
-        if let index = pending.firstIndex(where: { Kind($0) == kind }) {
-            pending[index].merge(error)
+        if let index = pending.firstIndex(where: { Kind($0.error) == kind }) {
+            pending[index].take(error)
             return []
         }
         guard isDue(kind, now) else {
-            pending.append(error)
+            pending.append(Merged(error))
             return []
         }
         return tell([error], now)
@@ -52,9 +61,9 @@ struct JobErrors: Sendable, Hashable {
     /// What has waited long enough to be told.
     mutating func due(now: Int64) -> [JobIOError] {
         guard !pending.isEmpty else { return [] }
-        var (due, rest): ([JobIOError], [JobIOError]) = ([], [])
-        for error in pending {
-            if isDue(Kind(error), now) { due.append(error) } else { rest.append(error) }
+        var (due, rest): ([JobIOError], [Merged]) = ([], [])
+        for merged in pending {
+            if isDue(Kind(merged.error), now) { due.append(merged.error) } else { rest.append(merged) }
         }
         pending = rest
         return tell(due, now)
@@ -63,7 +72,7 @@ struct JobErrors: Sendable, Hashable {
     /// All that was not told yet: something follows that must not come before it.
     mutating func takePending(now: Int64) -> [JobIOError] {
         defer { pending = [] }
-        return tell(pending, now)
+        return tell(pending.map(\.error), now)
     }
 
     /// Notes an error that ends the job: it is told at once, after all that was not told yet.
@@ -86,15 +95,30 @@ struct JobErrors: Sendable, Hashable {
     }
 }
 
-extension JobIOError {
-    /// Takes in another error of the same kind.
-    fileprivate mutating func merge(_ other: JobIOError) {
-        count = count.addingReportingOverflow(other.count).overflow ? .max : count + other.count
-        if let range, let more = other.range {
-            self.range = ByteRange(min(range.offset, more.offset)..<max(range.end, more.end))
-        } else {
-            range = range ?? other.range
+/// Errors of one kind that become one.
+private struct Merged: Sendable, Hashable {
+    private(set) var error: JobIOError
+    /// What the first of them says.
+    private let first: String
+
+    init(_ error: JobIOError) {
+        self.error = error
+        first = error.message
+    }
+
+    /// Takes in another error of the same kind. Where it is about another place, the sentence tells of the range that spans
+    /// both: that of the first alone would not be about it.
+    mutating func take(_ other: JobIOError) {
+        let (sum, isTooMany) = error.count.addingReportingOverflow(other.count)
+        error.count = isTooMany ? .max : sum
+        guard let more = other.range, more != error.range else { return }
+        guard let range = error.range else {
+            error.range = more
+            return
         }
+        let all = ByteRange(min(range.offset, more.offset)..<max(range.end, more.end))
+        error.range = all
+        error.message = "Failures between the offsets \(all.offset) and \(all.end), the first: \(first)"
     }
 }
 

@@ -35,15 +35,27 @@ extension JobManager {
     /// Takes up the errors that the job's data path has told.
     func takeErrors(of number: JobNumber) {
         guard let inbox = records[number]?.inbox else { return }
-        for error in inbox.take() {
+        let errors = inbox.take()
+        if !errors.isEmpty { save(number) }
+        for error in errors {
             tell(records[number]?.errors.note(error, now: clock()) ?? [], number)
             if error.action == .ignore { records[number]?.isMissingKnown = false }
             // Somebody may have resumed it since.
-            if error.action == .stop, records[number]?.control.isHalted == true {
-                logger.warning("The job \(records[number]?.spec.jobID ?? "") is paused: \(error.message)")
-                report(.copyHalted(error), number)
-            }
+            if error.action == .stop, records[number]?.control.isHalted == true { halted(number, by: error) }
         }
+    }
+
+    /// Several requests that were in flight may fail: the first is what the job is paused by, and the log says so once.
+    private func halted(_ number: JobNumber, by error: JobIOError) {
+        let wasHalted = records[number]?.machine.pauseError != nil
+        report(.copyHalted(error), number)
+        guard !wasHalted, let record = records[number], record.machine.pauseError != nil else { return }
+        logger.warning("The job \(record.spec.jobID) is paused: \(error.message)")
+    }
+
+    /// Tells errors that were held back: the next agent would not.
+    func tellPendingErrors(_ number: JobNumber) {
+        tell(records[number]?.errors.takePending(now: clock()) ?? [], number)
     }
 
     /// Tells errors that were held back, when it is time.

@@ -65,6 +65,8 @@ extension JobManager {
             speedBytesPerSecond: record.info.speedBytesPerSecond, restarts: record.info.restarts,
             started: record.started.map { StoredJob.Started(sequence: $0.sequence, time: $0.time) },
             phase: isDecided ? .decided : phase, pauseError: record.machine.pauseError,
+            errorCount: record.errors.count > 0 ? record.errors.count : nil,
+            errors: record.errors.count > 0 ? record.errors.last : nil,
             missing: record.info.missing.length > 0 ? record.info.missing : nil,
             manifest: record.info.manifest.isEmpty ? nil : record.info.manifest)
     }

@@ -18,7 +18,8 @@ extension JobManager {
         if case .restore(let from) = spec.work { path = from }
         let opening = BackupOpening(
             path: path, access: access, manifestDirectory: files.manifestDirectory,
-            engine: try await drives.engine(for: path))
+            engine: try await drives.engine(for: path),
+            drive: spec.drive.isEmpty ? nil : (spec.drive, await drives.topFile(of: spec.drive)))
         let backup = try await unlessStopped(number) { () async throws(AgentError) in
             try await opening.open(withChain: spec.work != .verify)
         } late: { backup in
@@ -88,12 +89,23 @@ extension JobManager {
                 manifestPath: record.info.manifest)
         }
         guard spec.drive.isEmpty else { return try await driveTarget(spec, manifest) }
-        return try await open(
-            TargetSpec(
-                path: spec.target, mode: .new(overwrite: spec.overwrites),
-                format: spec.format ?? manifest.format,
-                size: manifest.size, sync: .full, access: access, job: number, jobID: spec.jobID,
-                manifestDirectory: files.manifestDirectory, isRestored: true), number)
+        let target = TargetSpec(
+            path: spec.target, mode: .new(overwrite: spec.overwrites),
+            format: spec.format ?? manifest.format,
+            size: manifest.size, sync: .full, access: access, job: number, jobID: spec.jobID,
+            manifestDirectory: files.manifestDirectory, isRestored: true)
+        do throws(AgentError) { return try await open(target, number) } catch {
+            // What is in the way may be what is read, under whatever name: it is locked by this agent.
+            guard error.reason == .targetLocked || error.reason == .targetExists else { throw error }
+            let identity = await lease.image.device.engine.blocking { FileIdentity.of(path: spec.target) }
+            let layers = lease.image.layers
+            guard let index = layers.firstIndex(where: { $0.identity == identity }) else { throw error }
+            let what = index == 0 ? "is the backup itself" : "is what the backup lies on"
+            throw AgentError(
+                .targetIsSource,
+                "Couldn't restore \(lease.live.name) to \(spec.target): that \(what) (choose another name)",
+                subject: spec.target)
+        }
     }
 
     private func driveTarget(_ spec: BackupSpec, _ manifest: Manifest) async throws(AgentError) -> DriveTarget

@@ -26,7 +26,7 @@ extension JobManager {
                     await engine.blocking { files.remove(number, id: job.spec.jobID) }
                 }
             }
-            tell(job)
+            await tell(job)
         }
         // One of a group may have failed, now or when the agent before was about to end.
         for job in jobs { groupChanged(JobNumber(value: job.number)) }
@@ -79,6 +79,7 @@ extension JobManager {
             stop: OneShot())
         // Nothing follows from it yet.
         if info.missing.length > 0 { _ = record.machine.handle(.incomplete) }
+        record.errors = JobErrors(count: job.errorCount ?? 0, last: job.errors ?? [])
         record.known = (job.drive, job.resumption)
         record.isDecided = job.phase == .decided
         record.control.setSpeed(job.speedBytesPerSecond)
@@ -200,9 +201,10 @@ extension JobManager {
         return noting(JobFailure(error: error), number).error
     }
 
-    /// Tells whoever watches that the job is there again.
-    private func tell(_ job: StoredJob) {
+    /// Tells whoever watches what has become of the job: nothing, where it is what they were told last.
+    private func tell(_ job: StoredJob) async {
         let number = JobNumber(value: job.number)
+        let last = await lastChange(of: number)
         guard let record = records[number] else { return }
         let id = job.spec.jobID
         let kind = JobEvent.Kind.started(
@@ -216,13 +218,15 @@ extension JobManager {
             // The agent before was killed before it could keep that it had told.
             ?? log.append([kind], job: number, id: id)[0]
         let (state, reason) = (record.machine.state, record.machine.pauseReason)
-        let events = log.append(
-            [
-                .stateChanged(
-                    state, previous: state, pauseReason: reason, pauseError: record.machine.pauseError)
-            ], job: number, id: id)
+        var lastSequence = max(started.sequence, last?.sequence ?? 0)
+        if last?.state != state || last?.pauseReason != reason {
+            let change = JobEvent.Kind.stateChanged(
+                state, previous: last?.state, pauseReason: reason,
+                pauseError: reason == .error ? record.machine.pauseError : nil)
+            lastSequence = log.append([change], job: number, id: id).last?.sequence ?? lastSequence
+        }
         records[number]?.started = started
-        records[number]?.info.lastSequence = events.last?.sequence ?? 0
+        records[number]?.info.lastSequence = lastSequence
         record.start.fulfil(.success(started))
         save(number)
         logger.notice(

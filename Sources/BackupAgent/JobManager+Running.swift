@@ -18,6 +18,7 @@ extension JobManager {
         ticker.cancel()
         await ticker.value
         takeErrors(of: number)
+        tellPendingErrors(number)
         await lookForMissing(number, job)
         // What is cut off by the agent's end goes on in the next one.
         if isLeaving, records[number]?.goesOn == true { return }

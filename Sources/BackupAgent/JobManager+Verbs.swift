@@ -13,6 +13,11 @@ extension JobManager {
     ) async throws(AgentError) -> JobInfo {
         guard let record = live(id) else {
             if last(id) == nil, try await kept(id) == nil { throw Self.notFound(id) }
+            guard verb != .dismiss else {
+                throw AgentError(
+                    .jobState, "Couldn't dismiss the job \(id): it has ended and was dismissed already",
+                    subject: id)
+            }
             // It has ended and was dismissed: what it refuses is what a concluded job refuses.
             throw Self.refusal(.wrongState(.concluded, verb), id: id, verb)
         }

@@ -95,6 +95,28 @@ extension JobManager {
         return response
     }
 
+    /// What those who watch a job of the agent before know: the state that they were told last, and the number of the job's
+    /// last event. nil where that is not known.
+    func lastChange(
+        of number: JobNumber
+    ) async -> (state: JobState, pauseReason: PauseReason?, sequence: UInt64)? {
+        let found = await history?.read { store throws(AgentError) in
+            try await store.lastEvent("state_changed", of: number)
+        }
+        guard let history, let found else { return nil }
+        do throws(AgentError) {
+            let event: DriveBackupWire.JobEvent = try Self.decoded(found.body)
+            guard let change = event.stateChanged, let state = JobState(rawValue: change.state.rawValue)
+            else {
+                return nil
+            }
+            return (state, PauseReason(rawValue: change.pauseReason.rawValue), found.sequence)
+        } catch {
+            history.problems.raise(.reading, error.message)
+            return nil
+        }
+    }
+
     /// A job's events after `sequence`, and whether all of them are there now and none will follow.
     func watch(
         _ number: JobNumber, after sequence: UInt64

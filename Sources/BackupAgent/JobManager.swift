@@ -388,6 +388,12 @@ package actor JobManager {
     private func conclude(_ number: JobNumber, _ kinds: [JobEvent.Kind]) {
         guard var record = records[number] else { return }
         var info = current(record)
+        // That of a new target goes with it; the name may be that of an older backup's.
+        if info.result == .cancelled || info.result == .failed, record.spec.work == .backup,
+            record.spec.mode != .existing
+        {
+            info.manifest = ""
+        }
         let events = log.append(kinds, job: number, id: record.spec.jobID) { events in
             info.lastSequence = events.last?.sequence ?? info.lastSequence
             info.endedAt = events.last?.time ?? 0

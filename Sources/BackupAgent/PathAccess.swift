@@ -34,11 +34,15 @@ package enum PathAccess: Sendable, Hashable, Codable {
     }
 
     /// The same rule for the backing files that images name.
-    var gate: ImageGate {
+    var gate: ImageGate { gate { _ in } }
+
+    /// So, and `note` is called with each path that passes.
+    func gate(noting note: @escaping @Sendable (String) -> Void) -> ImageGate {
         ImageGate { (path: String) throws(BlockError) in
             do throws(AgentError) { try check(path) } catch {
                 throw BlockError(.denied, error.message)
             }
+            note(path)
         }
     }
 }

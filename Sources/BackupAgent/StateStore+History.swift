@@ -232,6 +232,22 @@ extension StateStore {
         }
     }
 
+    /// The last event of this kind that a job has had, and the number of its last one of any kind.
+    func lastEvent(
+        _ kind: String, of job: JobNumber
+    ) async throws(AgentError) -> (body: [UInt8], sequence: UInt64)? {
+        try await read("read events in") { database in
+            let number = Int64(clamping: job.value)
+            let body = try Data.fetchOne(
+                database,
+                sql: "SELECT body FROM event WHERE job = ? AND kind = ? ORDER BY sequence DESC LIMIT 1",
+                arguments: [number, kind])
+            let last = try Int64.fetchOne(
+                database, sql: "SELECT max(sequence) FROM event WHERE job = ?", arguments: [number])
+            return body.map { ([UInt8]($0), UInt64(clamping: last ?? 0)) }
+        }
+    }
+
     /// Ended jobs with higher last events than `sequence`, in the order of their ends: each job's number and
     /// `drivebackup.v1.Job`.
     func jobs(

@@ -70,6 +70,9 @@ struct StoredJob: Codable, Sendable, Hashable {
     var phase: Phase
     /// What has paused the job, where it was an error.
     var pauseError: JobIOError?
+    /// How many operations have failed without ending the job, and the last errors; nil: none.
+    var errorCount: UInt64?
+    var errors: [JobIOError]?
     /// What the target lacks by now; nil: nothing.
     var missing: BackupJob.Missing?
     /// The manifest's path; nil where there is none.

@@ -95,7 +95,7 @@ extension JobStory {
             case .warn: " (a warning)"
             default: ""
             }
-        let times = error.count > 1 ? " (\(error.count) times)" : ""
+        let times = error.count > 1 ? " (\(error.count) in all)" : ""
         return ColumnText.printable(error.message) + times + action
     }
 

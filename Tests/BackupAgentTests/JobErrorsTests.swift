@@ -28,10 +28,33 @@ struct JobErrorsTests {
         var merged = error(8192)
         merged.range = ByteRange(0..<45056)
         merged.count = 3
+        merged.message = "Failures between the offsets 0 and 45056, the first: at 8192"
         #expect(errors.last == [error(65536), error(0, .target), merged], "what waits is known already")
         #expect(errors.due(now: JobErrors.interval) == [merged])
         #expect(errors.due(now: 10 * JobErrors.interval) == [])
         #expect(errors.count == 5)
+    }
+
+    @Test("errors at one place keep their sentence when they are merged")
+    func onePlace() {
+        var errors = JobErrors()
+        _ = errors.note(error(0), now: 0)
+        for now in 1...2 { _ = errors.note(error(8192), now: Int64(now)) }
+        var merged = error(8192)
+        merged.count = 2
+        #expect(errors.takePending(now: 3) == [merged])
+    }
+
+    @Test("the next agent counts on, and knows the last ones")
+    func keptOverRestart() {
+        var errors = JobErrors()
+        for offset in 0..<40 { _ = errors.noteLast(error(UInt64(offset) * 8192), now: Int64(offset)) }
+        _ = errors.note(error(0), now: 41)
+        var next = JobErrors(count: errors.count, last: errors.last)
+        #expect(next.count == 41 && next.last == errors.last && next.last.count == JobErrors.bound)
+        #expect(next.takePending(now: 50) == [])
+        #expect(next.note(error(4096), now: 51) == [error(4096)])
+        #expect(next.count == 42 && next.last == errors.last.dropFirst() + [error(4096)])
     }
 
     @Test("what ends the job is told at once, and what waited before it")

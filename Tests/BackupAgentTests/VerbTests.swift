@@ -59,6 +59,7 @@ private struct Storm: Sendable {
             let words = error.message
             guard error.reason == .jobState else { return "\(verb): \(words)" }
             if words.hasSuffix("it is paused already") { return verb == .pause ? nil : words }
+            if words.hasSuffix("was dismissed already") { return verb == .dismiss ? nil : words }
             if words.hasSuffix("it was not paused") { return verb == .resume ? nil : words }
             if words.hasSuffix("it is being finalized already") { return verb == .finalize ? nil : words }
             // "... in the state X a job refuses VERB": not one that accepts it.

@@ -207,7 +207,7 @@ struct CommandTests {
             "manifest /t.manifest", "busy     the process 77", "missing  8.00 KiB",
             "4096 bytes at 65536",
             "and more (--json lists the first 256)", "failures 9, the last of them:",
-            "source verify, ignore: It? differs (3 times); left out",
+            "source verify, ignore: It? differs (3 in all); left out",
             "cause    target write, 512 bytes at 1024, errno 28, stop: No space; paused",
             "policies ignore for errors of the drive, report for those of the target", "waits    for dismiss",
             "next     drive-backup job dismiss vm1",

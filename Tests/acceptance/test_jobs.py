@@ -184,7 +184,7 @@ def test_manual_dismiss(agent, targets, result):
     agent.ok("job", "dismiss", "vm1")
     assert agent.ok("job", "list").objects == []
     assert agent.job("vm1")["result"] == result
-    agent.refused("job", "dismiss", "vm1", says="vm1")
+    agent.refused("job", "dismiss", "vm1", says=["vm1", "dismissed already"])
     agent.backup("vm1", targets / "v")
 
 

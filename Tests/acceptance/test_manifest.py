@@ -161,6 +161,32 @@ def test_a_drive_that_somebody_has_open_is_not_restored_to(agent, images, target
     agent.ok("job", "cancel", "spare")
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_backup_that_lies_on_a_drive_is_not_restored_to_it(agent, images, targets, written):
+    if written:
+        agent.ok("export", "add", "vm1", f"unix:{agent.directory}/nbd")
+        agent.ok("export", "remove", "vm1")
+    target = targets / "t.qcow2"
+    agent.slow_job("vm1", target, "--format", "qcow2", sync="none", speed="0")
+    agent.ok("job", "cancel", "vm1")
+    assert agent.run("job", "watch", "vm1").code == 0
+    with untouched(images), untouched(targets):
+        agent.refused("restore", target, "vm1", says=[str(target), "lies on", str(images / "d.raw"), "vm1"])
+    if not written:
+        agent.ok("restore", target, "spare")
+        assert (images / "spare.raw").read_bytes() == (images / "d.raw").read_bytes()
+
+
+def test_a_backup_is_not_restored_over_itself(agent, targets):
+    target = targets / "t.raw"
+    agent.backup("vm1", target, "--format", "raw")
+    os.link(target, targets / "link.raw")
+    with untouched(targets):
+        for name in ("t.raw", "link.raw"):
+            for more in ([], ["--overwrite"]):
+                agent.refused("restore", target, targets / name, *more, says=[str(targets / name), "the backup itself"])
+
+
 def test_a_drive_of_another_size_is_not_restored_to(start_agent, disk, images, targets):
     agent = start_agent(("vm1", disk), ("other", raw(images / "other.raw", SIZE + 512)))
     agent.backup("vm1", targets / "t.qcow2", "--format", "qcow2")
@@ -283,9 +309,11 @@ def test_somebody_elses_file_is_no_manifest_and_stays(agent, targets, name):
 def test_a_cancelled_backup_leaves_no_manifest_and_an_old_one_stays_with_its_target(agent, targets):
     target = targets / "t.raw"
     agent.slow_job("vm1", target, "--format", "raw", speed="1")
+    assert agent.job("vm1")["manifest"] == f"{target}.manifest.json"
     agent.ok("job", "cancel", "vm1")
     assert agent.run("job", "watch", "vm1").code == 4
     assert list(targets.iterdir()) == []
+    assert agent.job("vm1")["manifest"] == ""
     agent.backup("vm1", target, "--format", "raw")
     old = manifests.load(target)
     agent.slow_job("vm1", target, "--format", "raw", "--overwrite", speed="1")

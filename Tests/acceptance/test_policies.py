@@ -185,6 +185,8 @@ def test_a_drive_that_cannot_be_read_pauses_the_job_under_stop_until_it_can(star
         trigger.unlink()
         agent.ok("job", "resume", "vm1")
         assert stream.end() == 0, stream.errors
+        # However many requests were in flight.
+        assert agent.log().count("is paused: ") == 3, agent.log()
     same(disk, "raw", targets / "t", "raw")
 
 

@@ -99,6 +99,11 @@ def test_an_existing_target_goes_on_with_its_partial_manifest(agent, targets):
     assert sorted(path.name for path in targets.iterdir()) == ["t", "t.manifest.json"]
 
 
+def errors_told(agent):
+    errors = [event["io_error"] for event in agent.ok("events").objects if "io_error" in event]
+    return sum(error.get("count", 1) for error in errors)
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_job_that_an_error_has_paused_stays_paused_by_it(start_agent, images, tmp_path, how):
     disk = raw(images / "d.raw", SIZE, [(0, SIZE)])
@@ -107,10 +112,17 @@ def test_a_job_that_an_error_has_paused_stays_paused_by_it(start_agent, images, 
         filler = fill(small, 2 * MiB)
         target = small / "t"
         paused(agent.stream("start", "vm1", target, "--format", "raw", "--on-target-error", "stop"))
+        until(lambda: errors_told(agent) == agent.job("vm1")["error_count"], "all errors are told")
+        # Answered when the next agent would know of it, and of all before.
+        agent.ok("job", "set-speed", "vm1", "0")
         before = agent.job("vm1")
+        assert before["error_count"] >= 1, before
         restarted_by(agent, how)
+        # Nothing has changed for those who watch.
+        events = agent.ok("events", "--after", str(before["last_sequence"])).objects
+        assert [event for event in events if "progress" not in event] == [], events
         after = agent.job("vm1")
-        for field in ("state", "pause_reason", "pause_error", "on_target_error"):
+        for field in ("state", "pause_reason", "pause_error", "on_target_error", "error_count", "errors"):
             assert after[field] == before[field], (field, after)
         assert after["pause_reason"] == "error" and after["restarts"] == 1, after
         assert "paused already" in agent.refused("job", "pause", "vm1").err

@@ -240,14 +240,18 @@ internal import Testing
                 _ = try await digester.compute()
             }
         }
+        let (begun, begins) = AsyncStream.makeStream(of: Void.self)
         let other = Task {
             await engine.run {
+                begins.finish()
                 while told.asked == 0 { await Task.yield() }
                 // All of it is found in memory: only who gives way lets this come to its end.
                 for _ in 0..<1000 { await Task.yield() }
                 told.cancel()
             }
         }
+        // It is on the engine, whose turns are in order.
+        for await _ in begun {}
         let error = await #expect(throws: BlockError.self) { try await engine.run(work) }
         #expect(error?.code == .cancelled)
         #expect(told.asked < 15360)

@@ -39,11 +39,11 @@ struct BackupOpening: Sendable {
         let file = try await resolve(path)
         try access.check(file)
         let isDevice = try await isDevice(file)
-        let place =
+        var place =
             isDevice
             ? ManifestPlace(path: path, deviceDirectory: manifestDirectory) : ManifestPlace(path: file)
         if !isDevice, let manifest = await Self.truePath(place.path, engine) { try access.check(manifest) }
-        let manifest = try await place.read(on: engine)
+        let manifest = try await read(&place)
         guard manifest.state == .complete else {
             throw AgentError(
                 .manifestPartial,
@@ -84,6 +84,17 @@ struct BackupOpening: Sendable {
             throw error
         }
         return backup
+    }
+
+    /// Reads the manifest; that of a file in a directory that takes no others is where those of devices are.
+    private func read(_ place: inout ManifestPlace) async throws(AgentError) -> Manifest {
+        do throws(AgentError) { return try await place.read(on: engine) } catch {
+            guard error.reason == .manifestMissing else { throw error }
+            let other = ManifestPlace(path: path, deviceDirectory: manifestDirectory)
+            guard let manifest = try? await other.read(on: engine) else { throw error }  // the first is the one to tell
+            place = other
+            return manifest
+        }
     }
 
     /// What there is to say of the file that a backup lies on. Throws when it is known to be another than it was.

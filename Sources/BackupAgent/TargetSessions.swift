@@ -281,18 +281,33 @@ private struct TargetOpening {
         }
     }
 
-    /// The manifest of a target that exists; that of a device is in the agent's own directory, by the name it was given.
+    /// The manifest of a target that exists. That of a device, or of a file in a directory that takes no others, is in the
+    /// agent's own directory, by the name that the target was given.
     private func manifestFile(of path: String, isDevice: Bool) async throws(AgentError) -> ManifestFile {
-        let place =
-            isDevice
-            ? (directory: spec.manifestDirectory, name: ManifestPlace.name(ofDevice: spec.path))
-            : try PathPolicy.split(path)
-        let directory = try await blocking { () throws(AgentError) in
-            do throws(BlockError) { return try Directory(place.directory) } catch {
-                throw AgentError(error, of: .target, subject: place.directory)
+        let (spec, engine) = (spec, engine)
+        return try await blocking { () throws(AgentError) in
+            do throws(BlockError) {
+                if !isDevice {
+                    let (parent, name) = try Self.split(path)
+                    let directory = try Directory(parent)
+                    let probe = name + Manifest.suffix + NewTargetFile.suffix
+                    if try directory.takesFiles(probing: probe) {
+                        return ManifestFile(of: name, in: directory, on: engine)
+                    }
+                }
+                return ManifestFile(
+                    of: ManifestPlace.name(ofDevice: spec.path), in: try Directory(spec.manifestDirectory),
+                    on: engine)
+            } catch {
+                throw AgentError(error, of: .target, subject: path)
             }
         }
-        return ManifestFile(of: place.name, in: directory, on: engine)
+    }
+
+    private static func split(_ path: String) throws(BlockError) -> (directory: String, name: String) {
+        do throws(AgentError) { return try PathPolicy.split(path) } catch {
+            throw BlockError(.invalid, error.message)
+        }
     }
 
     /// The sizes are the same; a qcow2 disk is counted in sectors of 512 bytes.

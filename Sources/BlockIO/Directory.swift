@@ -96,6 +96,23 @@ package final class Directory: Sendable {
         return result
     }
 
+    /// Whether files can be made here. Of a file system on a disk of this host that is taken for granted; elsewhere (FUSE may
+    /// show one file and nothing else) one of this name is made and removed again. Blocks.
+    package func takesFiles(probing name: String) throws(BlockError) -> Bool {
+        guard !cblockio_is_local(descriptor) else { return true }
+        do throws(BlockError) {
+            Descriptor.close(try create(name, mode: 0o600))
+            try remove(name)
+            return true
+        } catch {
+            switch error.errno {
+            case EEXIST: return true
+            case ENOSYS, EOPNOTSUPP, EROFS, EACCES, EPERM: return false
+            default: throw error
+            }
+        }
+    }
+
     /// Removes a name; it is no error when it is gone already.
     package func remove(_ name: String) throws(BlockError) {
         let result = cblockio_remove_in(descriptor, name)

@@ -2,7 +2,7 @@
 
 import shutil
 
-from faults import with_protected
+from faults import mounted, with_protected
 from harness import kind
 from images import KiB, MiB, create, qemu_io, raw, same
 
@@ -89,3 +89,17 @@ def test_a_restore_takes_the_policies_of_a_backup(start_agent, images, targets):
     job = agent.job("restore-t.raw")
     assert (job["on_source_error"], job["on_target_error"]) == ("ignore", "stop"), job
     agent.refused("restore", targets / "t.raw", targets / "s.raw", "--on-source-error", "perhaps", code=64)
+
+
+def test_a_target_whose_directory_takes_no_other_file_has_its_manifest_in_the_state_directory(
+        start_agent, images, tmp_path):
+    disk = raw(images / "d.raw", SIZE, [(0, SIZE)])
+    agent = start_agent(("vm1", disk))
+    with mounted(tmp_path / "mount", "memory", SIZE):
+        target = tmp_path / "mount" / "disk"
+        agent.backup("vm1", target, "--mode", "existing", "--format", "raw")
+        manifest = agent.job("vm1")["manifest"]
+        assert manifest.startswith(str(agent.directory / "state" / "manifests")), manifest
+        assert [path.name for path in target.parent.iterdir()] == ["disk"]
+        assert agent.run("verify", target).code == 0
+        assert target.read_bytes() == disk.read_bytes()

@@ -91,7 +91,8 @@ struct BackupOpening: Sendable {
         do throws(AgentError) { return try await place.read(on: engine) } catch {
             guard error.reason == .manifestMissing else { throw error }
             let other = ManifestPlace(path: path, deviceDirectory: manifestDirectory)
-            guard let manifest = try? await other.read(on: engine) else { throw error }  // the first is the one to tell
+            // The first error is the one to tell.
+            guard let manifest = try? await other.read(on: engine) else { throw error }
             place = other
             return manifest
         }

@@ -91,10 +91,14 @@ struct BackupOpening: Sendable {
         do throws(AgentError) { return try await place.read(on: engine) } catch {
             guard error.reason == .manifestMissing else { throw error }
             let other = ManifestPlace(path: path, deviceDirectory: manifestDirectory)
-            // The first error is the one to tell.
-            guard let manifest = try? await other.read(on: engine) else { throw error }
-            place = other
-            return manifest
+            do throws(AgentError) {
+                let manifest = try await other.read(on: engine)
+                place = other
+                return manifest
+            } catch let second {
+                // Where neither is, it is the place beside the backup that the operator looks at.
+                throw second.reason == .manifestMissing ? error : second
+            }
         }
     }
 

@@ -17,7 +17,7 @@ package final class RingEngine: IOEngine {
     // SAFETY: as `ring`; `isCurrent` is asked before every use.
     private nonisolated(unsafe) let inline = InlineTransfers()
     private let wakeDescriptor: Int32
-    private let isShared = Atomic(false)
+    private let shared = Atomic(false)
 
     /// How many turns of jobs may pass before the kernel is asked for completions.
     private static let roundsPerTurn = 8
@@ -57,7 +57,10 @@ package final class RingEngine: IOEngine {
 
     package func isIsolatingCurrentContext() -> Bool? { isCurrent }
 
-    package func share() { isShared.store(true, ordering: .relaxed) }
+    package func share() { shared.store(true, ordering: .relaxed) }
+
+    /// `share` was called: the thread writes nothing by itself.
+    package var isShared: Bool { shared.load(ordering: .relaxed) }
 
     package func shutDown() async { await core.shutDown() }
 
@@ -110,7 +113,7 @@ package final class RingEngine: IOEngine {
     ) async -> Int {
         // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work; nor is
         // it to wait for a file system that is frozen while others have drives here, too.
-        if core.queue.isCurrent, !isShared.load(ordering: .relaxed), !ring.isHeld(descriptor),
+        if core.queue.isCurrent, !isShared, !ring.isHeld(descriptor),
             let count = inline.write(descriptor, bytes, at: offset)
         {
             return count

@@ -6,6 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Agent  # noqa: E402
+from target_processes import FreezingFileSystem  # noqa: E402
 
 
 @pytest.fixture
@@ -37,3 +38,15 @@ def start_agent():
     yield start
     for agent in agents:
         agent.close()
+
+
+@pytest.fixture
+def freezing(tmp_path):
+    """A file system that can be frozen: whoever writes to it then hangs in the kernel."""
+    system = FreezingFileSystem(tmp_path)
+    try:
+        if not system.mount():
+            pytest.skip("no file system can be mounted here (root and loop devices are needed)")
+        yield system
+    finally:
+        system.close()

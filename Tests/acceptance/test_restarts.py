@@ -10,7 +10,7 @@ import pytest
 from faults import with_bad_sectors
 from harness import END_EVENTS, kind
 from images import KiB, MiB, check, qemu_io, raw, same
-from target_processes import FreezingFileSystem, hangs, is_gone, target_processes, until
+from target_processes import hangs, is_gone, target_processes, until
 from test_errors import small_file_system
 from test_policies import fill, paused
 
@@ -23,17 +23,6 @@ def agent(start_agent, images):
     agent = start_agent(("vm1", disk))
     agent.disk = disk
     return agent
-
-
-@pytest.fixture
-def freezing(tmp_path):
-    system = FreezingFileSystem(tmp_path)
-    try:
-        if not system.mount():
-            pytest.skip("no file system can be mounted here (root and loop devices are needed)")
-        yield system
-    finally:
-        system.close()
 
 
 def end_of(agent, job):

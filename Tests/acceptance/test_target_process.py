@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from harness import kind
 from images import MiB, qemu_io, raw, same
-from target_processes import FreezingFileSystem, hangs, is_gone, target_processes, until
+from target_processes import hangs, is_gone, target_processes, until
 
 SIZE = 8 * MiB
 
@@ -19,17 +19,6 @@ def agent(start_agent, images):
     agent = start_agent(("vm1", disk))
     agent.disk = disk
     return agent
-
-
-@pytest.fixture
-def freezing(tmp_path):
-    system = FreezingFileSystem(tmp_path)
-    try:
-        if not system.mount():
-            pytest.skip("no file system can be mounted here (root and loop devices are needed)")
-        yield system
-    finally:
-        system.close()
 
 
 def names(directory):

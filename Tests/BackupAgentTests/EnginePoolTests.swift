@@ -1,0 +1,25 @@
+import BlockIO
+import Testing
+
+@testable import BackupAgent
+
+@Suite("The engines of drives")
+struct EnginePoolTests {
+    @Test("an engine is shared once it serves a second drive, and not by what needs it for a while")
+    func sharing() async throws {
+        // The other kind has no thread that drives could hold up.
+        guard EngineKind.preferred() == .ring else { return }
+        let pool = EnginePool(kind: .ring, maximum: 2)
+        func ring(forDrive isDrive: Bool = true) throws -> RingEngine {
+            try #require(try pool.engine(forDrive: isDrive) as? RingEngine)
+        }
+        let passing = try ring(forDrive: false)
+        let drives = [try ring(), try ring()]
+        #expect(drives[0] === passing && drives[0] !== drives[1])
+        _ = try ring(forDrive: false)
+        #expect(drives.allSatisfy { !$0.isShared })
+        #expect(try ring() === drives[0])
+        #expect(drives.map(\.isShared) == [true, false])
+        await pool.shutDown()
+    }
+}

@@ -1,5 +1,4 @@
 import BackupJobs
-import BlockIO
 import DiskImages
 import DriveBackupClient
 import Foundation
@@ -7,6 +6,7 @@ import TestKit
 import Testing
 
 @testable import BackupAgent
+@testable import BlockIO
 
 /// What an agent that was killed has left is planted, and an agent is started on it.
 @Suite("Jobs that an agent before has left", .serialized)
@@ -60,7 +60,9 @@ struct RestartTests {
     }
 
     /// The record of a planted job, nothing done; and its empty staging.
-    private func plantRecord(of job: StoredJob, isFlushing: Bool = false) async throws {
+    private func plantRecord(
+        of job: StoredJob, isFlushing: Bool = false, isWriting: Bool = false
+    ) async throws {
         let engine = try EngineKind.threads.makeEngine(name: "plant")
         let name = "\(job.number)-\(job.spec.jobID)"
         let record = try JobRecord.create(
@@ -70,7 +72,11 @@ struct RestartTests {
         let file = try await engine.run { () async throws(BlockError) in
             try await HostFile.open(job.drive.path, readOnly: true, on: engine)
         }
-        await engine.run { file.noteChanges(in: record.changeTimes) }
+        await engine.run {
+            file.noteChanges(in: record.changeTimes)
+            // It was killed before that had ended.
+            if isWriting { file.beginChange() }
+        }
         try await engine.run { () async throws(BlockError) in try await file.close() }
         let staging = directory.file("state/staging/\(name).staging")
         #expect(FileManager.default.createFile(atPath: staging, contents: nil))
@@ -130,6 +136,25 @@ struct RestartTests {
         #expect(try files == ["a", "b"])
         #expect(
             try Data(contentsOf: URL(fileURLWithPath: directory.file("out/a"))) == Data("somebody's".utf8))
+        await test.stop()
+    }
+
+    @Test(
+        "what lands soon after a kill was in flight at it, what is changed later was changed by somebody else"
+    )
+    func changedInBetween() async throws {
+        let jobs = [
+            try plant(1, "a", file: "a.partial", phase: .running),
+            try plant(2, "b", file: "b.partial", phase: .running),
+        ]
+        for (job, seconds) in zip(jobs, [5.0, 15.0]) {
+            try await plantRecord(of: job, isWriting: true)
+            try FileManager.default.setAttributes(
+                [.modificationDate: Date(timeIntervalSinceNow: seconds)], ofItemAtPath: job.drive.path)
+        }
+        let test = try await start(jobs)
+        #expect(try await test.end(of: "a").completed != nil)
+        #expect(try await test.end(of: "b").failed?.error?.reason == "SOURCE_CHANGED")
         await test.stop()
     }
 

@@ -38,12 +38,15 @@ struct ChangeTimesTests {
                 let modified = try #require(try file.modificationTime())
                 #expect(modified <= times.last, "what we did is not taken for somebody else's")
             }
+            let before = times.last
             file.beginChange()
+            #expect(times.last > before && times.latest == times.last + ChangeTimes.slowest)
             file.beginChange()
             #expect(times.inFlight == 2)
             file.endChange()
-            #expect(times.inFlight == 1)
+            #expect(times.inFlight == 1 && times.latest > times.last)
             file.endChange()
+            #expect(times.latest == times.last)
             // A modification time may lag by a tick of the kernel's.
             try await Task.sleep(for: .milliseconds(20))
             let other = try FileHandle(forWritingTo: URL(fileURLWithPath: path))

@@ -86,6 +86,54 @@ struct JournalTests {
         #expect(!FileManager.default.fileExists(atPath: killed.journal))
     }
 
+    @Test("a kill while the next reserve is counted leaks nothing of it")
+    func killWhileCounting() async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.qcow2")
+        try await qemuImg(["create", "-q", "-f", "qcow2", path, "8M"])
+        // Its one L2 table is there: a new one that is in no L1 table yet would be leaked.
+        try await qemuIO(path, ["write -P 5 0 64k"])
+        let moments = try await onEngine { engine in
+            var options = Qcow2Options(role: .drive, journalDirectory: directory.path)
+            options.reserveBytes = 1 << 20
+            let drive = try await openDrive(path, options: options, on: engine)
+            let buffer = IOBuffer(count: 65536)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 9)
+            var moments: [(image: [UInt8], journal: [UInt8])] = []
+            var journal = ""
+            for cluster in 0..<16 {
+                try await drive.device.write(
+                    ByteRange(offset: UInt64(cluster) * 65536, length: 65536), from: buffer.slice)
+                if journal.isEmpty {
+                    let names = try FileManager.default.contentsOfDirectory(atPath: directory.path)
+                    journal = directory.file(try #require(names.first { $0.hasSuffix(".journal") }))
+                }
+                // The task that counts goes on from await to await. What it asked for is done when the image is looked
+                // at, and it does not know yet.
+                for _ in 0..<8 {
+                    usleep(1000)
+                    moments.append((try bytes(of: path), try bytes(of: journal)))
+                    await Task.yield()
+                }
+            }
+            try await drive.close()
+            return (journal, moments)
+        }
+        for (image, journal) in moments.1 {
+            try write(image, to: path)
+            try write(journal, to: moments.0)
+            try await onEngine { engine in
+                let image = try await whenUnlocked {
+                    try await OpenImage.open(
+                        path, format: .qcow2, readOnly: false, gate: .open, journalDirectory: directory.path,
+                        on: engine)
+                }
+                try await image.close()
+            }
+            try await checkClean(path)
+        }
+    }
+
     @Test("an image with a journal is not opened for reading only, and the refusal says what to do")
     func readOnly() async throws {
         let killed = try await kill()

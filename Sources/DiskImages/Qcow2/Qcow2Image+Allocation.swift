@@ -251,6 +251,8 @@ extension Qcow2Image {
 
     /// Raises the refcounts of free clusters to 1 and puts them in reserve. Under the lock.
     private func count(_ runs: [AllocatorState.ReserveRun]) async throws(BlockError) {
+        // Before they are counted: what a kill leaves of them is given back. What is left of the reserve is used first.
+        isolated.value.journal?.setReserve((runs + isolated.value.allocator.reserve).reversed())
         var counted: [AllocatorState.ReserveRun] = []
         do throws(BlockError) {
             for run in runs {
@@ -266,12 +268,10 @@ extension Qcow2Image {
         } catch {
             // Counted and unused is no damage; as what was freed they are free again after the next flush.
             for run in counted { free(run.clusters) }
+            isolated.value.journal?.setReserve(isolated.value.allocator.reserve.reversed())
             throw error
         }
-        // What is left of the reserve is used first.
-        let all = runs + isolated.value.allocator.reserve
-        isolated.value.journal?.setReserve(all.reversed())
-        isolated.value.allocator.setReserve(all)
+        isolated.value.allocator.setReserve(runs + isolated.value.allocator.reserve)
         isolated.value.allocator.refillFailed = false
     }
 

@@ -224,15 +224,27 @@ extension Qcow2Image {
         }
     }
 
+    /// Takes over what is left of the reserve. A kill may have come before all of it was counted: the rest is free.
     private func restoreReserve(_ journal: MappingJournal) async throws(BlockError) {
         var runs: [AllocatorState.ReserveRun] = []
         for run in journal.reserve {
-            var isCounted = run.clusters.upperBound <= isolated.value.allocator.position
-            for cluster in run.clusters where isCounted {
-                isCounted = try await refcount(of: cluster) == 1 && !isOwnTable(cluster)
+            var first = run.clusters.lowerBound
+            for cluster in run.clusters {
+                guard cluster < isolated.value.allocator.position, try await refcount(of: cluster) == 1,
+                    !isOwnTable(cluster)
+                else {
+                    first = cluster + 1
+                    continue
+                }
+                if first == cluster {
+                    runs.append(.init(clusters: cluster..<cluster + 1, isUnused: run.isUnused))
+                } else {
+                    runs[runs.count - 1].clusters = first..<cluster + 1
+                }
             }
-            if isCounted { runs.append(run) }
         }
+        // Counted in pieces, more than fit into a slot: the rest is a leak.
+        runs = Array(runs.prefix(MappingJournal.maximumReserveRuns))
         journal.setReserve(runs)
         isolated.value.allocator.setReserve(runs.reversed())
     }

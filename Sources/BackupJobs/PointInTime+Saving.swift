@@ -39,6 +39,23 @@ extension PointInTime {
         }
     }
 
+    /// Whether `save` has nothing to do for `range`, and knows it.
+    func isAllSaved(_ range: ByteRange) -> Bool {
+        let touched = blocks(of: range)
+        var next = touched.lowerBound
+        while next < touched.upperBound {
+            let cluster = next / blocksPerCluster
+            let end = min(touched.upperBound, (cluster + 1) * blocksPerCluster)
+            if isProtected(cluster) {
+                guard firstUnsettled(in: next..<end) == nil,
+                    options.sync != .top || record.bits.needKnown.isSet(cluster)
+                else { return false }
+            }
+            next = end
+        }
+        return true
+    }
+
     /// Others of the same save may have had more luck, or need it no more.
     private func isStillToSave(_ block: Int) -> Bool {
         isProtected(block / blocksPerCluster) && !isSettled(block)

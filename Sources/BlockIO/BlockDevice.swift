@@ -19,6 +19,14 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// Writes `buffer` (exactly `range.length` bytes long). It is durable after the next `flush`.
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError)
 
+    /// Does what `read` does in this step, when nothing has to be waited for; false when something has, or went wrong:
+    /// `read` tells, and `buffer` may hold anything until then.
+    func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
+
+    /// Does what `write` does in this step, when nothing has to be waited for; false when something has, or went wrong:
+    /// `write` tells, and any part of `range` may have been written.
+    func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
+
     /// Makes `range` read as zeroes; with `mayUnmap` its space may be given back.
     func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError)
 
@@ -76,6 +84,10 @@ package struct BlockLimits: Sendable, Hashable {
 extension BlockDevice {
     /// The whole device.
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
+
+    package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
+
+    package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }
 
     package func zeroesQuickly(mayUnmap: Bool) -> Bool { false }
 

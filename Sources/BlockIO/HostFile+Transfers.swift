@@ -34,6 +34,18 @@ extension HostFile {
         withExtendedLifetime(buffer) {}
     }
 
+    package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        range.end <= size && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
+    }
+
+    package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard isLocal, !isReadOnly, range.end <= size else { return false }
+        beginChange()
+        defer { endChange() }
+        let bytes = UnsafeRawBufferPointer(buffer.bytes)
+        return engine.writeAtOnce(descriptor, bytes, at: range.offset) == buffer.count
+    }
+
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
         try checkWritable(range, to: "write")
@@ -95,11 +107,17 @@ extension HostFile {
             let (rest, offset) = (
                 UnsafeRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
             )
+            let direct = directDescriptor(for: rest, at: offset)
             let count =
-                isLocal
-                ? await engine.writeQuickly(descriptor, rest, at: offset)
-                : await engine.write(descriptor, rest, at: offset)
+                if let direct {
+                    await engine.write(direct, rest, at: offset)
+                } else if isLocal {
+                    await engine.writeQuickly(descriptor, rest, at: offset)
+                } else {
+                    await engine.write(descriptor, rest, at: offset)
+                }
             switch count {
+            case Int(-EINVAL) where direct != nil: giveUpDirectWrites()
             case 1...: done += count
             case Int(-EINTR), Int(-EAGAIN): continue
             // No system does this for a file; to go on would be to loop for ever.

@@ -19,6 +19,10 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
     /// its own thread, unless that serves several drives.
     func writeQuickly(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
+    /// What the page cache has of these bytes, in this step; nil where that is nothing, or the engine does not look.
+    func readAtOnce(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int?
+    /// `writeQuickly` in this step; nil when the engine does not do that by itself.
+    func writeAtOnce(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int?
     /// fsync, or fdatasync where `dataOnly`.
     func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int
     func allocate(_ descriptor: Int32, mode: Int32, _ range: ByteRange) async -> Int
@@ -50,6 +54,10 @@ extension IOEngine {
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int { await write(descriptor, bytes, at: offset) }
+
+    package func readAtOnce(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) -> Int? { nil }
+
+    package func writeAtOnce(_: Int32, _: UnsafeRawBufferPointer, at _: UInt64) -> Int? { nil }
 
     package func share() {}
 

@@ -98,26 +98,35 @@ package final class RingEngine: IOEngine {
         }
     }
 
+    package func readAtOnce(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) -> Int? {
+        core.queue.isCurrent ? inline.read(descriptor, bytes, at: offset) : nil
+    }
+
     package func read(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) async -> Int {
-        if core.queue.isCurrent, let count = inline.read(descriptor, bytes, at: offset) { return count }
+        if let count = readAtOnce(descriptor, bytes, at: offset) { return count }
         return await perform(
             RingQueue.Request(
                 operation: CBLOCKIO_READ, descriptor: descriptor, address: bytes.baseAddress, message: nil,
                 offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
     }
 
+    package func writeAtOnce(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) -> Int? {
+        // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work; nor is
+        // it to wait for a file system that is frozen while others have drives here, too.
+        guard core.queue.isCurrent, !isShared, !ring.isHeld(descriptor) else { return nil }
+        return inline.write(descriptor, bytes, at: offset)
+    }
+
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int {
-        // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work; nor is
-        // it to wait for a file system that is frozen while others have drives here, too.
-        if core.queue.isCurrent, !isShared, !ring.isHeld(descriptor),
-            let count = inline.write(descriptor, bytes, at: offset)
-        {
-            return count
-        }
+        if let count = writeAtOnce(descriptor, bytes, at: offset) { return count }
         return await write(descriptor, bytes, at: offset)
     }
 

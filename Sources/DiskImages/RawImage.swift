@@ -29,6 +29,16 @@ package final class RawImage: BlockDevice {
         try await file.read(range, into: buffer)
     }
 
+    package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        range.end <= size && file.readAtOnce(range, into: buffer)
+    }
+
+    package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard !isReadOnly, range.end <= size, !(guardian?.concerns(range) ?? false) else { return false }
+        written?.value.note(range)
+        return file.writeAtOnce(range, from: buffer)
+    }
+
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try checkWritable(range, to: "write")
         written?.value.note(range)

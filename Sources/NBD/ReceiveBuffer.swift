@@ -18,6 +18,12 @@ final class ReceiveBuffer: Sendable {
 
     var count: Int { positions.count }
 
+    /// The first `count` bytes, when they are all there; valid until the next call.
+    func slice(_ count: Int) -> IOSlice? {
+        positions.count < count
+            ? nil : buffer[positions.lowerBound..<positions.lowerBound + count]
+    }
+
     func drop(_ count: Int) { positions = positions.lowerBound + count..<positions.upperBound }
 
     /// Receives more behind what is there: a count, 0 at the end, or a negated errno.

@@ -39,7 +39,10 @@ final class Reception: Sendable {
                 }
                 failures = 0
                 let socket = Socket(result)
-                if case .tcp = address { socket.prepareTCP() }
+                switch address {
+                case .unix: socket.prepareUnix()
+                case .tcp: socket.prepareTCP()
+                }
                 let connection = Connection(socket, limits, log: log)
                 guard connections.join(connection) else {
                     socket.close()

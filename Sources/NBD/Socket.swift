@@ -29,6 +29,11 @@ final class Socket: Sendable {
         }
     }
 
+    /// A long answer leaves in one go, instead of a piece each time that the client has taken one: what the system allows.
+    func prepareUnix() {
+        _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_SNDBUF, 1 << 20)
+    }
+
     /// Answers leave at once, and a peer that has gone silently is found out some day.
     func prepareTCP() {
         // Both are a matter of pace: a socket that refuses them works.

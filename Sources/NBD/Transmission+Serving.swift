@@ -68,11 +68,7 @@ extension Transmission {
         } catch {
             return fail(request, error, giving: buffer)
         }
-        guard piece.length < range.length else {
-            let form: Reply.Form =
-                agreement.hasStructuredReplies ? .data(offset: range.offset, slice) : .simpleData(slice)
-            return leave(Reply(cookie: request.cookie, form: form, buffer: buffer))
-        }
+        guard piece.length < range.length else { return leaveData(request, slice, buffer) }
         if agreement.hasStructuredReplies {
             await readFragments(request, range, buffer)
         } else {

@@ -14,6 +14,9 @@ final class Transmission: Sendable {
 
     private static let payloadPiece = 1 << 20
 
+    /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
+    private static let maximumAtOnce = 64 << 10
+
     struct State {
         var inFlight = 0
         var outgoing: [Reply] = []
@@ -178,6 +181,7 @@ final class Transmission: Sendable {
             state.value.inFlight += 1
             refuse(request, error, message)
         case .serve(let command):
+            if command == .write, writeAtOnce(request) { return true }
             var buffer: IOBuffer?
             if command == .read || command == .write, request.length > 0 {
                 let isPiecemeal = command == .read
@@ -186,6 +190,7 @@ final class Transmission: Sendable {
                 buffer = memory.takeIfAvailable(count, for: account)
                 if buffer == nil { buffer = await memory.take(count, for: account) }
                 guard let buffer else { return false }
+                if command == .read, readAtOnce(request, buffer) { return true }
                 if command == .write, !(await receivePayload(buffer[0..<count])) {
                     memory.give(buffer, from: account)
                     return false
@@ -194,6 +199,32 @@ final class Transmission: Sendable {
             state.value.inFlight += 1
             group.addTask { [buffer] in await self.serve(request, command, buffer) }
         }
+        return true
+    }
+
+    /// Answers a short read in this step, when the device need not wait for anything; false when it has to.
+    private func readAtOnce(_ request: RequestHeader, _ buffer: IOBuffer) -> Bool {
+        let count = Int(request.length)
+        guard count <= Self.maximumAtOnce,
+            device.readAtOnce(
+                ByteRange(offset: request.offset, length: UInt64(count)), into: buffer[0..<count])
+        else { return false }
+        state.value.inFlight += 1
+        leaveData(request, buffer[0..<count], buffer)
+        return true
+    }
+
+    /// Does a short write in this step, from where it was received, when all of it is there and the device need not wait
+    /// for anything; false when it has to.
+    private func writeAtOnce(_ request: RequestHeader) -> Bool {
+        let count = Int(request.length)
+        guard count > 0, count <= Self.maximumAtOnce, !request.flags.contains(.fua),
+            let payload = input.slice(count),
+            device.writeAtOnce(ByteRange(offset: request.offset, length: UInt64(count)), from: payload)
+        else { return false }
+        input.drop(count)
+        state.value.inFlight += 1
+        leave(Reply(cookie: request.cookie, form: .simple(nil)))
         return true
     }
 
@@ -235,6 +266,13 @@ final class Transmission: Sendable {
     }
 
     // MARK: Sending
+
+    /// Leaves the reply to a read that is whole.
+    func leaveData(_ request: RequestHeader, _ slice: IOSlice, _ buffer: IOBuffer) {
+        let form: Reply.Form =
+            agreement.hasStructuredReplies ? .data(offset: request.offset, slice) : .simpleData(slice)
+        leave(Reply(cookie: request.cookie, form: form, buffer: buffer))
+    }
 
     /// Leaves a reply for the sender.
     func leave(_ reply: Reply) {

@@ -308,7 +308,7 @@ struct Guest {
         case .write:
             let buffer = IOBuffer(count: Int(range.length))
             GuestModel.fill(buffer.bytes, with: model.withLock { $0.requests[index].value })
-            try await device.write(range, from: buffer.slice)
+            try await device.writeAsServed(range, from: buffer.slice)
         case .zero(let mayUnmap): try await device.writeZeroes(range, mayUnmap: mayUnmap)
         case .discard: try await device.discard(range)
         }
@@ -320,7 +320,7 @@ struct Guest {
     private func read(_ units: Range<Int>) async throws {
         let (range, since) = (bytes(units), model.withLock { $0.tick() })
         let buffer = IOBuffer(count: Int(range.length))
-        try await device.read(range, into: buffer.slice)
+        try await device.readAsServed(range, into: buffer.slice)
         guard !engine.isDead else { throw TestKitError("dead") }
         let unit = Int(range.length) / units.count
         for (index, number) in units.enumerated() {

@@ -20,7 +20,7 @@ struct RandomChanges {
             for index in 0..<range.count {
                 buffer.bytes[index] = UInt8(truncatingIfNeeded: word >> UInt64(index % 7)) | 1
             }
-            try await device.write(range.byteRange, from: buffer.slice)
+            try await device.writeAsServed(range.byteRange, from: buffer.slice)
             model.replaceSubrange(range, with: Array(buffer.bytes))
         case 6..<9:
             try await device.writeZeroes(range.byteRange, mayUnmap: generator.oneIn(2))
@@ -58,12 +58,12 @@ struct ConcurrentRound: Sendable {
             case .write(let value):
                 let buffer = IOBuffer(count: range.count)
                 buffer.bytes.initializeMemory(as: UInt8.self, repeating: value)
-                try await device.write(range.byteRange, from: buffer.slice)
+                try await device.writeAsServed(range.byteRange, from: buffer.slice)
             case .writeZeroes(let mayUnmap): try await device.writeZeroes(range.byteRange, mayUnmap: mayUnmap)
             case .flush: try await device.flush()
             case .read:
                 let buffer = IOBuffer(count: range.count)
-                try await device.read(range.byteRange, into: buffer.slice)
+                try await device.readAsServed(range.byteRange, into: buffer.slice)
             }
         }
 

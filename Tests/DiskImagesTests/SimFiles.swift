@@ -244,6 +244,29 @@ final class SimFileEngine: IOEngine {
         return state.isDead ? Int(-EIO) : bytes.count
     }
 
+    func readAtOnce(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) -> Int? {
+        guard !state.isDead, state.generator.oneIn(2) else { return nil }
+        state.reads += 1
+        state.files[inode(descriptor)]?.read(at: Int(offset), into: bytes)
+        return bytes.count
+    }
+
+    /// All, nothing, or a part of it.
+    func writeAtOnce(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
+        guard !state.isDead, state.generator.oneIn(2), let unit = state.files[inode(descriptor)]?.unit
+        else { return nil }
+        var count = bytes.count
+        if state.generator.oneIn(4) {
+            let end = Int.random(in: 0..<bytes.count, using: &state.generator) + Int(offset)
+            count = max(0, end - end % unit - Int(offset))
+        }
+        state.files[inode(descriptor)]?.write(
+            at: Int(offset), UnsafeRawBufferPointer(rebasing: bytes[..<count]))
+        return count
+    }
+
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
         let inode = inode(descriptor)
         if state.isDead { return Int(-EIO) }

@@ -19,6 +19,30 @@ extension Qcow2Image {
         return try await run(at: offset, limit: inTable, table: table.host)
     }
 
+    /// What is at `range`, when that lies within a cluster (or subcluster) and the tables that say it are in memory and
+    /// right; nil else, and `run` tells.
+    func mappingInMemory(of range: ByteRange) -> ClusterMapping? {
+        let unit = header.hasExtendedL2 ? header.clusterSize / 32 : header.clusterSize
+        guard !range.isEmpty, range.offset / unit == (range.end - 1) / unit else { return nil }
+        let l1Index = range.offset / header.bytesPerL2
+        guard let l1 = pageInMemory(containing: header.l1Offset + l1Index * 8),
+            let table = try? l1Entry(l1Index, in: l1)
+        else { return nil }
+        let index = range.offset % header.bytesPerL2 / header.clusterSize
+        let entryOffset = table.host + index * header.l2EntrySize
+        guard let l2 = pageInMemory(containing: entryOffset) else { return nil }
+        return try? mapping(at: range.offset, entryAt: Int(entryOffset - l2.offset), in: l2)
+    }
+
+    /// The metadata page that holds the byte at `offset` of the file, if it is in memory; for this step only.
+    private func pageInMemory(containing offset: UInt64) -> MetadataPage? {
+        isolated.withState { state in
+            let page = state.pages.pinned(at: offset.roundedDown(toMultipleOf: state.pages.pageSize))
+            page?.unpin()
+            return page
+        }
+    }
+
     /// Where the L2 table with this number is; nil when there is none.
     func l2Table(_ index: UInt64) async throws(BlockError) -> (host: UInt64, isShared: Bool)? {
         let page = try await page(containing: header.l1Offset + index * 8, .l1)

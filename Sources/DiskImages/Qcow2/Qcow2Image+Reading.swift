@@ -9,6 +9,26 @@ extension Qcow2Image {
         try await readMapped(range, into: buffer)
     }
 
+    package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        guard range.end <= size else { return false }
+        switch mappingInMemory(of: range) {
+        case .none, .compressed: return false
+        case .zero, .zeroAllocated:
+            buffer.bytes.fillWithZeroes()
+            return true
+        case .data(let host, _):
+            return file.readAtOnce(ByteRange(offset: host, length: range.length), into: buffer)
+        case .unallocated:
+            switch backing {
+            case .none:
+                buffer.bytes.fillWithZeroes()
+                return true
+            case .open(let device): return device.readAtOnce(range, into: buffer)
+            case .notOpen: return false
+            }
+        }
+    }
+
     func readMapped(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         var done: UInt64 = 0
         while done < range.length {

@@ -15,6 +15,14 @@ extension Qcow2Image {
         }
     }
 
+    package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard options.isDrive, !isReadOnly, range.end <= size, isolated.value.allocator.isPrepared,
+            isolated.value.allocator.failure == nil,
+            case .data(let host, isShared: false) = mappingInMemory(of: range)
+        else { return false }
+        return file.writeAtOnce(ByteRange(offset: host, length: range.length), from: buffer)
+    }
+
     func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {
         guard !isReadOnly else {
             throw BlockError(

@@ -1,6 +1,7 @@
 internal import BlockIO
 internal import Glibc
 internal import Synchronization
+internal import TestKit
 
 @testable internal import BackupJobs
 
@@ -242,7 +243,9 @@ final class LiveAgent: Sendable {
             let count = sim.random { min(units - first, $0.pick([1, 3, 8, 40, 130, 300])) }
             let range = ByteRange(offset: UInt64(first) * 512, length: UInt64(count) * 512)
             let buffer = IOBuffer(count: count * 512)
-            do throws(BlockError) { try await view.read(range, into: buffer.slice) } catch { continue }
+            do throws(BlockError) { try await view.readAsServed(range, into: buffer.slice) } catch {
+                continue
+            }
             Trace.note("view: \(first..<first + count) read")
             let truths = history.state.withLock { Array($0.truth[first..<first + count]) }
             for unit in first..<first + count {
@@ -324,7 +327,7 @@ final class LiveAgent: Sendable {
                     let start = (unit - request.units.lowerBound) * 512
                     DiskContent.fill(buffer[start..<start + 512].bytes, request.value, unit: unit)
                 }
-                try await drive.write(range, from: buffer.slice)
+                try await drive.writeAsServed(range, from: buffer.slice)
             }
         } catch {
             // Nothing of it may count as answered; it may have changed nothing, or something.

@@ -222,6 +222,31 @@ final class LiveDisk: BlockDevice {
         if isBad { throw BlockError("Couldn't read \(range) of \(name)", errno: EIO, range: range) }
     }
 
+    func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        sim.random { $0.oneIn(2) } && content.read(units(range), buffer.bytes)
+    }
+
+    /// All, nothing, or a part of it.
+    func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard sim.random({ $0.oneIn(2) }), full == nil else { return false }
+        let all = units(range)
+        onChange.withLock { $0 }(all)
+        let count = sim.random { $0.oneIn(4) ? $0.below(all.count) : all.count }
+        let landed = all.lowerBound..<all.lowerBound + count
+        content.allocate(landed)
+        content.land(landed, values(Array(landed), buffer), isHole: false)
+        return count == all.count
+    }
+
+    private func values(_ units: [Int], _ buffer: IOSlice) -> [UInt32] {
+        units.enumerated().map { index, unit in
+            // What shows no value cannot be right: it is noted as one that nobody has written.
+            DiskContent.value(
+                UnsafeRawBufferPointer(buffer[index * 512..<index * 512 + 512].bytes), unit: unit)
+                ?? .max
+        }
+    }
+
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try check(range, to: "write")
         let all = units(range)
@@ -230,13 +255,7 @@ final class LiveDisk: BlockDevice {
             throw BlockError(.noSpace, "Couldn't write \(range) of \(name): no space", errno: ENOSPC)
         }
         onChange.withLock { $0 }(all)
-        let values = all.map { unit -> UInt32 in
-            let start = (unit - all.lowerBound) * 512
-            // What shows no value cannot be right: it is noted as one that nobody has written.
-            return DiskContent.value(UnsafeRawBufferPointer(buffer[start..<start + 512].bytes), unit: unit)
-                ?? .max
-        }
-        await land(all, values, isHole: false)
+        await land(all, values(Array(all), buffer), isHole: false)
     }
 
     private func land(_ all: Range<Int>, _ values: [UInt32], isHole: Bool) async {

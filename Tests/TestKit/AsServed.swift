@@ -1,0 +1,13 @@
+package import BlockIO
+
+extension BlockDevice {
+    /// Reads as the NBD server does: at once where that can be, else by a task that waits.
+    package func readAsServed(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        if !readAtOnce(range, into: buffer) { try await read(range, into: buffer) }
+    }
+
+    /// Writes as the NBD server does: at once where that can be, else by a task that waits.
+    package func writeAsServed(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        if !writeAtOnce(range, from: buffer) { try await write(range, from: buffer) }
+    }
+}

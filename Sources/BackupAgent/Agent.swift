@@ -89,7 +89,8 @@ package final class Agent: Sendable {
         exports = ExportRegistry(drives: drives, engines: engines, store: store, logger: logger)
         for line in parts.leftovers { logger.warning("\(line)") }
         let writer = HistoryWriter(store: parts.store, limits: configuration.history, problems: problems)
-        let past = await Past(parts.store, numbersAreLost: parts.numbersAreLost, problems)
+        let past = await Past(
+            parts.store, numbersAreLost: parts.numbersAreLost, areUsedAtOnce: !parts.jobs.isEmpty, problems)
         log = EventLog(
             after: past.sequence, reserved: past.sequence + EventLog.reservation, history: writer,
             reserve: { writer.reserve(sequence: $0) })
@@ -232,8 +233,11 @@ private struct Past: Sendable {
     let job: UInt64
     let keys: [RequestKeys.Kept]
 
-    /// Reads what there is, and sets numbers aside before the first of them is used.
-    init(_ store: StateStore, numbersAreLost: Bool, _ problems: AgentProblems) async {
+    /// Reads what there is, and sets numbers aside before the first of them is used: where no job goes on that is the start
+    /// of one, which is flushed itself before it is told, and the agent's start waits for no disk.
+    init(
+        _ store: StateStore, numbersAreLost: Bool, areUsedAtOnce: Bool, _ problems: AgentProblems
+    ) async {
         let now = WallClock.now()
         // In microseconds the time is beyond every number that was counted up to, and the same is true next time.
         let lost = UInt64(max(0, now / 1000))
@@ -248,8 +252,9 @@ private struct Past: Sendable {
                 try await store.requestKeys(since: now - RequestKeys.lifetime)
             } ?? []
         do throws(AgentError) {
-            try await store.reserve(.sequence, upTo: sequence + EventLog.reservation)
-            try await store.reserve(.job, upTo: job + JobHistory.reservation)
+            try await store.reserve(
+                sequence: sequence + EventLog.reservation, job: job + JobHistory.reservation,
+                isRelaxed: !areUsedAtOnce)
         } catch {
             problems.raise(
                 .numbers,

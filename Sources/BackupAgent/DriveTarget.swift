@@ -27,7 +27,7 @@ final class NoTarget: JobTarget {
     func prepare() async throws(BlockError) {}
     func publish() async throws(BlockError) {}
     func abandon(keep: Bool) async {}
-    func giveUp(keep: Bool) async -> Bool { false }
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool { false }
     func leave() async {}
 }
 
@@ -109,7 +109,8 @@ final class DriveTarget: JobTarget {
 
     func leave() async { _ = await giveUp(keep: true) }
 
-    func giveUp(keep: Bool) async -> Bool {
+    /// Waits for the drive whatever is asked for: who hears of the end may use it.
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool {
         let idle = state.withLock { state in
             state.isGivenUp = true
             return state.inFlight == 0 ? state.idle : nil

@@ -77,12 +77,13 @@ extension JobManager {
     // MARK: The end of the target
 
     /// Gives the target up, unless it is complete by now. The guest and the drive do not wait for that, and it does not
-    /// wait for staging.
+    /// wait for staging. The job's end waits for neither where that takes long: it goes on in the background.
     func giveUp(_ number: JobNumber) async {
         await letGo(number)
         let keeps = records[number]?.spec.keepsTarget ?? false
-        let isComplete = await records[number]?.target?.giveUp(keep: keeps) ?? false
-        await filesRemoved(number)
+        let isComplete = await records[number]?.target?.giveUp(keep: keeps, atOnce: true) ?? false
+        // A backup that is read is closed with them, and may be used by the next job.
+        await smallFilesRemoved(number)
         report(isComplete ? .targetCompleted : .targetAbandoned, number)
     }
 

@@ -26,6 +26,7 @@ extension JobManager {
             }
             waiting += record.tasks
         }
+        waiting += removals.values
         let done = OneShot<Void>()
         let tasks = waiting
         let waiter = Task {
@@ -38,7 +39,7 @@ extension JobManager {
         waiter.cancel()
     }
 
-    private func remainingTasks() -> [Task<Void, Never>] { records.values.flatMap(\.tasks) }
+    private func remainingTasks() -> [Task<Void, Never>] { records.values.flatMap(\.tasks) + removals.values }
 
     /// Lets drives and targets be closed in the midst of jobs. After `stop`, when no export is left.
     package func leave() async {

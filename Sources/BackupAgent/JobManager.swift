@@ -83,6 +83,8 @@ package actor JobManager {
     /// Where jobs are kept over restarts; nil in tests that have none.
     let store: StateStore?
     var saving = Saving()
+    /// The removals of jobs' files that are under way; the jobs may have ended.
+    var removals: [JobNumber: Task<Void, Never>] = [:]
 
     var records: [JobNumber: Record] = [:]
     /// The last ended jobs; those of `dismissed` are not in `records` any more.
@@ -407,6 +409,8 @@ package actor JobManager {
         if let error = info.error { logger.error("The job \(info.id) failed: \(error.message)") }
         onEnd(info)
         if !record.spec.waitsForDismiss { forget(number) }
+        // An idle agent keeps no memory for jobs.
+        if records.values.allSatisfy({ $0.machine.state == .concluded }) { buffers.rest() }
     }
 
     /// Frees a concluded job's id and moves it to the ended ones.

@@ -91,8 +91,10 @@ package protocol JobTarget: BackupTarget {
 
     /// Gives the target up as `abandon` does, unless it is complete already or cannot be stopped any more
     /// from becoming so: then true. Returns within a few seconds, whatever the target does; what hangs is
-    /// left behind and the file stays claimed until it returns.
-    func giveUp(keep: Bool) async -> Bool
+    /// left behind and the file stays claimed until it returns. `atOnce`: returns in a moment where the
+    /// target has requests that it does not answer, or is large; what is not done by then goes on in the background, outlives
+    /// a killed agent, and `TargetOpener.busy` tells of it.
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool
 
     /// Closes what is there as it is, for the next agent: nothing is flushed, since what that says must be heard, and
     /// nothing removed. Returns within a few seconds, whatever the target does.
@@ -106,6 +108,8 @@ extension JobTarget {
 
 extension JobTarget {
     var endedWhileFlushing: Bool { false }
+
+    func giveUp(keep: Bool) async -> Bool { await giveUp(keep: keep, atOnce: false) }
 }
 
 /// Opens targets, in this process or in one for each.
@@ -131,7 +135,7 @@ package protocol TargetOpener: Sendable {
     /// `.targetLocked` while that one may still write to it, `.targetLost` when it is gone; what was reserved stays so.
     func reopen(_ spec: TargetSpec) async throws(AgentError) -> ReopenedTarget
 
-    /// Why nothing can be done to the target of a job, ended or not: an abandoned process still uses it.
+    /// Why nothing can be done to the target of a job, ended or not: a process still uses it.
     func busy(_ job: JobNumber) -> String?
 }
 

@@ -128,13 +128,13 @@ final class ReopeningTarget: JobTarget {
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
-    func giveUp(keep: Bool) async -> Bool {
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool {
         let end = OneShot<Bool?>()
         let opened = opened
         // Its own: what it waits for may take as long as the agent before takes to die.
         Task {
             switch await opened.wait() {
-            case .success(.open(let target)): end.fulfil(await target.giveUp(keep: keep))
+            case .success(.open(let target)): end.fulfil(await target.giveUp(keep: keep, atOnce: atOnce))
             case .success(.published): end.fulfil(true)
             case .failure, nil: end.fulfil(nil)
             }

@@ -153,11 +153,15 @@ extension StateStore {
                 """, arguments: [counter.rawValue, Int64(clamping: value)])
     }
 
-    /// Sets numbers aside before any of them is used: it is on the disk when this returns.
-    func reserve(_ counter: Counter, upTo value: UInt64) async throws(AgentError) {
-        try await write("keep the numbers that were given out in") { database in
-            try Self.raise(counter, to: value, database)
+    /// Sets numbers of events and jobs aside before any of them is used: it is on the disk when this returns. Relaxed: no
+    /// later than the next `write`.
+    func reserve(sequence: UInt64, job: UInt64, isRelaxed: Bool = false) async throws(AgentError) {
+        let what = "keep the numbers that were given out in"
+        let body: @Sendable (Database) throws -> Void = { database in
+            try Self.raise(.sequence, to: sequence, database)
+            try Self.raise(.job, to: job, database)
         }
+        if isRelaxed { try await writeRelaxed(what, body) } else { try await write(what, body) }
     }
 
     /// Forgets ended jobs beyond the newest `count`, those that ended before `time`, and their events; at most `limit` jobs

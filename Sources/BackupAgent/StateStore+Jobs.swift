@@ -30,18 +30,28 @@ extension StateStore {
 
     /// Keeps jobs as they are now and forgets others, all at once: it is so after a power cut when this returns.
     func keep(_ jobs: [StoredJob], forgetting ended: [JobNumber] = []) async throws(AgentError) {
-        try await write("keep the running jobs in") { database in
-            for job in jobs {
-                let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)
-                try database.execute(
-                    sql: "INSERT OR REPLACE INTO runningJob (number, content) VALUES (?, ?)",
-                    arguments: [Int64(bitPattern: job.number), content])
-            }
-            for number in ended {
-                try database.execute(
-                    sql: "DELETE FROM runningJob WHERE number = ?",
-                    arguments: [Int64(bitPattern: number.value)])
-            }
+        try await write("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, $0) }
+    }
+
+    /// The same, but as `writeRelaxed`: a disk that is busy holds nobody up. After a power cut jobs may be as they were some
+    /// moments before; none of them goes on then.
+    func keepRelaxed(_ jobs: [StoredJob], forgetting ended: [JobNumber]) async throws(AgentError) {
+        try await writeRelaxed("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, $0) }
+    }
+
+    private static func keep(
+        _ jobs: [StoredJob], forgetting ended: [JobNumber], _ database: Database
+    ) throws {
+        for job in jobs {
+            let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO runningJob (number, content) VALUES (?, ?)",
+                arguments: [Int64(bitPattern: job.number), content])
+        }
+        for number in ended {
+            try database.execute(
+                sql: "DELETE FROM runningJob WHERE number = ?",
+                arguments: [Int64(bitPattern: number.value)])
         }
     }
 }

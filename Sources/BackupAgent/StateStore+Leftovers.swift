@@ -38,9 +38,10 @@ extension StateStore {
         }
     }
 
-    /// Keeps a file that is to be removed; it is there after a power cut when this returns.
+    /// Keeps a file that is to be removed. The job's end waits for it, so it is not flushed: what a power cut leaves of a
+    /// target is nobody's.
     func add(_ file: TargetLeftover) async throws(AgentError) {
-        try await write("keep the target to remove in") { database in
+        try await writeRelaxed("keep the target to remove in") { database in
             try database.execute(
                 sql: """
                     INSERT OR REPLACE INTO leftover (job, path, device, inode, birthTime, overwrites)

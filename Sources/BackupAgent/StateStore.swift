@@ -41,16 +41,14 @@ package final class StateStore: Sendable {
         do {
             var configuration = Configuration()
             configuration.journalMode = path == ":memory:" ? .default : .wal
-            configuration.prepareDatabase { database in
-                // What was answered must be there after a power cut.
-                try database.execute(sql: "PRAGMA synchronous = FULL")
-            }
             var looking = Configuration()
             looking.readonly = true
             // Before the first write: what is damaged stays as it is. Where nothing can be opened yet, the next line says why.
             if let database = try? DatabaseQueue(path: path, configuration: looking) { try check(database) }
             let database = try DatabaseQueue(path: path, configuration: configuration)
             try migrations.migrate(database)
+            // What was answered must be there after a power cut. (Opening it for the write-ahead log has set less.)
+            try database.writeWithoutTransaction { try $0.execute(sql: "PRAGMA synchronous = FULL") }
             let newer = try database.read { try migrations.hasBeenSuperseded($0) }
             guard !newer else {
                 throw AgentError(
@@ -243,6 +241,11 @@ package final class StateStore: Sendable {
         } catch {
             throw Self.failure("\(what) \(path)", error, path: path)
         }
+    }
+
+    /// Whether what `write` has written is on the disk when it returns, as SQLite sees it. Blocks.
+    func flushesWrites() throws(AgentError) -> Bool {
+        try readNow("ask about flushes of") { try Int.fetchOne($0, sql: "PRAGMA synchronous") == 2 }
     }
 
     private static func failure(_ what: String, _ error: any Error, path: String) -> AgentError {

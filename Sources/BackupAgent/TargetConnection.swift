@@ -54,6 +54,9 @@ final class TargetConnection: Sendable {
     /// The file that the process has made or may have made, if there is one.
     var made: TargetLeftover? { state.withLock { $0.made } }
 
+    /// How many requests the process has not answered.
+    var unanswered: Int { state.withLock { $0.waiting.count } }
+
     // MARK: Asking
 
     /// Sends a request and waits for what comes of it. With `late`, an abandoned process is not waited for: the outcome is

@@ -102,8 +102,8 @@ actor TargetLeftovers {
         return outcome
     }
 
-    /// The file is gone. It is forgotten before another can be made that has its number.
-    private func forget(_ file: TargetLeftover) async {
+    /// A file that was recorded is gone. It is forgotten before another can be made that has its number.
+    func forget(_ file: TargetLeftover) async {
         do throws(AgentError) { try await store?.remove(file) } catch {
             logger.error(
                 "\(error.message); another file that gets its number may be taken for it after a restart")

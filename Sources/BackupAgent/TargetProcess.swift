@@ -10,14 +10,21 @@ internal import Synchronization
 //   giveUp ──► the process gives up and says so ──► it ends
 //          └─► no word within `patience` ──► killed, and left behind (`TargetProcesses.leaveBehind`)
 //
+// The end of a job waits for `moment` only where requests are on their way, as they are when the target is slow or hangs, or
+// there is much to remove: from then on it is the business of `TargetProcesses.letGiveUp`.
+//
 // A write that is on its way keeps its buffer until the process has answered or is gone, since it may still read it. All
 // others who wait are let go when the process is abandoned.
 
 /// A job's target in a process of its own.
 final class TargetProcess: JobTarget {
-    /// How long a target that is given up may take before its process is killed.
-    static let patience = Duration.milliseconds(400)
-    /// The same for one of which is to be kept what can be: its last flush takes its time.
+    /// How long the end of a job waits for a target that has not answered requests of before, or is large.
+    static let moment = Duration.milliseconds(40)
+    /// From how many bytes on a target is large: to remove it takes the file system its time.
+    private static let largeTarget = 16 << 20
+    /// How long a target may take that is left to the next agent.
+    private static let patience = Duration.milliseconds(400)
+    /// How long one may take that is given up of which is to be kept what can be: its last flush takes its time.
     static let keepingPatience = Duration.seconds(2)
 
     private struct State {
@@ -38,13 +45,15 @@ final class TargetProcess: JobTarget {
     let manifestPath: String
     let resumption: TargetSpec.Resumption?
 
-    private let connection: TargetConnection
+    let connection: TargetConnection
     private let processes: TargetProcesses
     private let requestedPath: String
     /// For data that does not lie in the shared memory.
     private let bounces: BufferShare
     private let state = Mutex(State())
     private let completion = OneShot<Void>()
+    /// Bytes that were written.
+    private let written = Atomic(0)
 
     init(_ opened: OpenedTarget, _ connection: TargetConnection, _ processes: TargetProcesses, path: String) {
         name = opened.name
@@ -67,7 +76,9 @@ final class TargetProcess: JobTarget {
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         if let place = buffer.offset(in: processes.memory) {
-            return try await ask(.write(range, memory: UInt64(place)), .write, range)
+            try await ask(.write(range, memory: UInt64(place)), .write, range)
+            written.wrappingAdd(buffer.count, ordering: .relaxed)
+            return
         }
         var done = 0
         while done < buffer.count {
@@ -183,7 +194,13 @@ final class TargetProcess: JobTarget {
 
     func publish() async throws(BlockError) {
         try check()
-        state.withLock { $0.isCompleting = true }
+        // One that is given up by now is never asked to: it will not be complete.
+        guard
+            state.withLock({ state in
+                state.isCompleting = !state.isGivenUp
+                return state.isCompleting
+            })
+        else { throw givenUp() }
         defer { completion.fulfil(()) }
         try judge(await connection.ask(.publish, late: {}), .finish, nil)
         state.withLock { $0.isComplete = true }
@@ -209,24 +226,33 @@ final class TargetProcess: JobTarget {
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
-    func giveUp(keep: Bool) async -> Bool {
+    /// What is to be kept is waited for in any case, as is the outcome of a completion that has begun.
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool {
         let task = state.withLock { state -> Task<Bool, Never>? in
             guard !state.isComplete else { return nil }
             state.isGivenUp = true
             if let begun = state.givingUp { return begun }
-            let task = Task { await self.end(keep: keep) }
+            let mayLeave = atOnce && !keep && !state.isCompleting
+            let task = Task { await self.end(keep: keep, mayLeave: mayLeave) }
             state.givingUp = task
             return task
         }
         return await task?.value ?? true
     }
 
-    private func end(keep: Bool) async -> Bool {
+    private func end(keep: Bool, mayLeave: Bool) async -> Bool {
         let answer = OneShot<TargetConnection.Outcome>()
         let connection = connection
         // Ends at the latest when the process is abandoned.
         Task { answer.fulfil(await connection.ask(.giveUp(keep: keep), late: {})) }
-        let outcome = await answer.wait(atMost: keep ? Self.keepingPatience : Self.patience)
+        if mayLeave, await answer.wait(atMost: Self.moment) == nil,
+            connection.unanswered > 1 || written.load(ordering: .relaxed) > Self.largeTarget
+        {
+            await processes.letGiveUp(
+                connection, paths: [requestedPath, name], answer: answer)
+            return false
+        }
+        let outcome = await answer.wait(atMost: keep ? Self.keepingPatience : processes.patience)
         if case .reply(.givenUp(let isComplete)) = outcome {
             connection.end()
             state.withLock { $0.isComplete = $0.isComplete || isComplete }

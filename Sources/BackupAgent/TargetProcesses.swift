@@ -6,21 +6,26 @@ internal import Synchronization
 /// Opens each target in a process of its own, so that the agent can leave it whatever it hangs in: the agent's own program,
 /// started again (`TargetServer`), which inherits no drive, socket or lock and takes data from shared memory.
 package final class TargetProcesses: TargetOpener {
-    /// A process that was killed and is still there.
-    private struct Abandoned {
+    /// A process whose job has ended, or is about to, and that still uses the target.
+    private struct Leaving {
         var paths: Set<String>
         var jobID: String
         var processID: Int32
+        /// It was killed. Else it gives the target up; `isOver` tells when it has, or was killed.
+        var isAbandoned = false
+        let isOver = OneShot<Void>()
 
         var sentence: String {
-            "it is still used by an abandoned process of the job \(jobID) (\(processID)), which hangs in a system call"
+            isAbandoned
+                ? "it is still used by an abandoned process of the job \(jobID) (\(processID)), which hangs in a system call"
+                : "it is being given up by the process of the job \(jobID) (\(processID))"
         }
     }
 
     private struct State {
         var lastNumber: UInt64 = 0
         var connections: [UInt64: TargetConnection] = [:]
-        var abandoned: [JobNumber: Abandoned] = [:]
+        var leaving: [JobNumber: Leaving] = [:]
         var isShutDown = false
         /// Processes that are being started.
         var starting = 0
@@ -32,9 +37,11 @@ package final class TargetProcesses: TargetOpener {
     package static let ownProgram = "/proc/self/exe"
     /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
     /// what an earlier job has left.
-    private static let patience = (
+    private static let limits = (
         ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(10)
     )
+    /// How long a target that is given up may take before its process is killed.
+    let patience: Duration
 
     /// What the buffers of all jobs lie in.
     let memory: SharedMemory
@@ -51,10 +58,12 @@ package final class TargetProcesses: TargetOpener {
     /// - Parameters:
     ///   - executable: the agent's program; another one in tests, which are no agent.
     ///   - store: remembers what is still to be removed; nil in tests that need no memory.
+    ///   - patience: how long a target that is given up may take before its process is killed.
     package init(
         claims: FileClaims, store: StateStore?, executable: String = TargetProcesses.ownProgram,
-        kind: EngineKind = .threads, logger: Logger
+        kind: EngineKind = .threads, patience: Duration = .milliseconds(400), logger: Logger
     ) throws(AgentError) {
+        self.patience = patience
         do throws(BlockError) {
             memory = try SharedMemory(count: BufferPool.capacity)
             engine = try kind.makeEngine(name: "targets")
@@ -85,12 +94,18 @@ package final class TargetProcesses: TargetOpener {
             return state.starting > 0 ? state.noneStarting : nil
         }
         _ = await noneStarting?.wait()
+        // What is given up gets its time, as it would have had during its job.
+        await withTaskGroup(of: Void.self) { group in
+            for leaving in state.withLock({ Array($0.leaving.values) }) where !leaving.isAbandoned {
+                group.addTask { [patience] in _ = await leaving.isOver.wait(atMost: patience) }
+            }
+        }
         let connections = state.withLock { $0.connections.values }
         for connection in connections { connection.abandon() }
         await leftovers.end()
         await withTaskGroup(of: Void.self) { group in
             for connection in connections {
-                group.addTask { _ = await connection.gone.wait(atMost: Self.patience.ending) }
+                group.addTask { _ = await connection.gone.wait(atMost: Self.limits.ending) }
             }
         }
         for connection in connections where connection.gone.value == nil { connection.forget() }
@@ -140,18 +155,26 @@ package final class TargetProcesses: TargetOpener {
         }
     }
 
-    /// Refuses a target that an abandoned process has, and removes what is still to be removed there.
+    /// Waits for what an earlier job gives up, refuses a target that an abandoned process has, and removes what is still to
+    /// be removed there.
     private func makeWay(for spec: TargetSpec) async throws(AgentError) {
-        let abandoned = state.withLock { $0.abandoned.values.first { $0.paths.contains(spec.path) } }
-        if let abandoned {
-            throw AgentError(
-                .targetBusy, "Couldn't use \(spec.path) as target: \(abandoned.sentence)", subject: spec.path)
+        while let leaving = leaving(spec.path) {
+            guard !leaving.isAbandoned, await leaving.isOver.wait(atMost: Self.limits.starting) != nil
+            else {
+                throw AgentError(
+                    .targetBusy, "Couldn't use \(spec.path) as target: \(leaving.sentence)",
+                    subject: spec.path)
+            }
         }
-        guard let failure = await leftovers.settle(spec.path, within: Self.patience.starting) else { return }
+        guard let failure = await leftovers.settle(spec.path, within: Self.limits.starting) else { return }
         throw AgentError(
             .targetBusy,
             "Couldn't use \(spec.path) as target: what an earlier job has left there cannot be removed yet "
                 + "(\(failure.message))", subject: spec.path)
+    }
+
+    private func leaving(_ path: String) -> Leaving? {
+        state.withLock { $0.leaving.values.first { $0.paths.contains(path) } }
     }
 
     /// Starts a process and asks it one thing that it may refuse; when the task is cancelled meanwhile it is left behind.
@@ -233,14 +256,38 @@ package final class TargetProcesses: TargetOpener {
 
     // MARK: Leaving behind
 
+    /// Takes over a process that was told to give its target up, whose `answer` is still to come; when that takes too long it
+    /// is left behind. Returns when all is kept that the next agent has to know, should this one be killed before.
+    func letGiveUp(
+        _ connection: TargetConnection, paths: Set<String>, answer: OneShot<TargetConnection.Outcome>
+    ) async {
+        let leaving = Leaving(
+            paths: paths, jobID: connection.jobID, processID: connection.process.processID)
+        state.withLock { $0.leaving[connection.job] = leaving }
+        let file = connection.made
+        if let file { await leftovers.record(file) }
+        // It ends when the process has answered or is gone, or after a moment.
+        Task {
+            if case .reply(.givenUp) = await answer.wait(atMost: patience) {
+                connection.end()
+                if let file { await leftovers.forget(file) }
+                state.withLock { $0.leaving[connection.job] = nil }
+            } else {
+                connection.abandon()
+                await leaveBehind(connection, paths: paths, keep: false)
+            }
+            leaving.isOver.fulfil(())
+        }
+    }
+
     /// Takes over what was killed, or has died: its target stays claimed until it is gone, and then the file that it made is
     /// removed unless `keep`. Returns when that is done, or after a moment.
     func leaveBehind(_ connection: TargetConnection, paths: Set<String>, keep: Bool) async {
         let (holder, processID) = (connection.holder, connection.process.processID)
         claims.abandon(holder, process: processID)
         state.withLock { state in
-            state.abandoned[connection.job] = Abandoned(
-                paths: paths, jobID: connection.jobID, processID: processID)
+            state.leaving[connection.job] = Leaving(
+                paths: paths, jobID: connection.jobID, processID: processID, isAbandoned: true)
         }
         let file = keep ? nil : connection.made
         if let file { await leftovers.record(file) }
@@ -254,13 +301,13 @@ package final class TargetProcesses: TargetOpener {
             } else {
                 claims.release(holder)
             }
-            state.withLock { $0.abandoned[connection.job] = nil }
-            if let file { _ = await leftovers.settle(file.path, within: Self.patience.starting) }
+            state.withLock { $0.leaving[connection.job] = nil }
+            if let file { _ = await leftovers.settle(file.path, within: Self.limits.starting) }
             done.fulfil(())
         }
-        if await connection.gone.wait(atMost: Self.patience.ending) != nil {
+        if await connection.gone.wait(atMost: Self.limits.ending) != nil {
             // What is left is to be removed, which takes time only where that hangs, too.
-            _ = await done.wait(atMost: Self.patience.removing)
+            _ = await done.wait(atMost: Self.limits.removing)
             return
         }
         logger.warning(
@@ -271,7 +318,7 @@ package final class TargetProcesses: TargetOpener {
     }
 
     package func busy(_ job: JobNumber) -> String? {
-        state.withLock { $0.abandoned[job]?.sentence }
+        state.withLock { $0.leaving[job]?.sentence }
     }
 
     /// Removes a file in a process of its own; what went wrong, or nil.

@@ -199,7 +199,8 @@ final class TargetSession: JobTarget {
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
-    func giveUp(keep: Bool) async -> Bool { await end(leaving: keep ? .file : .nothing) }
+    /// Who wants it at once asks a process (`TargetProcess`).
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool { await end(leaving: keep ? .file : .nothing) }
 
     func leave() async { _ = await end(leaving: .asIs) }
 

@@ -3,10 +3,22 @@ internal import BlockIO
 /// A row of bits in a mapped file, one for each cluster or block of a drive, all clear at first.
 ///
 /// Its space is taken a page (32,768 bits) at a time, when the first bit of that page is set: a store cannot fail then,
-/// and a page without space is all clear and is never touched. Used on one engine's thread.
+/// and a page without space is all clear and is never touched. Where there is a row of marks, one for each page, whose space
+/// was taken with the file, a page that is set in one step takes none: its mark stands for it. So a hole of a TiB costs a few
+/// bits, whatever a bit is. Used on one engine's thread.
 struct BitSection {
     /// Bits in a page of the file.
     static let bitsPerPage = 4096 * 8
+
+    /// What a page of bits is.
+    private enum Page: UInt8 {
+        /// All clear, without space.
+        case clear
+        /// As its words say.
+        case stored
+        /// All set, as its mark says, and without space.
+        case whole
+    }
 
     /// How many bits there are.
     let count: Int
@@ -14,13 +26,18 @@ struct BitSection {
     /// Where in the file the bits begin, a multiple of a page.
     private let start: Int
     private let words: UnsafeMutablePointer<UInt64>
-    /// Which pages have space.
-    private var pages: [Bool]
+    /// The marks of pages that are all set; nil where there are none.
+    private let marks: UnsafeMutablePointer<UInt64>?
+    private var pages: [Page]
 
     /// Bytes of the file that `count` bits take.
     static func length(of count: Int) -> Int { (count + bitsPerPage - 1) / bitsPerPage * 4096 }
 
-    init(_ file: MappedFile, at start: Int, count: Int) {
+    /// Bytes of the file that the marks of `count` bits take, in whole words.
+    static func lengthOfMarks(of count: Int) -> Int { (length(of: count) / 4096 + 63) / 64 * 8 }
+
+    /// The bits in `file` from `start` on. `marksAt`: where the marks are, a multiple of 8 bytes; they have space.
+    init(_ file: MappedFile, at start: Int, count: Int, marksAt: Int? = nil) {
         precondition(
             start % 4096 == 0 && start + Self.length(of: count) <= file.length, "a section lies in its file")
         self.file = file
@@ -28,43 +45,82 @@ struct BitSection {
         self.count = count
         guard let base = file.bytes.baseAddress else { preconditionFailure("a mapped file has an address") }
         words = (base + start).assumingMemoryBound(to: UInt64.self)
-        pages = Array(repeating: false, count: Self.length(of: count) / 4096)
+        marks = marksAt.map { (base + $0).assumingMemoryBound(to: UInt64.self) }
+        pages = Array(repeating: .clear, count: Self.length(of: count) / 4096)
+        guard let marks else { return }
+        for page in pages.indices where marks[page / 64] & (1 << UInt64(page % 64)) != 0 {
+            pages[page] = .whole
+        }
     }
 
     /// After a restart: these bytes of the file have space.
     mutating func noteSpace(_ range: Range<Int>) {
         let first = max(0, range.lowerBound - start) / 4096
         let last = min(pages.count, (range.upperBound - start + 4095) / 4096)
-        if range.upperBound > start && first < last { for page in first..<last { pages[page] = true } }
+        guard range.upperBound > start && first < last else { return }
+        for page in first..<last where pages[page] == .clear { pages[page] = .stored }
     }
 
     func isSet(_ bit: Int) -> Bool {
-        pages[bit / Self.bitsPerPage] && words[bit / 64] & (1 << UInt64(bit % 64)) != 0
+        switch pages[bit / Self.bitsPerPage] {
+        case .clear: false
+        case .stored: words[bit / 64] & (1 << UInt64(bit % 64)) != 0
+        case .whole: true
+        }
     }
 
-    /// Takes the space that setting `bits` needs. Throws `.noSpace`; nothing is set then.
+    /// Takes the space that setting `bits`, in one step, needs. Throws `.noSpace`; nothing is set then.
     mutating func reserve(_ bits: Range<Int>) throws(BlockError) {
-        guard !bits.isEmpty else { return }
-        let wanted = bits.lowerBound / Self.bitsPerPage..<(bits.upperBound - 1) / Self.bitsPerPage + 1
+        guard let (first, last) = pagesAt(bits) else { return }
+        let covered = pagesCovered(by: bits)
+        guard !covered.isEmpty else { return try takeSpace(first..<last + 1) }
+        try takeSpace(first..<covered.lowerBound)
+        try takeSpace(covered.upperBound..<last + 1)
+    }
+
+    /// The first and the last page of bits.
+    private func pagesAt(_ bits: Range<Int>) -> (first: Int, last: Int)? {
+        bits.isEmpty ? nil : (bits.lowerBound / Self.bitsPerPage, (bits.upperBound - 1) / Self.bitsPerPage)
+    }
+
+    /// The pages that `bits` set as a whole; empty where there are no marks.
+    private func pagesCovered(by bits: Range<Int>) -> Range<Int> {
+        guard marks != nil else { return 0..<0 }
+        let first = (bits.lowerBound + Self.bitsPerPage - 1) / Self.bitsPerPage
+        let end = bits.upperBound == count ? pages.count : bits.upperBound / Self.bitsPerPage
+        return first < end ? first..<end : 0..<0
+    }
+
+    private mutating func takeSpace(_ wanted: Range<Int>) throws(BlockError) {
         var next = wanted.lowerBound
-        while let first = pages[next..<wanted.upperBound].firstIndex(of: false) {
-            let end = pages[first..<wanted.upperBound].firstIndex(of: true) ?? wanted.upperBound
+        while let first = pages[next..<wanted.upperBound].firstIndex(of: .clear) {
+            let end = pages[first..<wanted.upperBound].firstIndex { $0 != .clear } ?? wanted.upperBound
             try file.allocate(start + first * 4096..<start + end * 4096)
-            for page in first..<end { pages[page] = true }
+            for page in first..<end { pages[page] = .stored }
             next = end
         }
     }
 
-    /// Sets bits whose space was taken.
-    func set(_ bits: Range<Int>) {
+    /// Sets bits whose space `reserve` took for just these, or, without marks, for more.
+    mutating func set(_ bits: Range<Int>) {
+        let covered = pagesCovered(by: bits)
+        for page in covered where pages[page] == .clear {
+            marks?[page / 64] |= 1 << UInt64(page % 64)
+            pages[page] = .whole
+        }
+        if let (first, last) = pagesAt(bits) {
+            precondition(
+                pages[first] != .clear && pages[last] != .clear, "bits are set where they have space")
+        }
         forEachWord(of: bits) { word, mask in words[word] |= mask }
     }
 
     /// Clears bits, wherever they have space.
     func clear(_ bits: Range<Int>) {
-        forEachWord(of: bits) { word, mask in
-            if pages[word / 512] { words[word] &= ~mask }
+        if marks != nil, let (first, last) = pagesAt(bits) {
+            precondition(!pages[first...last].contains(.whole), "what is marked as set stays set")
         }
+        forEachWord(of: bits) { word, mask in words[word] &= ~mask }
     }
 
     /// The first bit of `bits` that is set (or clear), nil when there is none.
@@ -72,8 +128,8 @@ struct BitSection {
         var next = bits.lowerBound
         while next < bits.upperBound {
             let page = next / Self.bitsPerPage
-            if !pages[page] {
-                if !isSet { return next }
+            guard pages[page] == .stored else {
+                if (pages[page] == .whole) == isSet { return next }
                 next = (page + 1) * Self.bitsPerPage
                 continue
             }
@@ -90,15 +146,6 @@ struct BitSection {
 
     func isAnySet(in bits: Range<Int>) -> Bool { first(in: bits) != nil }
 
-    /// How many of `bits` are set.
-    func countSet(in bits: Range<Int>) -> Int {
-        var count = 0
-        forEachWord(of: bits) { word, mask in
-            if pages[word / 512] { count += (words[word] & mask).nonzeroBitCount }
-        }
-        return count
-    }
-
     /// The runs of set bits in `bits`, in order.
     func runs(in bits: Range<Int>) -> [Range<Int>] {
         var runs: [Range<Int>] = []
@@ -111,10 +158,15 @@ struct BitSection {
         return runs
     }
 
+    /// Goes over the words of pages that have space.
     private func forEachWord(of bits: Range<Int>, _ body: (Int, UInt64) -> Void) {
         precondition(bits.lowerBound >= 0 && bits.upperBound <= count, "bits lie in their section")
         var next = bits.lowerBound
         while next < bits.upperBound {
+            guard pages[next / Self.bitsPerPage] == .stored else {
+                next = (next / Self.bitsPerPage + 1) * Self.bitsPerPage
+                continue
+            }
             let word = next / 64
             let end = min(bits.upperBound, word * 64 + 64)
             body(word, (UInt64.max >> UInt64(64 - (end - next))) << UInt64(next % 64))

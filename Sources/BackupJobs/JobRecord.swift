@@ -7,6 +7,8 @@ package import BlockIO
 /// what, and why, is told where it is done (`PointInTime`). Layout, in 64-bit words of the machine's order:
 ///
 ///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | change times of the drive (2 words)
+///              from byte 512 on, and in as many pages as that takes: which pages of done, need known and not needed are
+///              all set, a bit a page (`BitSection`)
 ///     then     sections of bits, each from a page of its own: done, need known, not needed, frozen (a bit a cluster),
 ///              saved, missing (a bit a block of 4 KiB)
 ///
@@ -19,7 +21,9 @@ package final class JobRecord: Sendable {
     private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4 }
     /// "dbrecord".
     private static let magic: UInt64 = 0x6472_6f63_6572_6264
-    private static let version: UInt64 = 2
+    private static let version: UInt64 = 3
+    /// Where the marks of whole pages begin.
+    private static let marksStart = 512
 
     /// All that is known, section by section.
     struct Sections {
@@ -65,8 +69,10 @@ package final class JobRecord: Sendable {
                 "Couldn't back up a drive of \(driveSize) bytes: a job can keep track of \(BackupJob.largestDrive) bytes at "
                     + "most")
         }
+        let clusters = counts(driveSize: driveSize, clusterSize: clusterSize).clusters
         let file = try MappedFile.create(
-            path, length: length(driveSize: driveSize, clusterSize: clusterSize), allocated: 4096)
+            path, length: length(driveSize: driveSize, clusterSize: clusterSize),
+            allocated: headerLength(clusters: clusters))
         let record = JobRecord(
             file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: [])
         record[.driveSize] = driveSize
@@ -108,14 +114,20 @@ package final class JobRecord: Sendable {
         self.clusterSize = clusterSize
         changeTimes = ChangeTimes(in: file, at: Word.changeTimes.rawValue * 8)
         let (clusters, blocks) = Self.counts(driveSize: driveSize, clusterSize: clusterSize)
-        var next = 4096
-        func section(_ count: Int) -> BitSection {
-            defer { next += BitSection.length(of: count) }
-            return BitSection(file, at: next, count: count)
+        var next = Self.headerLength(clusters: clusters)
+        var nextMarks = Self.marksStart
+        func section(_ count: Int, isMarked: Bool = false) -> BitSection {
+            defer {
+                next += BitSection.length(of: count)
+                if isMarked { nextMarks += BitSection.lengthOfMarks(of: count) }
+            }
+            return BitSection(file, at: next, count: count, marksAt: isMarked ? nextMarks : nil)
         }
+        // What is never cleared, and set for holes of any size.
         var all = Sections(
-            done: section(clusters), needKnown: section(clusters), notNeeded: section(clusters),
-            frozen: section(clusters), saved: section(blocks), missing: section(blocks))
+            done: section(clusters, isMarked: true), needKnown: section(clusters, isMarked: true),
+            notNeeded: section(clusters, isMarked: true), frozen: section(clusters), saved: section(blocks),
+            missing: section(blocks))
         for range in space { all.noteSpace(range) }
         sections = EngineIsolated(all, engine: engine)
     }
@@ -126,7 +138,13 @@ package final class JobRecord: Sendable {
 
     private static func length(driveSize: UInt64, clusterSize: UInt64) -> Int {
         let (clusters, blocks) = counts(driveSize: driveSize, clusterSize: clusterSize)
-        return 4096 + 4 * BitSection.length(of: clusters) + 2 * BitSection.length(of: blocks)
+        return headerLength(clusters: clusters) + 4 * BitSection.length(of: clusters)
+            + 2 * BitSection.length(of: blocks)
+    }
+
+    /// Bytes before the sections, in whole pages.
+    private static func headerLength(clusters: Int) -> Int {
+        (marksStart + 3 * BitSection.lengthOfMarks(of: clusters) + 4095) / 4096 * 4096
     }
 
     /// The kernel's identifier of this boot, 32 hexadecimal digits, as two words.

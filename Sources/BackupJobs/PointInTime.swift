@@ -186,15 +186,15 @@ final class PointInTime: Sendable {
 
     /// Records for clusters of which nothing is known yet whether they are needed.
     func noteNeed(_ clusters: Range<Int>, isNeeded: Bool) {
-        do throws(BlockError) {
-            try record.bits.needKnown.reserve(clusters)
-            if !isNeeded { try record.bits.notNeeded.reserve(clusters) }
-        } catch {
-            return lose(error, .write, bytes(of: clusters))
-        }
         var next = clusters.lowerBound
         while let first = record.bits.needKnown.first(in: next..<clusters.upperBound, where: false) {
             let end = record.bits.needKnown.first(in: first..<clusters.upperBound) ?? clusters.upperBound
+            do throws(BlockError) {
+                try record.bits.needKnown.reserve(first..<end)
+                if !isNeeded { try record.bits.notNeeded.reserve(first..<end) }
+            } catch {
+                return lose(error, .write, bytes(of: clusters))
+            }
             if !isNeeded { record.bits.notNeeded.set(first..<end) }
             record.bits.needKnown.set(first..<end)
             next = end

@@ -14,6 +14,8 @@ package final class BufferPool: Sendable {
         var lent = 0
         /// How many there are.
         var made = 0
+        /// Nobody has taken one since `rest`.
+        var isResting = false
         var waiters: [Waiter] = []
         var nextWaiter: UInt64 = 0
     }
@@ -77,6 +79,15 @@ package final class BufferPool: Sendable {
         return try await body(buffer)
     }
 
+    /// Gives the memory of free buffers back to the system where it is shared, and of those that are lent as they come back;
+    /// until somebody takes one. For when nobody is expected to.
+    package func rest() {
+        state.withLock { state in
+            state.isResting = true
+            for buffer in state.free { buffer.giveBack() }
+        }
+    }
+
     // MARK: For a share, or for nobody's
 
     func take(for share: BufferShare?) async throws(BlockError) -> IOBuffer {
@@ -116,6 +127,7 @@ package final class BufferPool: Sendable {
             precondition(state.lent > 0 && share?.held != 0, "a buffer is given back once, by who has it")
             state.lent -= 1
             share?.held -= 1
+            if state.isResting { buffer.giveBack() }
             state.free.append(buffer)
             return serve(&state)
         }
@@ -147,6 +159,7 @@ package final class BufferPool: Sendable {
             share.held += 1
         }
         state.lent += 1
+        state.isResting = false
         return state.free.popLast() ?? make(&state)
     }
 

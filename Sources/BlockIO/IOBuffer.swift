@@ -33,6 +33,12 @@ package final class IOBuffer: Sendable {
 
     package var count: Int { bytes.count }
 
+    /// Gives its pages back to the system where it lies in shared memory; its contents are zeroes then.
+    func giveBack() {
+        guard let memory, let offset = slice.offset(in: memory) else { return }
+        memory.giveBack(offset..<offset + count)
+    }
+
     /// The whole buffer.
     package var slice: IOSlice { IOSlice(self, 0..<count) }
 

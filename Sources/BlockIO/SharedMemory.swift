@@ -40,4 +40,14 @@ package final class SharedMemory: Sendable {
     }
 
     package var count: Int { bytes.count }
+
+    /// Gives whole pages back to the system, for all processes that have the memory: they read as zeroes, and take memory
+    /// again when they are written.
+    func giveBack(_ range: Range<Int>) {
+        precondition(range.lowerBound >= 0 && range.upperBound <= count, "what is given back is ours")
+        // Refused, it stays as it is: nothing but memory is lost by that.
+        _ = cblockio_fallocate(
+            descriptor, cblockio_punch_hole | cblockio_keep_size, UInt64(range.lowerBound),
+            UInt64(range.count))
+    }
 }

@@ -14,14 +14,19 @@ final class Connection: Sendable {
 
     let socket: Socket
     private let input = ReceiveBuffer()
-    let progress = Transmission.Progress()
+    let progress: Transmission.Progress
     private let limits: NBDLimits
     private let log: @Sendable (String) -> Void
     private let began = ContinuousClock.now
     private let state: Mutex<State>
 
-    init(_ socket: Socket, _ limits: NBDLimits, log: @escaping @Sendable (String) -> Void) {
+    /// `onHangUp` is called when the client sends nothing more.
+    init(
+        _ socket: Socket, _ limits: NBDLimits, onHangUp: @escaping @Sendable () -> Void,
+        log: @escaping @Sendable (String) -> Void
+    ) {
         self.socket = socket
+        progress = Transmission.Progress(onHangUp: onHangUp)
         self.limits = limits
         self.log = log
         state = Mutex(State(seenAt: began))
@@ -54,6 +59,11 @@ final class Connection: Sendable {
         }
         transmission?.cutOff()
         socket.shutDown()
+    }
+
+    /// Whether its time may run out though nobody waits for memory: `check` is to be called now and then.
+    var isOnTheClock: Bool {
+        state.withLock { !$0.isCutOff && ($0.transmission == nil || progress.hasHungUp) }
     }
 
     /// Disconnects a client that has used up our patience: the watchdog calls this now and then.

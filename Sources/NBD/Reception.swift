@@ -1,6 +1,7 @@
 internal import BlockIO
 internal import CBlockIO
 internal import Glibc
+internal import Synchronization
 
 /// Takes connections, within a bound, and looks after those who use up our patience.
 final class Reception: Sendable {
@@ -13,6 +14,10 @@ final class Reception: Sendable {
     private let limits: NBDLimits
     private let address: NBDAddress
     private let log: @Sendable (String) -> Void
+    private let wakeUps: AsyncStream<Void>
+    private let waker: AsyncStream<Void>.Continuation
+    /// The watch waits to be woken, by no clock.
+    private let isAsleep = Atomic(false)
 
     init(
         _ registry: ExportRegistry, _ engine: any IOEngine, _ limits: NBDLimits, _ address: NBDAddress,
@@ -24,6 +29,7 @@ final class Reception: Sendable {
         self.address = address
         self.log = log
         connections = Members(maximum: limits.connections)
+        (wakeUps, waker) = AsyncStream.makeStream(bufferingPolicy: .bufferingNewest(1))
     }
 
     /// Takes connections until the socket is shut down, and serves them until all are over.
@@ -43,7 +49,7 @@ final class Reception: Sendable {
                 case .unix: socket.prepareUnix()
                 case .tcp: socket.prepareTCP()
                 }
-                let connection = Connection(socket, limits, log: log)
+                let connection = Connection(socket, limits, onHangUp: { [waker] in waker.yield() }, log: log)
                 guard connections.join(connection) else {
                     socket.close()
                     if refused == 0, !doors.isClosed {
@@ -53,6 +59,8 @@ final class Reception: Sendable {
                     continue
                 }
                 refused = 0
+                // Its time runs.
+                waker.yield()
                 group.addTask { [registry, engine, connections] in
                     await connection.run(registry, on: engine)
                     connections.leave(connection)
@@ -87,13 +95,28 @@ final class Reception: Sendable {
         return true
     }
 
-    /// Looks after the clients until it is cancelled.
+    /// Looks after the clients until it is cancelled. While nobody's time can run out it sleeps, and a server whose clients
+    /// are idle costs nothing.
     func watch() async {
-        // It throws when it is cancelled.
-        while (try? await Task.sleep(for: limits.tick)) != nil {
+        let observer = limits.memory.whenSomebodyWaits { [waker] in waker.yield() }
+        defer { limits.memory.stopTelling(observer) }
+        var wakeUps = wakeUps.makeAsyncIterator()
+        while true {
+            guard limits.memory.waiting > 0 || connections.all.contains(where: \.isOnTheClock) else {
+                isAsleep.store(true, ordering: .relaxed)
+                // Woken before it slept, too, and by nothing when it is cancelled.
+                guard await wakeUps.next() != nil else { return }
+                isAsleep.store(false, ordering: .relaxed)
+                continue
+            }
+            // It throws when it is cancelled.
+            guard (try? await Task.sleep(for: limits.tick)) != nil else { return }
             let isContended = limits.memory.isContended
             let now = ContinuousClock.now
             for connection in connections.all { connection.check(at: now, isContended: isContended) }
         }
     }
+
+    /// Whether nobody has to be looked after.
+    var isWatchAsleep: Bool { isAsleep.load(ordering: .relaxed) }
 }

@@ -50,6 +50,9 @@ final class RequestMemory: Sendable {
         var free: [[IOBuffer]] = Array(repeating: [], count: 64)
         var freeBytes = 0
         var waiters: [Waiter] = []
+        /// Who is told when somebody begins to wait while nobody did.
+        var observers: [UInt64: @Sendable () -> Void] = [:]
+        var lastObserver: UInt64 = 0
     }
 
     private let capacity: Int
@@ -86,15 +89,27 @@ final class RequestMemory: Sendable {
         if let buffer = takeIfAvailable(count, for: account) { return buffer }
         return await withUnsafeContinuation { continuation in
             let size = Self.size(for: count)
-            let answer: IOBuffer?? = state.withLock { state in
-                if account.holdings.isClosed { return .some(nil) }
-                if let buffer = grantToNewcomer(size, account, &state) { return buffer }
+            let (answer, observers): (IOBuffer??, [@Sendable () -> Void]) = state.withLock { state in
+                if account.holdings.isClosed { return (.some(nil), []) }
+                if let buffer = grantToNewcomer(size, account, &state) { return (buffer, []) }
                 state.waiters.append(Waiter(account: account, size: size, continuation: continuation))
-                return nil
+                return (nil, state.waiters.count == 1 ? Array(state.observers.values) : [])
             }
             if let answer { continuation.resume(returning: answer) }
+            for tell in observers { tell() }
         }
     }
+
+    /// Calls `body`, which does not wait, whenever somebody begins to wait while nobody does; until `stopTelling`.
+    func whenSomebodyWaits(_ body: @escaping @Sendable () -> Void) -> UInt64 {
+        state.withLock { state in
+            state.lastObserver += 1
+            state.observers[state.lastObserver] = body
+            return state.lastObserver
+        }
+    }
+
+    func stopTelling(_ observer: UInt64) { state.withLock { $0.observers[observer] = nil } }
 
     /// The bytes that are lent to `account`.
     func held(by account: Account) -> Int {

@@ -58,6 +58,9 @@ final class Transmission: Sendable {
 
         /// The client sends nothing more.
         private let ended = Atomic(false)
+        private let onHangUp: @Sendable () -> Void
+
+        init(onHangUp: @escaping @Sendable () -> Void) { self.onHangUp = onHangUp }
 
         func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
         /// That it begins is a move: the client has had no time yet, whenever the watchdog looked last.
@@ -87,7 +90,10 @@ final class Transmission: Sendable {
             return now - began > limits.stall + .microseconds(microseconds)
         }
 
-        func hangUp() { ended.store(true, ordering: .relaxed) }
+        func hangUp() {
+            ended.store(true, ordering: .relaxed)
+            onHangUp()
+        }
 
         var hasHungUp: Bool { ended.load(ordering: .relaxed) }
         var count: Int { moves.load(ordering: .relaxed) }

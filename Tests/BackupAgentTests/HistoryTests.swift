@@ -33,7 +33,7 @@ private struct Life {
         let writer = HistoryWriter(
             store: store, limits: limits, problems: problems, patience: patience)
         before = try await store.reserved(.sequence)
-        if given == nil { try await store.reserve(.sequence, upTo: before + EventLog.reservation) }
+        if given == nil { try await store.reserve(sequence: before + EventLog.reservation, job: 0) }
         log = EventLog(
             after: before, reserved: before + EventLog.reservation, history: writer,
             reserve: { writer.reserve(sequence: $0) })
@@ -165,6 +165,19 @@ struct HistoryTests {
             }
             last = newest.sequence
         }
+    }
+
+    @Test("what is promised over a power cut is flushed when it is written, whatever was written before")
+    func flushing() async throws {
+        let scratch = try TemporaryDirectory()
+        let store = try StateStore.open(directory: scratch.path)
+        #expect(try store.flushesWrites())
+        try await store.keepRelaxed([], forgetting: [JobNumber(value: 1)])
+        #expect(try store.flushesWrites())
+        store.close()
+        let reopened = try StateStore.open(directory: scratch.path)
+        #expect(try reopened.flushesWrites())
+        reopened.close()
     }
 
     @Test("a watcher of one job that comes late has all its events, from the disk and from memory")

@@ -92,7 +92,7 @@ private final class SimTarget: JobTarget {
 
     func abandon(keep: Bool) async { _ = await giveUp(keep: keep) }
 
-    func giveUp(keep: Bool) async -> Bool {
+    func giveUp(keep: Bool, atOnce: Bool) async -> Bool {
         targets.givenUp.withLock { $0 += 1 }
         if script.giveUpHangs { await targets.hang() }
         return false

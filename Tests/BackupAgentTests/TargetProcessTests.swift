@@ -21,10 +21,10 @@ enum TargetHome: Sendable, CaseIterable {
 }
 
 private func processes(
-    _ claims: FileClaims = FileClaims(), store: StateStore? = nil
+    _ claims: FileClaims = FileClaims(), store: StateStore? = nil, patience: Duration = .milliseconds(400)
 ) throws -> TargetProcesses {
     try TargetProcesses(
-        claims: claims, store: store, executable: try agentProgram(),
+        claims: claims, store: store, executable: try agentProgram(), patience: patience,
         logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
 }
 
@@ -151,6 +151,43 @@ struct TargetProcessTests {
         let kept = try await opener.open(spec("t", 3))
         #expect(await kept.giveUp(keep: true) == false)
         #expect(try await names() == ["t.partial"])
+    }
+
+    @Test("the end of a job does not wait for a target that does not answer, and the next one does")
+    func givenUpAtOnce() async throws {
+        let state = try TemporaryDirectory()
+        let store = try StateStore.open(directory: state.path)
+        // Nothing is killed: the process has all the time that the test needs.
+        let processes = try processes(store: store, patience: .seconds(3600))
+        let target = try await processes.open(spec("t", 4711))
+        let found = try await runProcess("pgrep", ["-x", "-P", "\(getpid())", "target j4711"]).output
+        let process = try #require(pid_t(found.split(separator: "\n").first ?? ""))
+        #expect(kill(process, SIGSTOP) == 0)
+        let writing = Task { () -> BlockError? in
+            let buffer = IOBuffer(count: 4096)
+            do throws(BlockError) { try await target.write(ByteRange(0..<4096), from: buffer.slice) } catch {
+                return error
+            }
+            return nil
+        }
+        let connection = try #require((target as? TargetProcess)?.connection)
+        while connection.unanswered == 0 { await Task.yield() }
+        #expect(await target.giveUp(keep: false, atOnce: true) == false)
+        let job = JobNumber(value: 4711)
+        #expect(processes.busy(job)?.contains("being given up") == true)
+        // Should this agent be killed now, the next one removes it.
+        #expect(try await store.leftovers().map(\.path) == [directory.file("t")])
+        #expect(try await names() == ["t.partial"])
+        let next = Task { await refusal(processes, spec("t", 2)) }
+        #expect(kill(process, SIGCONT) == 0)
+        #expect(await next.value == nil)
+        // It was written, or came too late.
+        _ = await writing.value
+        #expect(processes.busy(job) == nil)
+        #expect(try await store.leftovers() == [])
+        #expect(try await names() == [])
+        await processes.shutDown()
+        store.close()
     }
 
     @Test("what an earlier agent was to remove is removed, and what has its name now is not")

@@ -1,4 +1,6 @@
 internal import BlockIO
+internal import Glibc
+internal import TestKit
 internal import Testing
 
 @testable internal import BackupJobs
@@ -109,6 +111,78 @@ internal import Testing
         map.finish(most)
         #expect(map.firstToCopy() == count - 1..<count)
         #expect(map.run(in: 0..<count).end == count - 1)
+    }
+}
+
+/// The bits of a job's record, also as the next agent finds them.
+@Suite struct BitSectionTests {
+    private let engine = SimEngine(seed: 0)
+    private static let page = BitSection.bitsPerPage
+
+    @Test("bits are what was set, page by page and over pages, and are so after a restart")
+    func model() throws {
+        engine.adoptThread()
+        let seed = Chance.seed()
+        print("DRIVE_BACKUP_SEED=\(seed)")
+        var chance = Chance(seed: seed)
+        let scratch = try TemporaryDirectory()
+        for round in 0..<8 {
+            let count = 1 + chance.below(5 * Self.page)
+            let path = scratch.file("\(round)")
+            var record = try JobRecord.create(
+                at: path, driveSize: UInt64(count) << 16, clusterSize: 65536, engine: engine)
+            var model = [Bool](repeating: false, count: count)
+            for step in 0..<60 {
+                // Holes are long, and begin anywhere; some end where a page does.
+                var first = chance.below(count)
+                if chance.oneIn(2) { first = first / Self.page * Self.page }
+                if !model[first] {
+                    let end = model[first...].firstIndex(of: true) ?? count
+                    let length = chance.oneIn(2) ? end - first : 1 + chance.below(end - first)
+                    try record.bits.done.reserve(first..<first + length)
+                    record.bits.done.set(first..<first + length)
+                    for bit in first..<first + length { model[bit] = true }
+                }
+                if step % 10 == 9 { record = try JobRecord.open(path, engine: engine) }
+                for _ in 0..<20 {
+                    let bit = chance.below(count)
+                    #expect(record.bits.done.isSet(bit) == model[bit])
+                    let wanted = chance.oneIn(2)
+                    #expect(
+                        record.bits.done.first(in: bit..<count, where: wanted)
+                            == model[bit...].firstIndex(of: wanted))
+                }
+            }
+            let runs = record.bits.done.runs(in: 0..<count)
+            #expect(runs.reduce(0) { $0 + $1.count } == model.count { $0 })
+            #expect(runs.allSatisfy { model[$0].allSatisfy { $0 } })
+        }
+    }
+
+    @Test("what is known of the holes of 15 TiB takes little memory, in an agent that goes on as well")
+    func holes() throws {
+        engine.adoptThread()
+        let size: UInt64 = 15 << 40
+        let count = Int(size >> 16)
+        let scratch = try TemporaryDirectory()
+        let path = scratch.file("record")
+        let record = try JobRecord.create(at: path, driveSize: size, clusterSize: 65536, engine: engine)
+        // A GiB of data in pieces of 8 MiB, and holes between.
+        var map = ClusterMap(record)
+        for piece in 0..<128 {
+            let start = count / 128 * piece
+            let end = piece == 127 ? count : start + count / 128
+            for clusters in [start..<start + 128, start + 128..<end] {
+                try map.begin(clusters)
+                map.finish(clusters)
+            }
+        }
+        #expect(map.firstToCopy() == nil)
+        var status = stat()
+        #expect(stat(path, &status) == 0)
+        #expect(status.st_blocks * 512 < 2 << 20, "\(status.st_blocks * 512) bytes")
+        let reopened = try JobRecord.open(path, engine: engine)
+        #expect(ClusterMap(reopened).firstToCopy() == nil)
     }
 }
 

@@ -1,6 +1,8 @@
-internal import BlockIO
+internal import Glibc
 internal import TestKit
 internal import Testing
+
+@testable internal import BlockIO
 
 @Suite("Buffers")
 struct BufferPoolTests {
@@ -34,6 +36,34 @@ struct BufferPoolTests {
         #expect(result.most == 5)
         #expect(result.seen.count == 5)
         for engine in engines { await engine.shutDown() }
+    }
+
+    @Test("a pool that rests gives its shared memory back, what comes back later as well, until it is used")
+    func rest() async throws {
+        let memory = try SharedMemory(count: 4 << 20)
+        let pool = BufferPool(in: memory)
+        func used() -> Int {
+            var status = stat()
+            #expect(fstat(memory.descriptor, &status) == 0)
+            return Int(status.st_blocks) * 512
+        }
+        func take() throws -> IOBuffer {
+            let buffer = try #require(pool.takeIfAvailable())
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            return buffer
+        }
+        let lent = [try take(), try take(), try take()]
+        pool.give(lent[0])
+        pool.give(lent[1])
+        #expect(used() == 3 << 20)
+        pool.rest()
+        #expect(used() == 1 << 20)
+        #expect(lent[2].bytes.allSatisfy { $0 == 7 }, "what is lent is as it was")
+        pool.give(lent[2])
+        #expect(used() == 0)
+        let again = try take()
+        pool.give(again)
+        #expect(used() == 1 << 20, "a pool that is used keeps what it has")
     }
 
     @Test("who waits is served in order; who gives up is forgotten")

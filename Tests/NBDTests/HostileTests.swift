@@ -132,7 +132,7 @@ struct HostileTests {
 
     @Test("a payload has its time by its length")
     func timeOfPayloads() {
-        let progress = Transmission.Progress()
+        let progress = Transmission.Progress {}
         let limits = NBDLimits()
         let start = ContinuousClock.now
         #expect(!progress.isLate(at: start + .seconds(1000), limits))
@@ -284,6 +284,48 @@ struct HostileTests {
         var last = 0
         while last < 100 { if try await stopped.reply().isLast { last += 1 } }
         try await other.stop()
+        try await test.stop()
+    }
+
+    @Test("clients are looked after while their time runs, and idle ones never", .timeLimit(.minutes(10)))
+    func watching() async throws {
+        let limits = Self.limits()
+        let test = try await ServerUnderTest.start(limits: limits)
+        let disk = try test.addDisk("a", bytes: 64 << 20)
+        let reception = test.server.reception
+        func asleep(_ isAsleep: Bool) async {
+            while reception.isWatchAsleep != isAsleep { await Task.yield() }
+        }
+        await asleep(true)
+        let silent = try await RawClient(test.path)
+        await asleep(false)
+        silent.socket.shutDown()
+        await asleep(true)
+        let idle = try await RawClient.open(test.path)
+        #expect(try await idle.ask(0, length: 1 << 20).error == 0)
+        await asleep(true)
+        #expect(reception.connections.count == 1, "an idle client is there and not looked after")
+
+        // Others' memory is what it may have to be let go for.
+        let account = RequestMemory.Account()
+        var lent: [IOBuffer] = []
+        while let buffer = limits.memory.takeIfAvailable(32 << 20, for: account) { lent.append(buffer) }
+        let others = RequestMemory.Account()
+        while let buffer = limits.memory.takeIfAvailable(32 << 20, for: others) { lent.append(buffer) }
+        let waiting = Task { await limits.memory.take(32 << 20, for: RequestMemory.Account()) }
+        await asleep(false)
+        limits.memory.give(lent.removeLast(), from: others)
+        #expect(await waiting.value != nil)
+        await asleep(true)
+
+        // One that has hung up has so much time to fetch its replies.
+        disk.hold()
+        try await idle.send(RawClient.request(0, length: 4096))
+        while disk.heldCalls.isEmpty { await Task.yield() }
+        idle.socket.shutDown()
+        await asleep(false)
+        disk.release()
+        await asleep(true)
         try await test.stop()
     }
 }

@@ -68,6 +68,7 @@ extension JobManager {
             errorCount: record.errors.count > 0 ? record.errors.count : nil,
             errors: record.errors.count > 0 ? record.errors.last : nil,
             missing: record.info.missing.length > 0 ? record.info.missing : nil,
+            isCloned: record.info.isCloned ? true : nil,
             manifest: record.info.manifest.isEmpty ? nil : record.info.manifest)
     }
 }

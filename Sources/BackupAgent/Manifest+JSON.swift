@@ -146,7 +146,8 @@ extension Manifest {
             guard sync == .full, format == .raw else {
                 throw Malformed(reason: "only a full backup to a raw image can be cloned")
             }
-            return isCloned = true
+            isCloned = true
+            return
         }
         let content = try Self.content(root, size: size)
         // Whoever cuts entries out of a manifest must not make a backup whole by that.

@@ -78,7 +78,7 @@ def test_it_is_of_one_instant_though_the_guest_never_stops(depth, shared, served
     guest = clients.guest(server.endpoint(drive), seed, depth=depth, connections=2)
     guest.run()
     guest.go_on(200)
-    for turn in range(10):
+    for turn in range(3):
         target = shared / f"{turn}.raw"
         guest.mark()
         backup = server.backup(drive, target, "full", "raw")
@@ -103,7 +103,7 @@ def test_it_goes_on_over_kills(shared, served, clients, tmp_path, seed):
     server = served(drive)
     guest = clients.guest(server.endpoint(drive), seed, depth=8, survive=True)
     guest.run()
-    for turn in range(6):
+    for turn in range(3):
         guest.go_on(100)
         guest.quiesce()
         truth = guest.truth(tmp_path / f"truth-{turn}")

@@ -44,7 +44,9 @@ extension JobManager {
                 // Before that it is the start that keeps it.
                 if record.started != nil, let job = stored(record) { kept.append(job) }
             }
-            do throws(AgentError) { try await store?.keep(kept, forgetting: forgotten) } catch {
+            // Over a power cut a job is known by its start, and completes by its decision; how far it was in between says
+            // nothing then, and whoever waits for a decision is not to wait for that.
+            do throws(AgentError) { try await store?.keepRelaxed(kept, forgetting: forgotten) } catch {
                 // The job goes on; what the next agent would know of it is a little old.
                 logger.error("\(error.message)")
             }

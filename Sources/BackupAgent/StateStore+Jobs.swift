@@ -30,18 +30,27 @@ extension StateStore {
 
     /// Keeps jobs as they are now and forgets others, all at once: it is so after a power cut when this returns.
     func keep(_ jobs: [StoredJob], forgetting ended: [JobNumber] = []) async throws(AgentError) {
-        try await write("keep the running jobs in") { database in
-            for job in jobs {
-                let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)
-                try database.execute(
-                    sql: "INSERT OR REPLACE INTO runningJob (number, content) VALUES (?, ?)",
-                    arguments: [Int64(bitPattern: job.number), content])
-            }
-            for number in ended {
-                try database.execute(
-                    sql: "DELETE FROM runningJob WHERE number = ?",
-                    arguments: [Int64(bitPattern: number.value)])
-            }
+        try await write("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
+    }
+
+    /// As `keep`, but for the next agent only: after a power cut it may be as it was.
+    func keepRelaxed(_ jobs: [StoredJob], forgetting ended: [JobNumber]) async throws(AgentError) {
+        try await writeRelaxed("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
+    }
+
+    private static func keep(
+        _ jobs: [StoredJob], forgetting ended: [JobNumber], in database: Database
+    ) throws {
+        for job in jobs {
+            let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)
+            try database.execute(
+                sql: "INSERT OR REPLACE INTO runningJob (number, content) VALUES (?, ?)",
+                arguments: [Int64(bitPattern: job.number), content])
+        }
+        for number in ended {
+            try database.execute(
+                sql: "DELETE FROM runningJob WHERE number = ?",
+                arguments: [Int64(bitPattern: number.value)])
         }
     }
 }

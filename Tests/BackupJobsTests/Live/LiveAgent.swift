@@ -23,7 +23,9 @@ final class LiveAgent: Sendable {
         disk = LiveDisk(history.drive, sim, history.pieces, name: "drive", slowness: history.driveSlowness)
         drive = LiveDrive(disk)
         target = LiveTarget(
-            history.target, source: history.cloning.map { (history.drive, $0) }, clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
+            history.target,
+            source: (life == 0 ? history.cloning : history.laterCloning).map { (history.drive, $0) },
+            clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
             history.pieces, failing: history.failingWrite, slowness: history.targetSlowness,
             losesWriteBack: history.losesWriteBack, failsForGood: history.failsForGood)
     }

@@ -103,6 +103,8 @@ final class LiveHistory: Sendable {
     let failsForGood: Bool
     /// Whether the target can be cloned to; nil: nobody is to try.
     let cloning: LiveTarget.Content.Cloning?
+    /// The same after a kill: what could be cloned need not be so any more.
+    let laterCloning: LiveTarget.Content.Cloning?
     /// How many sectors go bad, and after how many reads they can be read again; nil: never.
     let badCount: Int
     let badReads: Int?
@@ -177,6 +179,7 @@ final class LiveHistory: Sendable {
         }
         target.fault.withLock { [targetFault] in $0 = targetFault }
         cloning = chance.pick([nil, .impossible, .fails(from: 1 + chance.below(2)), .works, .works])
+        laterCloning = chance.pick([cloning, cloning, nil, cloning.map { _ in .impossible }])
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
         state = Mutex(
             State(

@@ -149,7 +149,8 @@ package enum TargetImage {
         _ range: ByteRange, from source: CloneSource, in device: any BlockDevice
     ) async throws(BlockError) {
         guard let image = device as? RawImage else {
-            throw BlockError(.unsupported, "\(device.name) cannot share the blocks of \(source.path): it is not raw")
+            throw BlockError(
+                .unsupported, "\(device.name) cannot share the blocks of \(source.path): it is not raw")
         }
         try await image.clone(range, from: source)
     }

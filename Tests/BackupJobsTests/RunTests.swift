@@ -36,7 +36,9 @@ internal import Testing
         #expect(run.control.progress == JobControl.Progress(current: size, total: size))
     }
 
-    @Test("a drive that is cloned is neither read nor asked for its holes, whatever its size", arguments: [15, 40])
+    @Test(
+        "a drive that is cloned is neither read nor asked for its holes, whatever its size",
+        arguments: [15, 40])
     func clone(shift: UInt64) {
         let size: UInt64 = 15 << shift - 512
         let run = SimRun([.data(0..<size / 1024 * 512), .hole(size / 1024 * 512..<size)], clones: true)

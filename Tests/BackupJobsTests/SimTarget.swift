@@ -38,8 +38,10 @@ final class SimTarget: BackupTarget {
     private let state = Mutex(State())
 
     /// A target of `size` bytes that holds the byte `initially` everywhere.
-    init(size: UInt64, clusterSize: UInt64, initially: UInt8, sim: SimEngine?, faults: Faults = Faults(), source: SimDrive? = nil)
-    {
+    init(
+        size: UInt64, clusterSize: UInt64, initially: UInt8, sim: SimEngine?, faults: Faults = Faults(),
+        source: SimDrive? = nil
+    ) {
         self.source = source
         self.clusterSize = clusterSize
         self.sim = sim

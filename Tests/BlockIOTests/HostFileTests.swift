@@ -70,7 +70,8 @@ struct HostFileTests {
             }
             #expect(mkfifo(directory.file("fifo"), 0o600) == 0)
             await expect(.unsupported, "another file") { () async throws(BlockError) in
-                try await target.clone(part, from: CloneSource(path: directory.file("fifo"), identity: identity))
+                try await target.clone(
+                    part, from: CloneSource(path: directory.file("fifo"), identity: identity))
             }
             #expect(try Data(contentsOf: URL(fileURLWithPath: target.name)) == before)
             try await target.close()

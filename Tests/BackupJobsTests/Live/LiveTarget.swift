@@ -80,7 +80,8 @@ final class LiveTarget: BackupTarget {
     private let clonings = Atomic(0)
 
     init(
-        _ content: Content, source: (drive: DiskContent, cloning: Content.Cloning)?, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
+        _ content: Content, source: (drive: DiskContent, cloning: Content.Cloning)?, clusterSize: UInt64,
+        _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
         slowness: Int, losesWriteBack: Bool, failsForGood: Bool
     ) {
         self.failsForGood = failsForGood

@@ -43,6 +43,8 @@ test      busybox-static      static:/bin/busybox
 test      cpio                cpio
 test      dpkg                dpkg-deb
 test      e2fsprogs           debugfs
+test      xfsprogs            mkfs.xfs
+test      btrfs-progs         mkfs.btrfs
 test      e2fsprogs           e2fsck
 bench     qemu-utils          qemu-img
 bench     qemu-utils          qemu-io

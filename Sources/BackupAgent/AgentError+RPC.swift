@@ -17,7 +17,7 @@ extension AgentError.Reason {
         case .driveBusy, .driveInvalid, .fileLocked, .imageUnsupported, .targetIsSource, .targetBusy,
             .targetLocked, .targetSizeMismatch, .targetFormatAmbiguous, .targetNotRegular,
             .backingUnsupported, .backingMismatch, .exportInvalid, .listenFailed, .jobState,
-            .manifestInvalid, .manifestPartial, .manifestMismatch:
+            .manifestInvalid, .manifestPartial, .manifestMismatch, .noChecksums:
             .failedPrecondition
         case .imageCorrupt, .stateDamaged, .backupDamaged: .dataLoss
         case .noSpace, .stagingFull: .resourceExhausted

@@ -50,6 +50,7 @@ package struct AgentError: Error, Sendable, Hashable, Codable {
         case manifestInvalid = "MANIFEST_INVALID"
         case manifestPartial = "MANIFEST_PARTIAL"
         case manifestMismatch = "MANIFEST_MISMATCH"
+        case noChecksums = "NO_CHECKSUMS"
         case backupDamaged = "BACKUP_DAMAGED"
         case sourceChanged = "SOURCE_CHANGED"
         case targetLost = "TARGET_LOST"

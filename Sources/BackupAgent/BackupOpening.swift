@@ -50,6 +50,13 @@ struct BackupOpening: Sendable {
                 "Couldn't use \(file): its manifest says that it is partial (the backup \(manifest.job) into it has not "
                     + "ended well, or not yet; back up again)", subject: file)
         }
+        guard withChain || !manifest.isCloned else {
+            throw AgentError(
+                .noChecksums,
+                "Couldn't verify \(file): it was cloned, so that nobody has read what is in it, and \(place.path) has no "
+                    + "checksums to compare with (a backup started with --checksum xxh3-128, or --clone never, has them)",
+                subject: file)
+        }
         let named = NamedFiles(file)
         let gate = access.gate { named.add($0) }
         let image: OpenImage
@@ -75,6 +82,12 @@ struct BackupOpening: Sendable {
         var backup = OpenedBackup(
             image: image, manifest: manifest, path: file, manifestPath: place.path,
             isLayer: !withChain && image.layers.first?.backingName != nil)
+        if manifest.isCloned {
+            backup.remarks = [
+                "\(file) was cloned when it was made, and its manifest has no checksums: nothing says whether what is read "
+                    + "is what was there"
+            ]
+        }
         guard withChain, let below = image.layers.dropFirst().first else { return backup }
         do throws(AgentError) {
             backup.remarks = [try await remark(on: below.path, under: manifest, of: file)]

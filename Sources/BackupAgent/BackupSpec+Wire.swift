@@ -44,6 +44,12 @@ extension BackupSpec {
         case .sha256: checksum = .sha256
         default: throw Self.invalid("checksum", "The checksum \(request.checksum) is not known")
         }
+        switch request.clone {
+        // Of what nobody reads there are no digests.
+        case .unspecified, .auto: clones = request.checksum == .unspecified
+        case .never: clones = false
+        default: throw Self.invalid("clone", "The clone mode \(request.clone) is not known")
+        }
         onSourceError = try Self.policy(request.onSourceError, "on_source_error")
         onTargetError = try Self.policy(request.onTargetError, "on_target_error")
         try takeSavingOptions(request)

@@ -21,6 +21,8 @@ package struct BackupSpec: Sendable, Hashable, Codable {
     package var target: String
     package var sync: BackupSync
     package var checksum = DigestAlgorithm.xxh3
+    /// What can share the drive's blocks is cloned; nil, in jobs of earlier agents: it is not.
+    package var clones: Bool? = true
     /// nil: found out for an existing target, else the drive's own.
     package var format: ImageFormat?
     package var mode = Mode.absolutePaths
@@ -93,6 +95,8 @@ package struct JobInfo: Sendable, Hashable {
     package var staging: Staging.Usage?
     /// Why nothing can be done to the target now; nil when it can.
     package var targetBusy: String?
+    /// A part of the target was cloned.
+    package var isCloned = false
     /// The manifest's path; empty where there is none.
     package var manifest = ""
 }

@@ -44,6 +44,7 @@ extension JobInfo {
         job.onSourceError = onSourceError.wire
         job.onTargetError = onTargetError.wire
         job.targetBusy = targetBusy ?? ""
+        job.cloned = isCloned
         return job
     }
 }

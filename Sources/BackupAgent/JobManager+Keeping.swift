@@ -44,6 +44,8 @@ extension JobManager {
                 // Before that it is the start that keeps it.
                 if record.started != nil, let job = stored(record) { kept.append(job) }
             }
+            // Over a power cut a job is known by its start, and completes by its decision; how far it was in between says
+            // nothing then, and whoever waits for a decision is not to wait for that.
             do throws(AgentError) { try await store?.keepRelaxed(kept, forgetting: forgotten) } catch {
                 // The job goes on; what the next agent would know of it is a little old.
                 logger.error("\(error.message)")
@@ -68,6 +70,7 @@ extension JobManager {
             errorCount: record.errors.count > 0 ? record.errors.count : nil,
             errors: record.errors.count > 0 ? record.errors.last : nil,
             missing: record.info.missing.length > 0 ? record.info.missing : nil,
+            isCloned: record.info.isCloned ? true : nil,
             manifest: record.info.manifest.isEmpty ? nil : record.info.manifest)
     }
 }

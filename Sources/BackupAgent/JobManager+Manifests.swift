@@ -55,6 +55,7 @@ extension JobManager {
         guard records[number]?.spec.work == .backup else { return await compareContent(number, job) }
         guard var manifest = await makeManifest(number, target) else { return nil }
         do throws(BlockError) {
+            manifest.isCloned = job.isCloned
             manifest.content = try await job.contentDigests()
         } catch {
             let failure = AgentError(error, of: .staging, subject: files.stagingDirectory)

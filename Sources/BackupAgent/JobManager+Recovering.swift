@@ -67,6 +67,7 @@ extension JobManager {
         info.isGrouped = job.spec.isGrouped
         info.restarts = job.restarts + 1
         info.manifest = job.manifest ?? ""
+        info.isCloned = job.isCloned ?? false
         info.missing = job.missing ?? BackupJob.Missing()
         info.onSourceError = job.spec.onSourceError
         info.onTargetError = job.spec.onTargetError

@@ -20,6 +20,7 @@ extension JobManager {
         takeErrors(of: number)
         tellPendingErrors(number)
         await lookForMissing(number, job)
+        if job.isCloned { records[number]?.info.isCloned = true }
         // What is cut off by the agent's end goes on in the next one.
         if isLeaving, records[number]?.goesOn == true { return }
         switch failure {

@@ -201,7 +201,13 @@ extension JobManager {
             target.format = spec.format
         }
         switch sync {
-        case .full: break
+        case .full:
+            // A file of the drive's bytes, and nothing but these.
+            if spec.clones == true, spec.mode == .absolutePaths, image.format == .raw, target.format == .raw,
+                image.layers.count == 1, let file = image.layers.first
+            {
+                target.cloneSource = CloneSource(path: file.path, identity: file.identity)
+            }
         case .top: if spec.mode == .absolutePaths { target.backing = backing.map(TargetSpec.Backing.init) }
         case .none: target.backing = image.layers.first.map(TargetSpec.Backing.init)
         }

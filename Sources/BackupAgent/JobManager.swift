@@ -287,6 +287,7 @@ package actor JobManager {
         if record.started != nil { info.progress = progress(of: record) }
         info.staging = record.started == nil ? nil : record.hold?.staging.usage
         info.targetBusy = record.target?.busy ?? targets.busy(record.number)
+        if record.hold?.record?.isCloned == true { info.isCloned = true }
         return info
     }
 

@@ -30,6 +30,8 @@ package struct TargetSpec: Sendable, Codable {
         /// What a new image names as what lies below it, and its format.
         package var backingPath: String?
         package var backingFormat: ImageFormat?
+        /// What it is cloned from; nil: it is not.
+        var cloneSource: CloneSource?
         /// The host may have been restarted since: then devices have other numbers.
         package var isOtherBoot = false
     }
@@ -57,6 +59,8 @@ package struct TargetSpec: Sendable, Codable {
     package var jobID: String
     /// Where manifests of targets are that have no directory of their own: devices.
     package var manifestDirectory = ""
+    /// The drive's file, whose blocks a new raw target may share; nil: everything is copied.
+    package var cloneSource: CloneSource?
     /// The content is no backup: a manifest of an earlier one goes.
     package var isRestored = false
 }

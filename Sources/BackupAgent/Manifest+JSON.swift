@@ -49,6 +49,7 @@ extension Manifest {
             let ranges = missing.map { "{\"offset\":\($0.offset),\"length\":\($0.length)}" }
             add("missing", "[\n\(ranges.joined(separator: ",\n"))\n]")
         }
+        if isCloned { add("cloned", "true") }
         if let content {
             add("checksum", content.algorithm.rawValue.asJSON)
             add("block_size", "\(ContentDigests.blockSize)")
@@ -141,6 +142,13 @@ extension Manifest {
         }
         guard state == .complete else { return }
         guard case .bool(true)? = root.optional("end") else { throw Malformed(reason: "its end is missing") }
+        if case .bool(true)? = root.optional("cloned") {
+            guard sync == .full, format == .raw else {
+                throw Malformed(reason: "only a full backup to a raw image can be cloned")
+            }
+            isCloned = true
+            return
+        }
         let content = try Self.content(root, size: size)
         // Whoever cuts entries out of a manifest must not make a backup whole by that.
         guard sync != .full || content.isAllCovered(but: missing) || isMissingCut else {

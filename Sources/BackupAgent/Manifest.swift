@@ -40,7 +40,9 @@ struct Manifest: Sendable, Hashable {
     /// Ranges of the drive that are not in the target; the first ones, if there are very many.
     var missing: [ByteRange] = []
     var missingBytes: UInt64 = 0
-    /// nil while the manifest is partial.
+    /// A part of the backup was cloned: nobody has read it when it was made.
+    var isCloned = false
+    /// nil while the manifest is partial, and where a part was cloned.
     var content: ContentDigests?
 
     /// A new backup's identifier: a random UUID.

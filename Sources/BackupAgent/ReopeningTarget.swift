@@ -22,6 +22,7 @@ final class ReopeningTarget: JobTarget {
     let isProbedRaw = false
     let readsAsZero: Bool
     let resumption: TargetSpec.Resumption?
+    var clones: Bool { resumption?.cloneSource != nil }
 
     private let spec: TargetSpec
     private let opener: any TargetOpener
@@ -105,6 +106,8 @@ final class ReopeningTarget: JobTarget {
     }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) { try await target().writeZeroes(range) }
+
+    func clone(_ range: ByteRange) async throws(BlockError) { try await target().clone(range) }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         try await target().read(range, into: buffer)

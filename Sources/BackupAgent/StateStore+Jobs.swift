@@ -30,17 +30,16 @@ extension StateStore {
 
     /// Keeps jobs as they are now and forgets others, all at once: it is so after a power cut when this returns.
     func keep(_ jobs: [StoredJob], forgetting ended: [JobNumber] = []) async throws(AgentError) {
-        try await write("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, $0) }
+        try await write("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
     }
 
-    /// The same, but as `writeRelaxed`: a disk that is busy holds nobody up. After a power cut jobs may be as they were some
-    /// moments before; none of them goes on then.
+    /// As `keep`, but for the next agent only: after a power cut it may be as it was.
     func keepRelaxed(_ jobs: [StoredJob], forgetting ended: [JobNumber]) async throws(AgentError) {
-        try await writeRelaxed("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, $0) }
+        try await writeRelaxed("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
     }
 
     private static func keep(
-        _ jobs: [StoredJob], forgetting ended: [JobNumber], _ database: Database
+        _ jobs: [StoredJob], forgetting ended: [JobNumber], in database: Database
     ) throws {
         for job in jobs {
             let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)

@@ -75,6 +75,8 @@ struct StoredJob: Codable, Sendable, Hashable {
     var errors: [JobIOError]?
     /// What the target lacks by now; nil: nothing.
     var missing: BackupJob.Missing?
+    /// A part of the target was cloned; nil: not by now.
+    var isCloned: Bool?
     /// The manifest's path; nil where there is none.
     var manifest: String?
 
@@ -92,6 +94,6 @@ struct StoredJob: Codable, Sendable, Hashable {
             path: known.isNew ? target : spec.target, mode: .resume(known), format: format, size: drive.size,
             sync: sync, access: access,
             job: JobNumber(value: number), jobID: spec.jobID, manifestDirectory: manifestDirectory,
-            isRestored: spec.work != .backup)
+            cloneSource: known.cloneSource, isRestored: spec.work != .backup)
     }
 }

@@ -17,10 +17,11 @@ enum TargetRequest: Sendable, Codable {
     case open(TargetSpec)
     /// Answered with `opened`, `published` or `refused`; once.
     case reopen(TargetSpec)
-    /// Answered with `done` or `failed`, as the two below. The bytes are `memory` bytes into the shared memory.
+    /// Answered with `done` or `failed`, as the three below. The bytes are `memory` bytes into the shared memory.
     case write(ByteRange, memory: UInt64)
     case writeZeroes(ByteRange)
     case read(ByteRange, memory: UInt64)
+    case clone(ByteRange)
     /// Answered with `done` or `failed`, as the next one.
     case prepare
     case publish
@@ -61,6 +62,7 @@ struct OpenedTarget: Sendable, Codable {
     var clusterSize: UInt64
     var isProbedRaw: Bool
     var readsAsZero: Bool
+    var clones: Bool
     var manifestPath: String
     var resumption: TargetSpec.Resumption?
 
@@ -70,6 +72,7 @@ struct OpenedTarget: Sendable, Codable {
         clusterSize = target.clusterSize
         isProbedRaw = target.isProbedRaw
         readsAsZero = target.readsAsZero
+        clones = target.clones
         manifestPath = target.manifestPath
         resumption = target.resumption
     }

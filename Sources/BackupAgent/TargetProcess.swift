@@ -42,6 +42,7 @@ final class TargetProcess: JobTarget {
     let clusterSize: UInt64
     let isProbedRaw: Bool
     let readsAsZero: Bool
+    let clones: Bool
     let manifestPath: String
     let resumption: TargetSpec.Resumption?
 
@@ -61,6 +62,7 @@ final class TargetProcess: JobTarget {
         clusterSize = opened.clusterSize
         isProbedRaw = opened.isProbedRaw
         readsAsZero = opened.readsAsZero
+        clones = opened.clones
         manifestPath = opened.manifestPath
         resumption = opened.resumption
         self.connection = connection
@@ -95,6 +97,10 @@ final class TargetProcess: JobTarget {
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await ask(.writeZeroes(range), .write, range, late: {})
+    }
+
+    func clone(_ range: ByteRange) async throws(BlockError) {
+        try await ask(.clone(range), .write, range, late: {})
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {

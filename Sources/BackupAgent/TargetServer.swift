@@ -97,6 +97,8 @@ private final class Server: Sendable {
             return await perform { (target) async throws(BlockError) in
                 try await target.read(range, into: try self.slice(range, place))
             }
+        case .clone(let range):
+            return await perform { (target) async throws(BlockError) in try await target.clone(range) }
         case .prepare:
             return await perform { (target) async throws(BlockError) in try await target.prepare() }
         case .publish:

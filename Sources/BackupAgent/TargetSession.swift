@@ -33,7 +33,9 @@ final class TargetSession: JobTarget {
     let isProbedRaw: Bool
     let readsAsZero: Bool
     let resumption: TargetSpec.Resumption?
+    var clones: Bool { cloneSource != nil }
 
+    private let cloneSource: CloneSource?
     private let device: any BlockDevice
     private let file: HostFile
     private let place: TargetPlace
@@ -88,10 +90,12 @@ final class TargetSession: JobTarget {
         isProbedRaw = spec.format == nil && opened.format == .raw
         readsAsZero = opened.readsAsZero
         manifestPath = spec.isRestored ? "" : place.manifest.path
+        cloneSource = place.isNew && opened.format == .raw ? spec.cloneSource : nil
         resumption = TargetSpec.Resumption(
             device: file.identity.device, inode: file.identity.inode, birthTime: place.birthTime,
             isNew: place.isNew, overwrites: place.overwrites, readsAsZero: opened.readsAsZero,
-            clusterSize: clusterSize, backingPath: spec.backing?.path, backingFormat: spec.backing?.format)
+            clusterSize: clusterSize, backingPath: spec.backing?.path, backingFormat: spec.backing?.format,
+            cloneSource: cloneSource)
         self.file = file
         self.place = place
         engine = file.engine
@@ -121,6 +125,15 @@ final class TargetSession: JobTarget {
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.writeZeroes(range, mayUnmap: true)
+        }
+    }
+
+    func clone(_ range: ByteRange) async throws(BlockError) {
+        try await perform(.write) { () async throws(BlockError) in
+            guard let cloneSource else {
+                throw BlockError(.unsupported, "\(name) cannot share the blocks of its drive", range: range)
+            }
+            try await TargetImage.clone(range, from: cloneSource, in: device)
         }
     }
 

@@ -281,10 +281,13 @@ package final class BackupJob: Sendable {
     /// Whether the job was cancelled or has let go of its drive. On the drive's engine.
     private var isGivenUp: Bool { control.isCancelled || point.state.value.isOver }
 
-    /// The digests of what the job has copied, for a manifest; nil without `sums`. After `run`. Throws `.cancelled` when the
-    /// job is given up meanwhile.
+    /// A part of what the target holds was cloned: nobody has read it.
+    package var isCloned: Bool { record.isCloned }
+
+    /// The digests of what the job has copied, for a manifest; nil without `sums`, and where a part was cloned. After `run`.
+    /// Throws `.cancelled` when the job is given up meanwhile.
     package func contentDigests() async throws(BlockError) -> ContentDigests? {
-        guard let sums else { return nil }
+        guard let sums, !record.isCloned else { return nil }
         return try await drive.engine.run { () async throws(BlockError) in
             try await point.using { () async throws(BlockError) in
                 var digester = try ExtentDigester(sums, record, isCancelled: { self.isGivenUp })

@@ -22,6 +22,15 @@ package protocol BackupTarget: AnyObject, Sendable {
     /// Reads what was written before, for the view of the point in time: whole or parts of clusters that were written.
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError)
 
+    /// Whether `clone` may be tried.
+    var clones: Bool { get }
+
+    /// Makes `range`, whole clusters of the job, hold what the drive holds there, by sharing the drive's blocks: a read of
+    /// the drive and a write to the target, of each part at some time before it returns. What it has cloned outlives this
+    /// process as what was written does. Throws `.unsupported` when it cannot be: then nothing has changed. After another
+    /// error the range holds what it held, or what the drive has, in parts.
+    func clone(_ range: ByteRange) async throws(BlockError)
+
     /// Makes everything durable and closes the image, so that only its name is missing. Nothing is written or read
     /// afterwards. After an error the target is not complete and `abandon` follows.
     func prepare() async throws(BlockError)
@@ -33,4 +42,12 @@ package protocol BackupTarget: AnyObject, Sendable {
     /// Gives the target up: whatever is in flight ends or is left behind, and a file that this target created is
     /// removed unless `keep`. A file that existed before is left as it is.
     func abandon(keep: Bool) async
+}
+
+extension BackupTarget {
+    package var clones: Bool { false }
+
+    package func clone(_ range: ByteRange) async throws(BlockError) {
+        throw BlockError(.unsupported, "\(name) cannot share the blocks of a drive")
+    }
 }

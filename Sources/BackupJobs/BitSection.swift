@@ -133,13 +133,20 @@ struct BitSection {
                 next = (page + 1) * Self.bitsPerPage
                 continue
             }
-            let word = isSet ? words[next / 64] : ~words[next / 64]
-            let rest = word >> UInt64(next % 64)
-            if rest != 0 {
-                let found = next + rest.trailingZeroBitCount
+            // Word by word, and nothing else: of a drive of many TiB these are millions.
+            let end = min(bits.upperBound, (page + 1) * Self.bitsPerPage)
+            let (last, flip): (Int, UInt64) = ((end - 1) / 64, isSet ? 0 : .max)
+            var index = next / 64
+            var word = (words[index] ^ flip) & (.max << UInt64(next % 64))
+            while word == 0, index < last {
+                index += 1
+                word = words[index] ^ flip
+            }
+            if word != 0 {
+                let found = index * 64 + word.trailingZeroBitCount
                 return found < bits.upperBound ? found : nil
             }
-            next = (next / 64 + 1) * 64
+            next = end
         }
         return nil
     }

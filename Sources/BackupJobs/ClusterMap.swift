@@ -75,6 +75,12 @@ struct ClusterMap {
         record.bits.done.set(clusters)
     }
 
+    /// In flight -> done, as far as they are in `parts`; the others are to copy.
+    mutating func finish(_ parts: [Range<Int>], of clusters: Range<Int>) {
+        land(clusters)
+        for part in parts { record.bits.done.set(part) }
+    }
+
     /// In flight -> to copy, after a failure.
     mutating func giveUp(_ clusters: Range<Int>) { land(clusters) }
 

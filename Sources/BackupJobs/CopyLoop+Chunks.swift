@@ -9,7 +9,7 @@ extension CopyLoop {
 
     private var writer: PieceWriter {
         PieceWriter(
-            target: target, zeroUnit: zeroUnit, skipsZeroes: options.targetReadsAsZero,
+            target: target, zeroUnit: zeroUnit, skipsZeroes: targetReadsAsZero,
             clusterSize: clusterSize,
             policy: options.onTargetError, clock: clock
         ) { [state, point] failure in
@@ -42,7 +42,7 @@ extension CopyLoop {
         return await requests.perform { [buffers, writer, sums] in
             defer { buffers.give(buffer) }
             // While the target writes, so that it costs the copy nothing but this thread's time.
-            async let noted = note(piece, slice, sums)
+            async let noted = note(piece, slice, point.record.isCloned ? nil : sums)
             let failure = await writer.write(piece, from: slice)
             // Before the clusters are done: what counts as done has its digests.
             return await noted ?? failure

@@ -29,6 +29,8 @@ struct CopyLoop: Sendable {
         /// Blocks in flight that the target will lack when their clusters are done.
         var lacking: [Range<Int>] = []
         var beginning = Beginning.toBegin
+        var cloning = Cloning.over
+        var cloneLength = CloneLength()
     }
 
     /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
@@ -93,6 +95,7 @@ struct CopyLoop: Sendable {
     /// Copies everything; returns why it did not, if it did not. On the drive's engine.
     func run() async -> BackupFailure? {
         point.state.value.isCopying = true
+        if target.clones, options.sync == .full, point.clusterCount > 0 { state.value.cloning = .next(0) }
         await withDiscardingTaskGroup { chunks in
             var course = Course(
                 plan: CopyPlan(
@@ -125,8 +128,16 @@ struct CopyLoop: Sendable {
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(point.drive.requestCount)
         if options.sync == .none, control.isFinishing { point.freeze() }
+        if case .next(let cluster) = state.value.cloning {
+            await startClone(from: cluster, &chunks)
+            return true
+        }
         if let clusters = nextUrgent() {
             await startData(clusters, &course, &chunks, take: { _, _ in })
+            return true
+        }
+        if state.value.cloning == .underWay {
+            await control.signal.raised()
             return true
         }
         return options.sync == .none ? await waitForGuest() : await goOn(&course, &chunks)
@@ -173,7 +184,14 @@ struct CopyLoop: Sendable {
             guard let clusters = state.withState({ $0.map.firstToCopy() }) else { return false }
             await startData(clusters, &course, &chunks, take: { _, _ in })
         case .extents(let range):
-            await lookUp(range, &course.plan, &chunks)
+            let clusters = point.clusters(of: range)
+            let (standing, end) = state.withState { $0.map.run(in: clusters) }
+            if standing == .done, end == clusters.upperBound {
+                // Whatever is there: nothing of it is to be done any more.
+                course.plan.supply([Extent(range, isZero: false, isAllocated: true)])
+            } else {
+                await lookUp(range, &course.plan, &chunks)
+            }
         case .run(let fate, let range):
             await follow(fate, range, &course, &chunks)
         }
@@ -228,7 +246,7 @@ struct CopyLoop: Sendable {
     ) async {
         let clusters = point.clusters(of: range)
         var part = range.prefix(
-            options.targetReadsAsZero ? Self.passedAtOnce : max(Self.zeroChunk, clusterSize))
+            targetReadsAsZero ? Self.passedAtOnce : max(Self.zeroChunk, clusterSize))
         if let touched = point.firstTouched(part) {
             let cluster = touched / point.blocksPerCluster
             guard cluster > clusters.lowerBound else {
@@ -238,7 +256,7 @@ struct CopyLoop: Sendable {
             }
             part = point.bytes(of: clusters.lowerBound..<cluster)
         }
-        if options.targetReadsAsZero {
+        if targetReadsAsZero {
             await pass(part, &course.plan, copied: part.length, notNeeded: 0)
         } else if await permitted(&course.pace) {
             start(point.clusters(of: course.plan.take(part.length)), &chunks, writeZeroes)

@@ -18,7 +18,7 @@ package final class JobRecord: Sendable {
     package static let blockSize: UInt64 = 4096
 
     private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1, changeTimes }
-    private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4 }
+    private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4, cloning = 8, cloned = 16 }
     /// "dbrecord".
     private static let magic: UInt64 = 0x6472_6f63_6572_6264
     private static let version: UInt64 = 3
@@ -182,6 +182,16 @@ package final class JobRecord: Sendable {
     /// A job of sync `none` was told to end well; `frozen` is what is still to be copied.
     package var isCancelled: Bool { has(.cancelled) }
     func setCancelled() { set(.cancelled, true) }
+
+    /// A clone was begun: what the target does not hold yet may be anything there, and no zeroes.
+    var isCloning: Bool {
+        get { has(.cloning) }
+        set { set(.cloning, newValue) }
+    }
+
+    /// Clusters are done that were cloned: nobody has read them.
+    package var isCloned: Bool { has(.cloned) }
+    func setCloned() { set(.cloned, true) }
 
     private subscript(word: Word) -> UInt64 {
         get { file.load(at: word.rawValue * 8) }

@@ -285,10 +285,13 @@ final class PointInTime: Sendable {
         }
     }
 
-    /// The copy of clusters has failed: those of which the guest has overwritten something are urgent again.
+    /// Clusters that were in flight are to copy: those of which the guest has overwritten something are urgent again.
     func noteToCopy(_ clusters: Range<Int>) {
-        for cluster in clusters where isTouched(bytes(of: cluster..<cluster + 1)) {
+        var next = clusters.lowerBound
+        while next < clusters.upperBound, let block = firstTouched(bytes(of: next..<clusters.upperBound)) {
+            let cluster = block / blocksPerCluster
             state.value.urgent.append(cluster)
+            next = cluster + 1
         }
     }
 

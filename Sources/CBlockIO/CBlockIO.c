@@ -156,6 +156,12 @@ int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, u
     return result(sync_file_range(descriptor, (off_t)offset, (off_t)length, flags));
 }
 
+int cblockio_clone_range(int descriptor, int source, uint64_t offset, uint64_t length) {
+    struct file_clone_range range = {
+        .src_fd = source, .src_offset = offset, .src_length = length, .dest_offset = offset};
+    return result(ioctl(descriptor, FICLONERANGE, &range));
+}
+
 const int cblockio_zero_range = FALLOC_FL_ZERO_RANGE;
 const int cblockio_punch_hole = FALLOC_FL_PUNCH_HOLE;
 const int cblockio_keep_size = FALLOC_FL_KEEP_SIZE;

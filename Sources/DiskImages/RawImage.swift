@@ -69,6 +69,14 @@ package final class RawImage: BlockDevice {
         }
     }
 
+    /// Makes `range` share its blocks with the same range of `source`; see `HostFile.clone`.
+    func clone(_ range: ByteRange, from source: CloneSource) async throws(BlockError) {
+        try checkWritable(range, to: "clone")
+        precondition(guardian == nil, "a drive is not cloned to")
+        written?.value.note(range)
+        try await file.clone(range, from: source)
+    }
+
     package func flush() async throws(BlockError) { try await file.flush() }
 
     package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
@@ -98,7 +106,12 @@ private struct WrittenParts {
     }
 
     mutating func note(_ range: ByteRange) {
-        for part in Self.parts(of: range) { words[Int(part / 64)] |= 1 << (part % 64) }
+        var parts = Self.parts(of: range)
+        while let part = parts.first {
+            let count = min(64 - part % 64, UInt64(parts.count))
+            words[Int(part / 64)] |= (UInt64.max >> (64 - count)) << (part % 64)
+            parts = parts.dropFirst(Int(count))
+        }
     }
 
     func mayOverlap(_ range: ByteRange) -> Bool {

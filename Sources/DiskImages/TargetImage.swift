@@ -142,6 +142,19 @@ package enum TargetImage {
         return existing
     }
 
+    /// Makes `range` of a raw image that was made or taken up here share the blocks of the same range of `source`, a file.
+    ///
+    /// As `HostFile.clone`: `.unsupported`, and nothing has changed, where the image or the file system cannot.
+    package static func clone(
+        _ range: ByteRange, from source: CloneSource, in device: any BlockDevice
+    ) async throws(BlockError) {
+        guard let image = device as? RawImage else {
+            throw BlockError(
+                .unsupported, "\(device.name) cannot share the blocks of \(source.path): it is not raw")
+        }
+        try await image.clone(range, from: source)
+    }
+
     /// Where in the file of `device`, an image made or opened here, the data of `range` stands: what is to be written
     /// back after a write to it. In no order; nothing for what has no data there.
     package static func places(

@@ -66,9 +66,17 @@ struct BackupOptions: ParsableArguments {
     @Option(
         help: """
             What the manifest beside the copy has of its content: xxh3-128, which finds damage; sha-256, which finds \
-            forgery, too.
+            forgery, too. (default: xxh3-128, and nothing where the copy is a clone)
             """)
-    var checksum: ChecksumWord = .xxh3128
+    var checksum: ChecksumWord?
+
+    @Option(
+        help: """
+            Whether a new raw copy shares the blocks of a raw drive where their file system can do that (xfs, btrfs): \
+            auto, a full backup without --checksum does, takes no time and no space, and has no checksums; never, all \
+            is read and written.
+            """)
+    var clone: CloneWord = .auto
 
     @Option(
         help: ArgumentHelp(
@@ -106,7 +114,8 @@ struct BackupOptions: ParsableArguments {
         request.cbwTimeoutNs = cbwTimeout ?? 0
         request.stagingFull = stagingFull == .fail ? .unspecified : stagingFull.policy
         request.keepTarget = keepTarget
-        request.checksum = checksum == .xxh3128 ? .unspecified : .sha256
+        request.checksum = checksum?.checksum ?? .unspecified
+        request.clone = clone == .auto ? .unspecified : .never
         request.manualFinalize = manualFinalize
         request.manualDismiss = manualDismiss
         return request

@@ -119,6 +119,7 @@ enum JobText {
         // A backup that did not complete has left none.
         let hasManifest = !isBackup || (job.result != .failed && job.result != .cancelled)
         if !job.manifest.isEmpty, hasManifest { add("manifest", job.manifest) }
+        if job.cloned { add("cloned", "blocks of the drive are shared; the manifest has no checksums") }
         addTrouble(of: job, add)
         if let next = next(job) { add("next", "\(prefix) job \(next) \(job.id)") }
         return lines

@@ -27,6 +27,13 @@ enum CbwErrorWord: String, CaseIterable, ExpressibleByArgument {
 enum ChecksumWord: String, CaseIterable, ExpressibleByArgument {
     case xxh3128 = "xxh3-128"
     case sha256 = "sha-256"
+
+    var checksum: Checksum { self == .sha256 ? .sha256 : .xxh3128 }
+}
+
+/// What `--clone` takes.
+enum CloneWord: String, CaseIterable, ExpressibleByArgument {
+    case auto, never
 }
 
 /// What `--staging-full` takes.

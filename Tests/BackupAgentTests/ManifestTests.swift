@@ -62,6 +62,20 @@ struct ManifestTests {
         }
     }
 
+    @Test("a clone has no digests, says so, and is a full backup to a raw image; nothing else may lack them")
+    func cloned() throws {
+        var generator = SeededGenerator(testSeed())
+        var manifest = random(&generator)
+        (manifest.isCloned, manifest.content, manifest.format, manifest.sync) = (true, nil, .raw, .full)
+        #expect(try Manifest(decoding: manifest.encoded) == manifest)
+        manifest.format = .qcow2
+        #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+        (manifest.format, manifest.sync) = (.raw, .top)
+        #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+        (manifest.isCloned, manifest.sync) = (false, .full)
+        #expect(throws: Manifest.Malformed.self) { try Manifest(decoding: manifest.encoded) }
+    }
+
     @Test("an id is a UUID of its own")
     func ids() {
         let ids = (0..<100).map { _ in Manifest.makeID() }

@@ -57,6 +57,44 @@ internal import Testing
     }
 }
 
+@Suite struct StoredBitsTests {
+    @Test("a row of bits is a set of numbers, over pages and with parts that have no space")
+    func random() throws {
+        let seed = Chance.seed()
+        print("DRIVE_BACKUP_SEED=\(seed)")
+        var chance = Chance(seed: seed)
+        let count = 3 * BitSection.bitsPerPage + 1000
+        let engine = SimEngine(seed: 0)
+        engine.adoptThread()
+        let record = Scratch(size: UInt64(count) << 16, clusterSize: 65536, engine: engine).record
+        var model = Array(repeating: false, count: count)
+        func some() -> Range<Int> {
+            // Near the ends of pages and words, mostly.
+            let near = chance.pick([0, BitSection.bitsPerPage, 2 * BitSection.bitsPerPage, count])
+            let place = chance.oneIn(2) ? chance.below(count) : near - 200 + chance.below(400)
+            let start = max(0, min(count - 1, place))
+            return start..<min(count, start + chance.pick([1, 3, 64, 65, 128, 700, 40_000]))
+        }
+        for step in 0..<600 {
+            let bits = some()
+            if chance.oneIn(3) {
+                record.bits.frozen.clear(bits)
+                for bit in bits { model[bit] = false }
+            } else if !chance.oneIn(3) {
+                try record.bits.frozen.reserve(bits)
+                record.bits.frozen.set(bits)
+                for bit in bits { model[bit] = true }
+            }
+            let asked = some()
+            let frozen = record.bits.frozen
+            #expect(frozen.first(in: asked) == asked.first { model[$0] }, "seed \(seed), step \(step)")
+            #expect(
+                frozen.first(in: asked, where: false) == asked.first { !model[$0] },
+                "seed \(seed), step \(step)")
+        }
+    }
+}
+
 @Suite struct ClusterMapTests {
     private let engine = SimEngine(seed: 0)
 

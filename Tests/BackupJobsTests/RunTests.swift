@@ -36,6 +36,36 @@ internal import Testing
         #expect(run.control.progress == JobControl.Progress(current: size, total: size))
     }
 
+    @Test(
+        "a drive that is cloned is neither read nor asked for its holes, whatever its size",
+        arguments: [15, 40])
+    func clone(shift: UInt64) {
+        let size: UInt64 = 15 << shift - 512
+        let run = SimRun([.data(0..<size / 1024 * 512), .hole(size / 1024 * 512..<size)], clones: true)
+        #expect(run.play().failure == nil)
+        #expect(run.drive.reads == 0 && run.drive.queries == 0)
+        #expect(run.target.taken.reduce(0) { $0 + $1.length } == size)
+        #expect(run.target.requests <= 40)
+        #expect(run.job.isCloned)
+        #expect(run.control.progress == JobControl.Progress(current: size, total: size))
+    }
+
+    @Test("a clone that hangs holds up no cancel")
+    func hungClone() {
+        let run = SimRun([.data(0..<32 << 20)], hanging: 0, clones: true)
+        let result = run.play { run in
+            await run.engine.pass(.seconds(5))
+            run.control.cancel()
+        }
+        #expect(result.failure == .cancelled)
+        #expect(run.engine.now < .seconds(6))
+        #expect(!run.job.isCloned)
+        run.target.release()
+        let isDone = run.engine.drive { [job = run.job] in await job.leftBehindEnded() }
+        #expect(isDone)
+        #expect(run.target.inFlight == 0)
+    }
+
     @Test("a new target is not asked to hold zeroes, known or found; another is, in large pieces")
     func zeroes() {
         let stretches: [SimDrive.Stretch] = [

@@ -13,7 +13,7 @@ final class SimRun: Sendable {
 
     init(
         _ stretches: [SimDrive.Stretch], sync: BackupJob.Options.Sync = .full, readsAsZero: Bool = false,
-        speed: Int64 = 0, hanging: Int? = nil, seed: UInt64 = 1
+        speed: Int64 = 0, hanging: Int? = nil, clones: Bool = false, seed: UInt64 = 1
     ) {
         let engine = SimEngine(seed: seed)
         self.engine = engine
@@ -21,7 +21,7 @@ final class SimRun: Sendable {
         target = SimTarget(
             size: drive.size, clusterSize: 65536, initially: readsAsZero ? 0 : 0xee,
             sim: engine,
-            faults: SimTarget.Faults(hanging: hanging))
+            faults: SimTarget.Faults(hanging: hanging), source: clones ? drive : nil)
         pool = BufferPool(capacity: 16 << 20)
         let scratch = Scratch(drive, target: target)
         job = BackupJob(

@@ -31,12 +31,18 @@ final class SimTarget: BackupTarget {
     let size: UInt64
     /// What it holds; of a very large target nothing is kept.
     let content: IOBuffer
+    /// What it can be cloned from.
+    private let source: SimDrive?
     private let sim: SimEngine?
     private let faults: Faults
     private let state = Mutex(State())
 
     /// A target of `size` bytes that holds the byte `initially` everywhere.
-    init(size: UInt64, clusterSize: UInt64, initially: UInt8, sim: SimEngine?, faults: Faults = Faults()) {
+    init(
+        size: UInt64, clusterSize: UInt64, initially: UInt8, sim: SimEngine?, faults: Faults = Faults(),
+        source: SimDrive? = nil
+    ) {
+        self.source = source
         self.clusterSize = clusterSize
         self.sim = sim
         self.faults = faults
@@ -83,6 +89,14 @@ final class SimTarget: BackupTarget {
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {
         try await request(range, "write zeroes to", isZero: true)
         part(range)?.fill(0)
+        end(range)
+    }
+
+    var clones: Bool { source != nil }
+
+    func clone(_ range: ByteRange) async throws(BlockError) {
+        try await request(range, "clone", isZero: false)
+        if let part = part(range) { source?.fill(range, part) }
         end(range)
     }
 

@@ -35,6 +35,49 @@ struct HostFileTests {
         }
     }
 
+    @Test("a file is cloned, or it cannot be and nothing has changed", arguments: EngineKind.allCases)
+    func clone(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let size = 3 << 16 + 512
+            let content = Data((0..<size).map { UInt8(truncatingIfNeeded: ($0 &* 31) >> 7) })
+            let path = directory.file("source")
+            try content.write(to: URL(fileURLWithPath: path))
+            let identity = try #require(FileIdentity.of(path: path))
+            let target = try await HostFile.create(directory.file("target"), on: engine)
+            try await target.setSize(UInt64(size))
+            let source = CloneSource(path: path, identity: identity)
+            let part = ByteRange(1 << 16..<2 << 16)
+            var isCloned = false
+            do throws(BlockError) {
+                // Up to the end, which is no block's.
+                for range in [part, ByteRange(2 << 16..<UInt64(size))] {
+                    try await target.clone(range, from: source)
+                }
+                isCloned = true
+            } catch {
+                #expect(error.code == .unsupported, "\(error)")
+            }
+            let before = try Data(contentsOf: URL(fileURLWithPath: target.name))
+            #expect(before == (isCloned ? Data(count: 1 << 16) + content[(1 << 16)...] : Data(count: size)))
+            // Another file has the name, or none has it.
+            try FileManager.default.moveItem(atPath: path, toPath: directory.file("moved"))
+            await expect(.unsupported, "No such file") { () async throws(BlockError) in
+                try await target.clone(part, from: source)
+            }
+            try Data(count: size).write(to: URL(fileURLWithPath: path))
+            await expect(.unsupported, "another file") { () async throws(BlockError) in
+                try await target.clone(part, from: source)
+            }
+            #expect(mkfifo(directory.file("fifo"), 0o600) == 0)
+            await expect(.unsupported, "another file") { () async throws(BlockError) in
+                try await target.clone(
+                    part, from: CloneSource(path: directory.file("fifo"), identity: identity))
+            }
+            #expect(try Data(contentsOf: URL(fileURLWithPath: target.name)) == before)
+            try await target.close()
+        }
+    }
+
     @Test("a missing file, a directory and a FIFO are refused in a sentence")
     func refusals() async throws {
         try await onEngine(.preferred()) { engine, directory in

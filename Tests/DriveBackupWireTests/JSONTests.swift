@@ -16,7 +16,7 @@ struct JSONTests {
                 + #""progress":{"current":1,"total":2},"speed":0,"format":"","point_in_time":0,"created_at":0,"#
                 + #""ended_at":0,"manual_finalize":false,"manual_dismiss":false,"last_sequence":18446744073709551615,"#
                 + #""missing_bytes":0,"missing":[],"target_busy":"","error_count":0,"errors":[],"manifest":"","group":"","#
-                + #""grouped":false,"restarts":0}"#
+                + #""grouped":false,"restarts":0,"cloned":false}"#
         )
     }
 

@@ -116,7 +116,7 @@ def test_json_has_the_names_of_the_schema(agent, targets):
         "id", "type", "drive", "target", "state", "result", "progress", "speed", "error", "pause_reason", "sync", "format",
         "point_in_time", "created_at", "ended_at", "manual_finalize", "manual_dismiss", "last_sequence",
         "missing_bytes", "missing", "target_busy", "error_count", "errors", "manifest", "group", "grouped", "restarts",
-        "on_source_error", "on_target_error"}, job
+        "on_source_error", "on_target_error", "cloned"}, job
     assert (job["on_source_error"], job["missing_bytes"], job["error_count"]) == ("report", 0, 0)
     for name in ("speed", "point_in_time", "created_at", "ended_at", "last_sequence"):
         assert isinstance(job[name], int) and not isinstance(job[name], bool), job

@@ -58,6 +58,8 @@ int64_t cblockio_pread_cached(int descriptor, void *bytes, size_t count, uint64_
 int cblockio_sync(int descriptor, bool data_only);
 int cblockio_fallocate(int descriptor, int mode, uint64_t offset, uint64_t length);
 int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, unsigned flags);
+/// Makes a range of the file share the blocks of the same range of `source` (FICLONERANGE).
+int cblockio_clone_range(int descriptor, int source, uint64_t offset, uint64_t length);
 
 extern const int cblockio_zero_range;
 extern const int cblockio_punch_hole;

@@ -80,6 +80,7 @@ package enum WireCatalogue {
         StagingFullPolicy.self,
         GroupCompletion.self,
         Checksum.self,
+        CloneMode.self,
     ]
 
     package static let methods: [String] = [

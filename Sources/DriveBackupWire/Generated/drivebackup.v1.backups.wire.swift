@@ -148,6 +148,36 @@ public struct Checksum: WireEnum {
     }
 }
 
+/// Whether a raw target shares the blocks of a raw drive where their file system can do that.
+public struct CloneMode: WireEnum {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// As auto.
+    public static let unspecified = Self(rawValue: 0)
+    /// A full backup to a new image begins with a clone, unless a checksum was asked for: nothing is read, so
+    /// that the manifest has no digests.
+    public static let auto = Self(rawValue: 1)
+    /// Everything is read and written.
+    public static let never = Self(rawValue: 2)
+
+    public static let allCases: [Self] = [
+        .unspecified,
+        .auto,
+        .never,
+    ]
+
+    public var knownName: String? {
+        switch rawValue {
+        case 0: "unspecified"
+        case 1: "auto"
+        case 2: "never"
+        default: nil
+        }
+    }
+}
+
 /// What to copy, where to, and how.
 public struct BackupRequest: WireMessage {
     /// The drive's name.
@@ -193,6 +223,7 @@ public struct BackupRequest: WireMessage {
     public var keepTarget: Bool = false
     /// What the manifest is to have of the content.
     public var checksum: Checksum = .unspecified
+    public var clone: CloneMode = .unspecified
 
     public init() {}
 
@@ -216,7 +247,8 @@ public struct BackupRequest: WireMessage {
         stagingFull: StagingFullPolicy = .unspecified,
         rebase: Bool = false,
         keepTarget: Bool = false,
-        checksum: Checksum = .unspecified
+        checksum: Checksum = .unspecified,
+        clone: CloneMode = .unspecified
     ) {
         self.drive = drive
         self.target = target
@@ -238,6 +270,7 @@ public struct BackupRequest: WireMessage {
         self.rebase = rebase
         self.keepTarget = keepTarget
         self.checksum = checksum
+        self.clone = clone
     }
 
     public static let messageName = "drivebackup.v1.BackupRequest"
@@ -267,6 +300,7 @@ public struct BackupRequest: WireMessage {
         coder.bool(18, "rebase", &rebase)
         coder.bool(19, "keep_target", &keepTarget)
         coder.enumeration(20, "checksum", &checksum)
+        coder.enumeration(21, "clone", &clone)
     }
 }
 

@@ -508,6 +508,8 @@ public struct Job: WireMessage {
     public var restarts: UInt32 = 0
     public var onSourceError: ErrorPolicy = .unspecified
     public var onTargetError: ErrorPolicy = .unspecified
+    /// The target shares blocks of the drive: they were cloned and not read, and the manifest has no digests.
+    public var cloned: Bool = false
 
     public init() {}
 
@@ -542,7 +544,8 @@ public struct Job: WireMessage {
         grouped: Bool = false,
         restarts: UInt32 = 0,
         onSourceError: ErrorPolicy = .unspecified,
-        onTargetError: ErrorPolicy = .unspecified
+        onTargetError: ErrorPolicy = .unspecified,
+        cloned: Bool = false
     ) {
         self.id = id
         self.type = type
@@ -575,6 +578,7 @@ public struct Job: WireMessage {
         self.restarts = restarts
         self.onSourceError = onSourceError
         self.onTargetError = onTargetError
+        self.cloned = cloned
     }
 
     public static let messageName = "drivebackup.v1.Job"
@@ -615,6 +619,7 @@ public struct Job: WireMessage {
         coder.uint32(29, "restarts", &restarts)
         coder.enumeration(30, "on_source_error", &onSourceError)
         coder.enumeration(31, "on_target_error", &onTargetError)
+        coder.bool(32, "cloned", &cloned)
     }
 }
 

@@ -24,7 +24,9 @@ final class LiveAgent: Sendable {
         disk = LiveDisk(history.drive, sim, history.pieces, name: "drive", slowness: history.driveSlowness)
         drive = LiveDrive(disk)
         target = LiveTarget(
-            history.target, clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
+            history.target,
+            source: (life == 0 ? history.cloning : history.laterCloning).map { (history.drive, $0) },
+            clusterSize: history.clusterSize == 65536 ? 4096 : history.clusterSize, sim,
             history.pieces, failing: history.failingWrite, slowness: history.targetSlowness,
             losesWriteBack: history.losesWriteBack, failsForGood: history.failsForGood)
     }
@@ -158,6 +160,7 @@ final class LiveAgent: Sendable {
             state.missing = Set(
                 (0..<Int(history.size.dividedRoundingUp(by: 4096))).filter(bits.missing.isSet))
             state.isBroken = job.record.isBroken
+            state.isCloned = job.isCloned
         }
     }
 

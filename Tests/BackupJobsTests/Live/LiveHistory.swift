@@ -50,6 +50,7 @@ final class LiveHistory: Sendable {
         var done: Set<Int> = []
         var missing: Set<Int> = []
         var isBroken = false
+        var isCloned = false
         var complaints: [String] = []
         var outcome: BackupFailure??
         var resumeFailure: BackupFailure?
@@ -100,6 +101,10 @@ final class LiveHistory: Sendable {
     let targetFault: LiveTarget.Content.Fault?
     /// The failing write is one that cannot be tried again.
     let failsForGood: Bool
+    /// Whether the target can be cloned to; nil: nobody is to try.
+    let cloning: LiveTarget.Content.Cloning?
+    /// The same after a kill: what could be cloned need not be so any more.
+    let laterCloning: LiveTarget.Content.Cloning?
     /// How many sectors go bad, and after how many reads they can be read again; nil: never.
     let badCount: Int
     let badReads: Int?
@@ -173,6 +178,8 @@ final class LiveHistory: Sendable {
             targetFault = nil
         }
         target.fault.withLock { [targetFault] in $0 = targetFault }
+        cloning = chance.pick([nil, .impossible, .fails(from: 1 + chance.below(2)), .works, .works])
+        laterCloning = chance.pick([cloning, cloning, nil, cloning.map { _ in .impossible }])
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
         state = Mutex(
             State(

@@ -22,6 +22,14 @@ final class LiveTarget: BackupTarget {
             var failuresLeft: Int?
         }
 
+        /// How it takes a clone.
+        enum Cloning: Sendable, Hashable {
+            case impossible
+            /// From the clone of that number on, counted from 1, each one fails in its midst.
+            case fails(from: Int)
+            case works
+        }
+
         /// The error number of a write to `units` that fails.
         func fails(_ units: Range<Int>) -> Int32? {
             fault.withLock { fault in
@@ -67,12 +75,17 @@ final class LiveTarget: BackupTarget {
     private let losesWriteBack: Bool
     /// The failing write tells of data that was written before.
     private let failsForGood: Bool
+    /// What can be cloned, and how that goes; nil: nobody is to try.
+    private let source: (drive: DiskContent, cloning: Content.Cloning)?
+    private let clonings = Atomic(0)
 
     init(
-        _ content: Content, clusterSize: UInt64, _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
+        _ content: Content, source: (drive: DiskContent, cloning: Content.Cloning)?, clusterSize: UInt64,
+        _ sim: SimEngine, _ pieces: PiecesInFlight, failing: Int?,
         slowness: Int, losesWriteBack: Bool, failsForGood: Bool
     ) {
         self.failsForGood = failsForGood
+        self.source = source
         self.losesWriteBack = losesWriteBack
         self.content = content
         self.clusterSize = clusterSize
@@ -133,6 +146,34 @@ final class LiveTarget: BackupTarget {
             await delay()
             pieces.land(number)
         }
+    }
+
+    var clones: Bool { source != nil }
+
+    /// Part by part, in any order, while guests write: what the drive holds when a part lands.
+    func clone(_ range: ByteRange) async throws(BlockError) {
+        let number = clonings.add(1, ordering: .relaxed).newValue
+        await delay()
+        guard let source, source.cloning != .impossible else {
+            throw BlockError(.unsupported, "\(name) cannot share blocks")
+        }
+        let all = Int(range.offset / 512)..<Int(range.end / 512)
+        let cuts = (0..<6).map { _ in all.lowerBound + sim.random { $0.below(all.count + 1) } }.sorted()
+        let parts = zip([all.lowerBound] + cuts, cuts + [all.upperBound]).map { $0..<$1 }.shuffled(sim)
+        for (index, part) in parts.enumerated() where !part.isEmpty {
+            if case .fails(let from) = source.cloning, number >= from, index == 3 {
+                throw BlockError("Couldn't clone \(range) to \(name)", errno: EIO, range: range)
+            }
+            let piece = pieces.add(to: "target") { [content] in
+                let values = part.map { source.drive.value($0) }
+                Trace.note("target: units \(part) = \(values.first ?? 0) are cloned")
+                content.values.withLock { $0.replaceSubrange(part, with: values) }
+                content.lost.withLock { $0?.subtract(part) }
+            }
+            await delay()
+            pieces.land(piece)
+        }
+        await delay()
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {

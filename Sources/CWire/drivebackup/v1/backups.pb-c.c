@@ -187,7 +187,7 @@ void   drivebackup__v1__restore_request__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__restore_request__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[20] =
+static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_descriptors[21] =
 {
   {
     "drive",
@@ -429,10 +429,23 @@ static const ProtobufCFieldDescriptor drivebackup__v1__backup_request__field_des
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "clone",
+    21,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_ENUM,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__BackupRequest, clone),
+    &drivebackup__v1__clone_mode__descriptor,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__backup_request__field_indices_by_name[] = {
   15,   /* field[15] = cbw_timeout_ns */
   19,   /* field[19] = checksum */
+  20,   /* field[20] = clone */
   9,   /* field[9] = detach */
   0,   /* field[0] = drive */
   3,   /* field[3] = format */
@@ -455,7 +468,7 @@ static const unsigned drivebackup__v1__backup_request__field_indices_by_name[] =
 static const ProtobufCIntRange drivebackup__v1__backup_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 20 }
+  { 0, 21 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
 {
@@ -465,7 +478,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor =
   "Drivebackup__V1__BackupRequest",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__BackupRequest),
-  20,
+  21,
   drivebackup__v1__backup_request__field_descriptors,
   drivebackup__v1__backup_request__field_indices_by_name,
   1,  drivebackup__v1__backup_request__number_ranges,
@@ -942,6 +955,36 @@ const ProtobufCEnumDescriptor drivebackup__v1__checksum__descriptor =
   drivebackup__v1__checksum__enum_values_by_name,
   1,
   drivebackup__v1__checksum__value_ranges,
+  NULL,NULL,NULL,NULL   /* reserved[1234] */
+};
+static const ProtobufCEnumValue drivebackup__v1__clone_mode__enum_values_by_number[3] =
+{
+  { "CLONE_MODE_UNSPECIFIED", "DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_UNSPECIFIED", 0 },
+  { "CLONE_MODE_AUTO", "DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_AUTO", 1 },
+  { "CLONE_MODE_NEVER", "DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_NEVER", 2 },
+};
+static const ProtobufCIntRange drivebackup__v1__clone_mode__value_ranges[] = {
+{0, 0},{0, 3}
+};
+static const ProtobufCEnumValueIndex drivebackup__v1__clone_mode__enum_values_by_name[3] =
+{
+  { "CLONE_MODE_AUTO", 1 },
+  { "CLONE_MODE_NEVER", 2 },
+  { "CLONE_MODE_UNSPECIFIED", 0 },
+};
+const ProtobufCEnumDescriptor drivebackup__v1__clone_mode__descriptor =
+{
+  PROTOBUF_C__ENUM_DESCRIPTOR_MAGIC,
+  "drivebackup.v1.CloneMode",
+  "CloneMode",
+  "Drivebackup__V1__CloneMode",
+  "drivebackup.v1",
+  3,
+  drivebackup__v1__clone_mode__enum_values_by_number,
+  3,
+  drivebackup__v1__clone_mode__enum_values_by_name,
+  1,
+  drivebackup__v1__clone_mode__value_ranges,
   NULL,NULL,NULL,NULL   /* reserved[1234] */
 };
 static const ProtobufCMethodDescriptor drivebackup__v1__backups__method_descriptors[4] =

@@ -1259,7 +1259,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job_error__descriptor =
   (ProtobufCMessageInit) drivebackup__v1__job_error__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[31] =
+static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[32] =
 {
   {
     "id",
@@ -1633,8 +1633,21 @@ static const ProtobufCFieldDescriptor drivebackup__v1__job__field_descriptors[31
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "cloned",
+    32,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_BOOL,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Job, cloned),
+    NULL,
+    NULL,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
+  31,   /* field[31] = cloned */
   13,   /* field[13] = created_at */
   2,   /* field[2] = drive */
   14,   /* field[14] = ended_at */
@@ -1670,7 +1683,7 @@ static const unsigned drivebackup__v1__job__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__job__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 31 }
+  { 0, 32 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
 {
@@ -1680,7 +1693,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__job__descriptor =
   "Drivebackup__V1__Job",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Job),
-  31,
+  32,
   drivebackup__v1__job__field_descriptors,
   drivebackup__v1__job__field_indices_by_name,
   1,  drivebackup__v1__job__number_ranges,

@@ -111,6 +111,25 @@ typedef enum _Drivebackup__V1__Checksum {
   DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_SHA_256 = 2
     PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__CHECKSUM)
 } Drivebackup__V1__Checksum;
+/*
+ * Whether a raw target shares the blocks of a raw drive where their file system can do that.
+ */
+typedef enum _Drivebackup__V1__CloneMode {
+  /*
+   * As auto.
+   */
+  DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_UNSPECIFIED = 0,
+  /*
+   * A full backup to a new image begins with a clone, unless a checksum was asked for: nothing is read, so that the manifest
+   * has no digests.
+   */
+  DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_AUTO = 1,
+  /*
+   * Everything is read and written.
+   */
+  DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_NEVER = 2
+    PROTOBUF_C__FORCE_ENUM_TO_BE_INT_SIZE(DRIVEBACKUP__V1__CLONE_MODE)
+} Drivebackup__V1__CloneMode;
 
 /* --- messages --- */
 
@@ -198,10 +217,11 @@ struct  Drivebackup__V1__BackupRequest
    * What the manifest is to have of the content.
    */
   Drivebackup__V1__Checksum checksum;
+  Drivebackup__V1__CloneMode clone;
 };
 #define DRIVEBACKUP__V1__BACKUP_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__backup_request__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED, 0, DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED, 0, 0, DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_UNSPECIFIED }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__TARGET_MODE__TARGET_MODE_UNSPECIFIED, 0, 0, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__CBW_ERROR_POLICY__CBW_ERROR_POLICY_UNSPECIFIED, 0, DRIVEBACKUP__V1__STAGING_FULL_POLICY__STAGING_FULL_POLICY_UNSPECIFIED, 0, 0, DRIVEBACKUP__V1__CHECKSUM__CHECKSUM_UNSPECIFIED, DRIVEBACKUP__V1__CLONE_MODE__CLONE_MODE_UNSPECIFIED }
 
 
 /*
@@ -463,6 +483,7 @@ extern const ProtobufCEnumDescriptor    drivebackup__v1__cbw_error_policy__descr
 extern const ProtobufCEnumDescriptor    drivebackup__v1__staging_full_policy__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__group_completion__descriptor;
 extern const ProtobufCEnumDescriptor    drivebackup__v1__checksum__descriptor;
+extern const ProtobufCEnumDescriptor    drivebackup__v1__clone_mode__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__backup_request__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__start_group_request__descriptor;
 extern const ProtobufCMessageDescriptor drivebackup__v1__verify_request__descriptor;

@@ -403,10 +403,14 @@ struct  Drivebackup__V1__Job
   uint32_t restarts;
   Drivebackup__V1__ErrorPolicy on_source_error;
   Drivebackup__V1__ErrorPolicy on_target_error;
+  /*
+   * The target shares blocks of the drive: they were cloned and not read, and the manifest has no digests.
+   */
+  protobuf_c_boolean cloned;
 };
 #define DRIVEBACKUP__V1__JOB__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__job__descriptor) \
-    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, NULL, 0, 0,NULL, NULL, (char *)protobuf_c_empty_string, 0, 0,NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED }
+    , (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_TYPE__JOB_TYPE_UNSPECIFIED, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, DRIVEBACKUP__V1__JOB_STATE__JOB_STATE_UNSPECIFIED, DRIVEBACKUP__V1__JOB_RESULT__JOB_RESULT_UNSPECIFIED, NULL, 0, NULL, DRIVEBACKUP__V1__PAUSE_REASON__PAUSE_REASON_UNSPECIFIED, DRIVEBACKUP__V1__SYNC_MODE__SYNC_MODE_UNSPECIFIED, (char *)protobuf_c_empty_string, 0, 0, 0, 0, 0, 0, NULL, 0, 0,NULL, NULL, (char *)protobuf_c_empty_string, 0, 0,NULL, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, DRIVEBACKUP__V1__ERROR_POLICY__ERROR_POLICY_UNSPECIFIED, 0 }
 
 
 typedef enum {

@@ -1,0 +1,64 @@
+internal import CBlockIO
+internal import Glibc
+
+/// A file whose blocks another one is to share. It is known again by what it is: its path may lead elsewhere by now.
+package struct CloneSource: Sendable, Hashable, Codable {
+    package var path: String
+    package var identity: FileIdentity
+
+    package init(path: String, identity: FileIdentity) {
+        self.path = path
+        self.identity = identity
+    }
+}
+
+extension HostFile {
+    /// Makes `range` share its blocks with the same range of `source`, which is open, for reading only, for that long.
+    /// The range begins at a block's start, and ends at one or at the end of both files.
+    ///
+    /// It is a read of the source and a write here, of each part at some time before it returns. Meanwhile the file
+    /// system lets nobody write to the source. Throws `.unsupported` when it cannot be: then nothing has changed. After
+    /// another error the range holds what it held, or what the source has, in parts.
+    package func clone(_ range: ByteRange, from source: CloneSource) async throws(BlockError) {
+        try check(range, to: "clone")
+        guard !isReadOnly else {
+            throw BlockError(.invalid, "Couldn't clone to \(name): it is open for reading only", range: range)
+        }
+        state.value.needsFullFlush = true
+        beginChange()
+        defer { endChange() }
+        let (descriptor, name) = (descriptor, name)
+        let cloned: Result<Void, BlockError> = await engine.blocking {
+            Result { () throws(BlockError) in try Self.clone(range, from: source, to: descriptor, name) }
+        }
+        try cloned.get()
+    }
+
+    private static func clone(
+        _ range: ByteRange, from source: CloneSource, to descriptor: Int32, _ name: String
+    ) throws(BlockError) {
+        // It is another file's turn if the path leads elsewhere by now: that one may be anything.
+        let opened = cblockio_open(source.path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0)
+        guard opened >= 0 else { throw refusal(source, name, why: BlockError.describe(errno: -opened)) }
+        // It was only read.
+        defer { _ = cblockio_close(opened) }
+        guard try FileIdentity.of(opened, path: source.path).identity == source.identity else {
+            throw refusal(source, name, why: "the path leads to another file by now")
+        }
+        // The file system does that, too, but holds up whoever writes to the source. What it meets is its to tell.
+        _ = cblockio_sync_file_range(opened, range.offset, range.length, cblockio_range_write_and_wait)
+        let result = cblockio_clone_range(descriptor, opened, range.offset, range.length)
+        switch -result {
+        case 0: return
+        case EOPNOTSUPP, ENOSYS, ENOTTY, EXDEV:
+            throw refusal(source, name, why: BlockError.describe(errno: -result))
+        default:
+            throw BlockError(
+                "Couldn't clone \(range) of \(source.path) to \(name)", errno: -result, range: range)
+        }
+    }
+
+    private static func refusal(_ source: CloneSource, _ name: String, why: String) -> BlockError {
+        BlockError(.unsupported, "\(name) cannot share the blocks of \(source.path): \(why)")
+    }
+}

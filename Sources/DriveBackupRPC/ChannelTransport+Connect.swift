@@ -7,10 +7,10 @@ extension ChannelTransport {
         try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection))
     }
 
-    /// Connects a socket to `address` and lets it carry `connection`.
+    /// Connects a socket to `address`, lets it carry `connection`, and says on which loop.
     static func connect(
         _ connection: any Connection, to address: RPCAddress, timeout: Duration
-    ) async throws(RPCStatus) {
+    ) async throws(RPCStatus) -> any EventLoop {
         let bootstrap = ClientBootstrap(group: MultiThreadedEventLoopGroup.singleton)
             .connectTimeout(.nanoseconds(max(1, Int64(0).adding(timeout))))
             .channelInitializer { channel in
@@ -18,10 +18,11 @@ extension ChannelTransport {
             }
         do {
             switch address {
-            case .unix(let path): _ = try await bootstrap.connect(unixDomainSocketPath: path).get()
+            case .unix(let path):
+                return try await bootstrap.connect(unixDomainSocketPath: path).get().eventLoop
             case .tcp(let host, let port):
-                _ = try await bootstrap.channelOption(.tcpOption(.tcp_nodelay), value: 1)
-                    .connect(host: host, port: port).get()
+                return try await bootstrap.channelOption(.tcpOption(.tcp_nodelay), value: 1)
+                    .connect(host: host, port: port).get().eventLoop
             case .tls: throw RPCStatus.tlsUnavailable(address)
             }
         } catch let status as RPCStatus {

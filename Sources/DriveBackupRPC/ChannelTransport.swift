@@ -14,7 +14,9 @@ final class ChannelTransport: ChannelInboundHandler {
     private let connection: any Connection
     private var context: ChannelHandlerContext?
     private var isReading = false
+    private var isServicing = false
     private var wantsRead = true
+    private var asksAgain = false
     private var timer: Scheduled<Void>?
     private var timerInstant = Int64.max
 
@@ -73,7 +75,12 @@ final class ChannelTransport: ChannelInboundHandler {
     private func service() {
         guard let context, context.channel.isActive, !isReading else { return }
         let work = connection.work(now: RPCClock.now)
-        if !work.bytes.isEmpty { write(work.bytes, context) }
+        asksAgain = work.asksAgain
+        if !work.bytes.isEmpty {
+            isServicing = true
+            write(work.bytes, context)
+            isServicing = false
+        }
         schedule(work.timer, context)
         switch work.ending {
         case .none: break
@@ -97,9 +104,7 @@ final class ChannelTransport: ChannelInboundHandler {
         {
             let count = chunk.readableBytes
             let promise = context.eventLoop.makePromise(of: Void.self)
-            promise.futureResult.whenSuccess {
-                this.value.wrote(count)
-            }
+            promise.futureResult.whenSuccess { this.value.wrote(count) }
             context.write(wrapOutboundOut(chunk), promise: promise)
         }
         context.flush()
@@ -107,19 +112,19 @@ final class ChannelTransport: ChannelInboundHandler {
 
     private func wrote(_ count: Int) {
         connection.wrote(count, now: RPCClock.now)
-        // Within `service` of a write that was done at once: there may be more.
-        guard let context else { return }
+        // Done at once, within `service`, nothing has gathered meanwhile, and who has something to send wakes us.
+        guard let context, !isServicing || asksAgain else { return }
         let this = NIOLoopBound(self, eventLoop: context.eventLoop)
         context.eventLoop.execute { this.value.service() }
     }
 
     private func schedule(_ instant: Int64?, _ context: ChannelHandlerContext) {
         let instant = instant ?? .max
-        guard instant != timerInstant else { return }
+        // One that is too early finds nothing to do and is set anew. That is cheaper than to move it with every frame.
+        guard instant < timerInstant else { return }
         timer?.cancel()
         timer = nil
         timerInstant = instant
-        guard instant != .max else { return }
         let delay = max(0, instant - RPCClock.now)
         let this = NIOLoopBound(self, eventLoop: context.eventLoop)
         timer = context.eventLoop.scheduleTask(in: .nanoseconds(delay)) {

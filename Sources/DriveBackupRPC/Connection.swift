@@ -4,6 +4,7 @@
 protocol Connection: AnyObject, Sendable {
     /// Says how the transport is told that there is work. `wake` is called from anywhere.
     func attach(wake: @escaping @Sendable () -> Void)
+    /// After it, or after several in a row, the transport comes for `work` without being woken.
     func received(_ bytes: UnsafeRawBufferPointer, now: Int64)
     func wrote(_ count: Int, now: Int64)
     /// What there is to do, all timers considered.

@@ -19,6 +19,8 @@ struct TransportWork {
     var wantsRead = true
     /// What to do once `bytes` are sent.
     var ending = Ending.none
+    /// Whether to ask again as soon as `bytes` are sent; otherwise whoever has something to send wakes the transport.
+    var asksAgain = false
     /// When to ask again at the latest, in nanoseconds of the transport's clock.
     var timer: Int64?
 }
@@ -260,6 +262,7 @@ struct Link {
             if lingerDeadline == nil { lingerDeadline = now.adding(limits.lingerTimeout) }
             work.ending = .halfClose
         }
+        work.asksAgain = phase == .ending || !work.wantsRead
         work.timer = nextTimer
         return work
     }

@@ -12,7 +12,7 @@ func unary(_ socket: String, calls: Int, seconds: Int) async throws {
     let end = start + .seconds(seconds)
     let latencies = try await withThrowingTaskGroup(of: [Int64].self) { group in
         for _ in 0..<calls {
-            group.addTask { try await caller(connection, start, end) }
+            group.addTask(executorPreference: connection.executor) { try await caller(connection, start, end) }
         }
         return try await group.reduce(into: []) { $0 += $1 }
     }.sorted()
@@ -57,7 +57,7 @@ func stream(_ socket: String, events: Int, watchers: Int) async throws {
     let start = ContinuousClock.now
     let delivered = try await withThrowingTaskGroup(of: Int.self) { group in
         for _ in 1..<watchers {
-            group.addTask {
+            group.addTask(executorPreference: connection.executor) {
                 var count = 0
                 for try await event in try await watch(connection, events: events) {
                     count += 1

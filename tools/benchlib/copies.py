@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-import random
+import resource
 import threading
 import time
 
-from .common import MiB, Processes, Turns, cpu_seconds, fill_cache, flush, memory, remove, run, size_text
+from . import images
+from .common import MiB, Processes, Turns, cpu_seconds, flush, memory, remove, run, size_text
 from .results import Figure, Goal
 from .servers import Agent, StorageDaemon
 
@@ -23,89 +24,36 @@ FORMATS = {  # source, target
 CPU_GOAL, MEMORY_GOAL = 0.8, 64.0  # of the best peer; MiB
 
 
-def make_raw(path, size, seed=1, longest=12):
-    """A raw image: runs of random data and of holes in turn, 4 KiB to 8 MiB long, half of each."""
-    chance = random.Random(seed)
-    block = chance.randbytes(8 * MiB)
-    with open(path, "wb") as file:
-        file.truncate(size)
-        position, data = 0, True
-        while position < size:
-            length = min(4096 << chance.randrange(longest), size - position)
-            if data:
-                start = chance.randrange(4096) * 512
-                piece = block[start:start + length]
-                os.pwrite(file.fileno(), piece + block[: length - len(piece)], position)
-            position += length
-            data = not data
-        os.fsync(file.fileno())
-
-
-def raw_source(bench):
-    path = os.path.join(bench.work, "source.raw")
-    bench.share("source.raw", lambda: make_raw(path, bench.options.size) or path)
-    return path
-
-
-def qcow2_source(bench):
-    path = os.path.join(bench.work, "source.qcow2")
-    raw = raw_source(bench)
-    bench.share("source.qcow2", lambda: run("qemu-img", "convert", "-O", "qcow2", raw, path))
-    return path
-
-
-def chain_source(bench):
-    """Three layers: of every 192 MiB of the disk the first 64 are the raw image's, and half of the others overwritten."""
-    path, middle = os.path.join(bench.work, "top.qcow2"), os.path.join(bench.work, "middle.qcow2")
-    raw, size = raw_source(bench), bench.options.size
-
-    def make():
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, middle)
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", middle, path)
-        for layer, phase in ((middle, 1), (path, 2)):
-            commands = []
-            for start in range(phase * 64 * MiB, size, 192 * MiB):
-                commands += ["-c", f"write -q -P {phase} {start} {min(32 * MiB, size - start)}"]
-            if commands:
-                run("qemu-io", "-f", "qcow2", *commands, layer)
-
-    bench.share("chain", make)
-    return path
-
-
-def source(bench, row):
-    """The drive's image, in the page cache with all its layers."""
-    path = {"copy-chain": chain_source, "copy-qcow2-qcow2": qcow2_source}.get(row, raw_source)(bench)
-    layers = [path] + ([os.path.join(bench.work, "middle.qcow2"), raw_source(bench)] if row == "copy-chain" else [])
-    fill_cache(*layers)
-    return path
-
-
 class Copy:
     """One row's copies, by each tool: all from the same source to a target of the same name, flushed in the timing."""
 
     def __init__(self, bench, row, directory):
-        self.bench, self.source = bench, source(bench, row)
+        self.source = {
+            "copy-chain": images.chain_source, "copy-qcow2-qcow2": images.qcow2_source}.get(row, images.raw_source)(bench)
         self.source_format, self.target_format = FORMATS[row]
         self.target = os.path.join(directory, "target")
         self.size = bench.options.size
         self.nodes = 0
 
-    def timed(self, work):
-        """{"s", "cpu"} of the work: wall time; processor time of all that we have started, ourselves left out."""
+    def timed(self, work, *servers):
+        """{"s", "cpu"} of the work: wall time; processor time of the processes that it runs and of the servers."""
         remove(self.target)
         os.sync()
-        cpu, begun = cpu_seconds(os.getpid()), time.monotonic()
-        mine = time.process_time()
+        cpu, begun = self.cpu(*servers), time.monotonic()
         work()
         seconds = time.monotonic() - begun
-        cpu = cpu_seconds(os.getpid()) - cpu - (time.process_time() - mine)
+        cpu = self.cpu(*servers) - cpu
         remove(self.target)
-        return {"s": seconds, "cpu": max(cpu, 0.001)}
+        return {"s": seconds, "cpu": cpu}
+
+    @staticmethod
+    def cpu(*servers):
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ended.ru_utime + ended.ru_stime + (cpu_seconds(*servers) if servers else 0)
 
     def ours(self, agent):
         return lambda: self.timed(lambda: agent.call(
-            "start", "bench", self.target, "--sync", "full", "--format", self.target_format))
+            "start", "bench", self.target, "--sync", "full", "--format", self.target_format), agent.pid)
 
     def convert(self, *options):
         def work():
@@ -159,7 +107,7 @@ class Copy:
             daemon.delete_target(name)
             flush(self.target)
 
-        return lambda: self.timed(work)
+        return lambda: self.timed(work, daemon.pid)
 
     def peers(self, daemons):
         contestants = {

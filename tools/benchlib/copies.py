@@ -33,7 +33,6 @@ class Copy:
         self.source_format, self.target_format = FORMATS[row]
         self.target = os.path.join(directory, "target")
         self.size = bench.options.size
-        self.nodes = 0
 
     def timed(self, work, *servers):
         """{"s", "cpu"} of the work: wall time; processor time of the processes that it runs and of the servers."""
@@ -92,8 +91,7 @@ class Copy:
 
     def storage_daemon(self, daemon, **tuning):
         def work():
-            self.nodes += 1
-            name = f"target-{self.nodes}"
+            name = f"target-{daemon.next_node()}"
             if self.target_format == "raw":
                 with open(self.target, "wb") as file:
                     file.truncate(self.size)

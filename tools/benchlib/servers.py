@@ -145,7 +145,7 @@ class StorageDaemon:
 
     def __init__(self, directory, drives, exports=False, aio="threads", direct=False, arguments=()):
         self.directory, self.aio = directory, aio
-        self.events = []
+        self.events, self.nodes = [], 0
         command = [
             "qemu-storage-daemon", "--chardev", f"socket,id=m,path={directory}/qmp,server=on,wait=off",
             "--monitor", "chardev=m"]
@@ -239,5 +239,76 @@ class StorageDaemon:
         self.ask("blockdev-del", node_name=name)
         self.ask("blockdev-del", node_name=f"{name}-file")
 
-    def jobs(self):
-        return self.ask("query-jobs")
+    def size(self, drive):
+        """The drive's virtual size in bytes."""
+        nodes = self.ask("query-named-block-nodes", flat=True)
+        return next(node for node in nodes if node["node-name"] == drive)["image"]["virtual-size"]
+
+    def next_node(self):
+        self.nodes += 1
+        return self.nodes
+
+
+class DaemonJob:
+    """A running blockdev-backup of qemu-storage-daemon, as it is by default.
+
+    It holds the daemon's last word: one that waits for its target cannot be cancelled, so the daemon is killed after it.
+    """
+
+    def __init__(self, daemon, drive, target, form, existing=False, **tuning):
+        """Returns when the point in time is fixed."""
+        self.daemon, self.drive = daemon, drive
+        if not existing:
+            with open(target, "wb") as file:
+                file.truncate(daemon.size(drive))
+        self.name = f"target-{daemon.next_node()}"
+        daemon.add_target(self.name, target, form)
+        daemon.ask("blockdev-backup", job_id=self.name, device=self.source(), target=self.name, sync="full", **tuning)
+
+    def source(self):
+        return self.drive
+
+    def job(self):
+        """What query-jobs says of it; None when it is gone."""
+        return next((job for job in self.daemon.ask("query-jobs") if job["id"] == self.name), None)
+
+    def is_running(self):
+        job = self.job()
+        return bool(job) and job["status"] == "running"
+
+    def progress(self):
+        job = self.job()
+        return job["current-progress"] / max(job["total-progress"], 1) if job else 1.0
+
+    @property
+    def ended(self):
+        return self.job() is None
+
+    def cancel(self):
+        """Nothing: see above."""
+
+
+class FleecingJob(DaemonJob):
+    """The same with the settings that its documentation recommends against slow targets: image fleecing.
+
+    Old data goes to a local file at once, and the copy reads it from there.
+    """
+
+    def __init__(self, daemon, drive, target, form, existing=False):
+        super().__init__(daemon, drive, target, form, existing, x_perf={"max-workers": 4, "max-chunk": 1 << 20})
+
+    def source(self):
+        daemon, drive = self.daemon, self.drive
+        scratch = f"{daemon.directory}/scratch"
+        with open(scratch, "wb") as file:
+            file.truncate(daemon.size(drive))
+        daemon.ask("blockdev-add", driver="file", node_name="scratch-file", filename=scratch, aio="io_uring")
+        daemon.ask("blockdev-add", driver="raw", node_name="scratch", file="scratch-file")
+        # The filter goes between the export and the drive: the export is made anew above it.
+        daemon.ask("block-export-del", id=f"{drive}-export", mode="hard")
+        wait(lambda: not daemon.ask("query-block-exports"), "the end of the peer's export")
+        daemon.ask("blockdev-add", driver="copy-before-write", node_name="cbw", file=drive, target="scratch",
+                   on_cbw_error="break-snapshot")
+        daemon.ask("blockdev-add", driver="snapshot-access", node_name="snapshot", file="cbw")
+        daemon.ask("block-export-add", type="nbd", id=f"{drive}-export", node_name="cbw", name=drive, writable=True)
+        return "snapshot"

@@ -52,6 +52,8 @@ bench     nbdkit              nbdkit
 bench     libnbd-bin          nbdcopy
 bench     libnbd-bin          nbdfuse
 bench     fuse3               fusermount3
+bench     xfsprogs            mkfs.xfs
+bench     btrfs-progs         mkfs.btrfs
 demo      qemu-utils          qemu-img
 demo      e2fsprogs           mke2fs
 demo      e2fsprogs           debugfs

@@ -12,6 +12,8 @@ final class ChannelTransport: ChannelInboundHandler {
     private static let chunk = 64 << 10
 
     private let connection: any Connection
+    /// Where a client's callers may run: those that get an answer run before what they then call is sent.
+    let executor: LoopExecutor?
     private var context: ChannelHandlerContext?
     private var isReading = false
     private var isServicing = false
@@ -20,7 +22,10 @@ final class ChannelTransport: ChannelInboundHandler {
     private var timer: Scheduled<Void>?
     private var timerInstant = Int64.max
 
-    init(_ connection: any Connection) { self.connection = connection }
+    init(_ connection: any Connection, running executor: LoopExecutor? = nil) {
+        self.connection = connection
+        self.executor = executor
+    }
 
     func handlerAdded(context: ChannelHandlerContext) {
         self.context = context
@@ -42,6 +47,7 @@ final class ChannelTransport: ChannelInboundHandler {
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        if !isReading { executor?.expectRun() }
         isReading = true
         let buffer = unwrapInboundIn(data)
         let connection = connection
@@ -50,6 +56,7 @@ final class ChannelTransport: ChannelInboundHandler {
 
     func channelReadComplete(context: ChannelHandlerContext) {
         isReading = false
+        executor?.run()
         service()
         context.fireChannelReadComplete()
     }

@@ -59,6 +59,10 @@ struct Link {
     private(set) var hasSentGoAway = false
 
     private let limits: RPCLimits
+    /// Of `limits`, in nanoseconds: they are looked at with every frame.
+    private let writeTimeout: Int64
+    private let idleInterval: Int64
+    private let pingTimeout: Int64
     private var decoder = FrameDecoder(limit: FrameHeader.maxPayloadBeforeHello)
     private var outbox: [UInt8] = []
     private var bytesBeingWritten = 0
@@ -74,6 +78,9 @@ struct Link {
 
     init(limits: RPCLimits, now: Int64) {
         self.limits = limits
+        writeTimeout = Int64(0).adding(limits.writeTimeout)
+        idleInterval = Int64(0).adding(limits.idleInterval)
+        pingTimeout = Int64(0).adding(limits.pingTimeout)
         handshakeDeadline = now.adding(limits.handshakeTimeout)
         lastHeard = now
         lastWriteProgress = now
@@ -272,12 +279,12 @@ struct Link {
         func consider(_ instant: Int64?) {
             if let instant { timer = min(timer ?? instant, instant) }
         }
-        if pendingBytes > 0 { consider(lastWriteProgress.adding(limits.writeTimeout)) }
+        if pendingBytes > 0 { consider(lastWriteProgress.adding(nanoseconds: writeTimeout)) }
         switch phase {
         case .awaitingHello: consider(handshakeDeadline)
         case .open:
             consider(
-                pingSentAt.map { $0.adding(limits.pingTimeout) } ?? lastHeard.adding(limits.idleInterval))
+                pingSentAt.map { $0.adding(nanoseconds: pingTimeout) } ?? lastHeard.adding(nanoseconds: idleInterval))
         case .ending: consider(lingerDeadline)
         case .closed: return nil
         }
@@ -286,7 +293,7 @@ struct Link {
 
     /// Time has passed. Returns why the connection has to end now, if it has.
     mutating func tick(now: Int64) -> RPCStatus? {
-        if pendingBytes > 0, now >= lastWriteProgress.adding(limits.writeTimeout), phase != .closed {
+        if pendingBytes > 0, now >= lastWriteProgress.adding(nanoseconds: writeTimeout), phase != .closed {
             let status = RPCStatus(
                 .unavailable, "The other side has read nothing for \(limits.writeTimeout), it was cut off.")
             close(status)
@@ -298,13 +305,13 @@ struct Link {
                 .deadlineExceeded, "The connection ends: no HELLO came within \(limits.handshakeTimeout).")
         case .open:
             if let sent = pingSentAt {
-                if now >= sent.adding(limits.pingTimeout) {
+                if now >= sent.adding(nanoseconds: pingTimeout) {
                     return RPCStatus(
                         .unavailable,
                         "The connection ends: the other side has not answered a PING for "
                             + "\(limits.pingTimeout).")
                 }
-            } else if now >= lastHeard.adding(limits.idleInterval) {
+            } else if now >= lastHeard.adding(nanoseconds: idleInterval) {
                 ping(token: 0, now: now)
                 pingSentAt = now
             }
@@ -324,10 +331,13 @@ extension Int64 {
         let (seconds, attoseconds) = duration.components
         let (scaled, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
         if overflow { return .max }
-        let (sum, overflow2) = addingReportingOverflow(scaled)
-        if overflow2 { return .max }
-        let (result, overflow3) = sum.addingReportingOverflow(attoseconds / 1_000_000_000)
-        return overflow3 ? .max : result
+        return adding(nanoseconds: scaled).adding(nanoseconds: attoseconds / 1_000_000_000)
+    }
+
+    /// As above.
+    func adding(nanoseconds: Int64) -> Int64 {
+        let (result, overflow) = addingReportingOverflow(nanoseconds)
+        return overflow ? .max : result
     }
 }
 

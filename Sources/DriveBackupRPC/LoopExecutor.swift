@@ -3,24 +3,37 @@ internal import Synchronization
 
 /// Runs tasks on an event loop; those that become ready together run together.
 final class LoopExecutor: TaskExecutor {
+    private struct State {
+        var ready: [UnownedJob] = []
+        /// Somebody will call `run`.
+        var isExpected = false
+    }
+
     private let eventLoop: any EventLoop
-    private let ready = Mutex<[UnownedJob]>([])
+    private let state = Mutex(State())
 
     init(_ eventLoop: any EventLoop) { self.eventLoop = eventLoop }
 
     func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
-        let isFirst = ready.withLock { ready in
-            ready.append(job)
-            return ready.count == 1
+        let isExpected = state.withLock { state in
+            state.ready.append(job)
+            defer { state.isExpected = true }
+            return state.isExpected
         }
-        if isFirst { eventLoop.execute { self.run() } }
+        if !isExpected { eventLoop.execute { self.run() } }
     }
 
-    private func run() {
-        let jobs = ready.withLock { ready in
-            defer { ready = [] }
-            return ready
+    /// Says that `run` will be called, on the loop: until then tasks gather.
+    func expectRun() {
+        state.withLock { $0.isExpected = true }
+    }
+
+    /// Runs what is ready. On the loop.
+    func run() {
+        let jobs = state.withLock { state in
+            defer { state = State() }
+            return state.ready
         }
         for job in jobs { job.runSynchronously(on: asUnownedTaskExecutor()) }
     }

@@ -21,9 +21,9 @@ public final class RPCConnection: Sendable {
     private let connection: ClientConnection
     private let loop: LoopExecutor
 
-    init(_ connection: ClientConnection, on eventLoop: any EventLoop) {
+    init(_ connection: ClientConnection, running executor: LoopExecutor) {
         self.connection = connection
-        loop = LoopExecutor(eventLoop)
+        loop = executor
     }
 
     deinit { connection.close(RPCStatus(.unavailable, "The connection was closed.")) }
@@ -38,8 +38,8 @@ public final class RPCConnection: Sendable {
         var limits = limits
         limits.handshakeTimeout = min(limits.handshakeTimeout, timeout)
         let connection = ClientConnection(limits: limits)
-        let eventLoop = try await ChannelTransport.connect(connection, to: address, timeout: timeout)
-        let result = RPCConnection(connection, on: eventLoop)
+        let executor = try await ChannelTransport.connect(connection, to: address, timeout: timeout)
+        let result = RPCConnection(connection, running: executor)
         do throws(RPCStatus) {
             try await connection.ready()
         } catch {

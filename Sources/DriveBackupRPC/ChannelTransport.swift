@@ -47,6 +47,7 @@ final class ChannelTransport: ChannelInboundHandler {
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        guard self.context != nil else { return }
         if !isReading { executor?.expectRun() }
         isReading = true
         let buffer = unwrapInboundIn(data)
@@ -77,6 +78,8 @@ final class ChannelTransport: ChannelInboundHandler {
         timer?.cancel()
         timer = nil
         connection.disconnected(status)
+        // A read that failed is not completed.
+        executor?.run()
     }
 
     private func service() {

@@ -43,7 +43,9 @@ final class ClientConnection: Connection {
         mutating func takeWaiter(
             at index: Dictionary<UInt32, Call>.Index
         ) -> [CheckedContinuation<Void, Never>] {
-            guard calls.values[index].isWorthWaking, let waiter = calls.values[index].waiter else { return [] }
+            guard calls.values[index].isWorthWaking, let waiter = calls.values[index].waiter else {
+                return []
+            }
             calls.values[index].waiter = nil
             return [waiter]
         }

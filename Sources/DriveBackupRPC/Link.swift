@@ -284,7 +284,8 @@ struct Link {
         case .awaitingHello: consider(handshakeDeadline)
         case .open:
             consider(
-                pingSentAt.map { $0.adding(nanoseconds: pingTimeout) } ?? lastHeard.adding(nanoseconds: idleInterval))
+                pingSentAt.map { $0.adding(nanoseconds: pingTimeout) }
+                    ?? lastHeard.adding(nanoseconds: idleInterval))
         case .ending: consider(lingerDeadline)
         case .closed: return nil
         }

@@ -6,7 +6,8 @@ import Testing
 
 @Suite("Callers on a connection's loop, and what they have not taken yet")
 struct LoopTests {
-    @Test("tasks on the connection's loop call, stream, wait and cancel like others", arguments: Reach.allCases)
+    @Test(
+        "tasks on the connection's loop call, stream, wait and cancel like others", arguments: Reach.allCases)
     func executor(reach: Reach) async throws {
         try await withServer(reach) { running in
             let connection = try await running.connect()
@@ -59,7 +60,9 @@ struct LoopTests {
         }
     }
 
-    @Test("a server holds what a slow reader has credit for, and goes on as it takes", arguments: Reach.allCases)
+    @Test(
+        "a server holds what a slow reader has credit for, and goes on as it takes", arguments: Reach.allCases
+    )
     func window(reach: Reach) async throws {
         var limits = RPCLimits()
         limits.initialCredit = 20_000

@@ -12,7 +12,9 @@ func unary(_ socket: String, calls: Int, seconds: Int) async throws {
     let end = start + .seconds(seconds)
     let latencies = try await withThrowingTaskGroup(of: [Int64].self) { group in
         for _ in 0..<calls {
-            group.addTask(executorPreference: connection.executor) { try await caller(connection, start, end) }
+            group.addTask(executorPreference: connection.executor) {
+                try await caller(connection, start, end)
+            }
         }
         return try await group.reduce(into: []) { $0 += $1 }
     }.sorted()
@@ -61,7 +63,9 @@ func stream(_ socket: String, events: Int, watchers: Int) async throws {
                 var count = 0
                 for try await event in try await watch(connection, events: events) {
                     count += 1
-                    guard event.sequence == UInt64(count) else { throw RPCStatus(.internal, "An event is missing.") }
+                    guard event.sequence == UInt64(count) else {
+                        throw RPCStatus(.internal, "An event is missing.")
+                    }
                 }
                 return count
             }

@@ -10,7 +10,8 @@ enum Bench {
     /// The job that all peers answer with.
     static func job(_ id: String) -> Job {
         var job = Job(
-            id: id, type: .backup, drive: "vm1", target: "/backup/vm1/2026-11-26T01-00-00.qcow2", state: .running,
+            id: id, type: .backup, drive: "vm1", target: "/backup/vm1/2026-11-26T01-00-00.qcow2",
+            state: .running,
             progress: Progress(current: 123_456_789_012, total: 549_755_813_888), speed: 104_857_600)
         job.sync = .full
         job.format = "qcow2"

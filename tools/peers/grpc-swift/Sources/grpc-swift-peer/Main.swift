@@ -16,7 +16,8 @@ let warmUp = Duration.milliseconds(300)
 struct Wrong: Error { var what: String }
 
 struct Service: Bench.SimpleServiceProtocol {
-    func get(request: Drivebackup_V1_GetJobRequest, context: ServerContext) async throws -> Drivebackup_V1_Job {
+    func get(request: Drivebackup_V1_GetJobRequest, context: ServerContext) async throws -> Drivebackup_V1_Job
+    {
         .with {
             $0.id = request.jobID
             $0.type = .backup
@@ -43,7 +44,8 @@ struct Service: Bench.SimpleServiceProtocol {
     }
 
     func watch(
-        request: Drivebackup_V1_WatchJobRequest, response: RPCWriter<Drivebackup_V1_JobEvent>, context: ServerContext
+        request: Drivebackup_V1_WatchJobRequest, response: RPCWriter<Drivebackup_V1_JobEvent>,
+        context: ServerContext
     ) async throws {
         var sequence: UInt64 = 0
         while sequence < request.afterSequence {
@@ -139,7 +141,9 @@ func stream(_ client: Bench.Client<HTTP2ClientTransport.Posix>, events: Int, wat
     print("{\"events\": \(delivered), \"seconds\": \(seconds)}")
 }
 
-func withClient(_ socket: String, _ body: (Bench.Client<HTTP2ClientTransport.Posix>) async throws -> Void) async throws {
+func withClient(_ socket: String, _ body: (Bench.Client<HTTP2ClientTransport.Posix>) async throws -> Void)
+    async throws
+{
     try await withGRPCClient(
         transport: .http2NIOPosix(target: .unixDomainSocket(path: socket), transportSecurity: .plaintext)
     ) { try await body(Bench.Client(wrapping: $0)) }
@@ -160,7 +164,9 @@ struct Main {
                 try await stream($0, events: Int(words[2]) ?? 1, watchers: Int(words[3]) ?? 2)
             }
         default:
-            print("usage: grpc-swift-peer serve SOCKET | unary SOCKET CALLS SECONDS | stream SOCKET EVENTS WATCHERS")
+            print(
+                "usage: grpc-swift-peer serve SOCKET | unary SOCKET CALLS SECONDS | stream SOCKET EVENTS WATCHERS"
+            )
             exit(64)
         }
     }

@@ -12,10 +12,11 @@ import statistics
 import time
 
 from . import images
+from .backups import AgentJob, DaemonJob, FleecingJob
 from .common import Noise, Unavailable, size_text, wait
 from .load import Load
 from .results import Figure, Goal, number
-from .servers import Agent, AgentJob, DaemonJob, FleecingJob, StorageDaemon
+from .servers import Agent, StorageDaemon
 from .targets import FAST, HANGING, KINDS, target
 
 ROWS = {
@@ -74,12 +75,13 @@ class Host:
         """A backup that begins now, to the case's target."""
         job = {"us": AgentJob, BEST: FleecingJob}.get(self.name, DaemonJob)
         with target(self.case.kind, self.directory, images.drive_size(self.bench)) as path:
-            running = job(server, "bench", path, "raw", existing=self.case.kind != FAST)
             try:
+                running = job(server, "bench", path, existing=self.case.kind != FAST)
                 yield running
-                running.cancel()
+                if self.name == "us":
+                    running.cancel()
             finally:
-                # What still waits for the target must not outlive it.
+                # Peers' jobs that wait for their target cannot be cancelled, and must not outlive it.
                 if self.name != "us":
                     server.process.kill()
 
@@ -100,7 +102,7 @@ class Host:
                     if self.case.kind == FAST and job.progress() > NEARLY:
                         load.interrupt()
                         break
-                    time.sleep(0.02)
+                    time.sleep(0.005)
                 found = load.result(patience=seconds + 5)
                 return found if job.is_running() and found["requests"] else None
 
@@ -115,6 +117,7 @@ class Host:
                 seconds = time.monotonic() - begun
                 load.interrupt()
                 load.result()
+                job.is_running()  # which says so if it has failed
         return seconds
 
 
@@ -131,22 +134,22 @@ def measure(row, bench):
 def of_case(row, bench, case, directory):
     """Rounds of all hosts in turn; the peers take part in half of them."""
     hosts = [Host(name, bench, directory, case) for name in ("us", *((DEFAULT, BEST) if bench.options.peers else ()))]
-    rounds, idle, busy, whole, noise, lost = bench.options.rounds, {}, {}, {}, [], 0
-    while len(busy.get("us", [])) < rounds and lost <= EXTRA:
+    rounds, idle, busy, whole, noise, lost = bench.options.rounds, {}, {}, {}, [], {}
+    wanted = {host.name: rounds if host.name == "us" else max(1, rounds // 2) for host in hosts}
+    while waiting := [host for host in hosts if len(busy.get(host.name, [])) < wanted[host.name]
+                      and lost.get(host.name, 0) <= EXTRA]:
         with Noise() as watch:
-            for host in hosts:
-                if host.name != "us" and len(noise) >= max(1, rounds // 2):
-                    continue
+            for host in waiting:
                 quiet, found = host.idle(), host.busy()
                 if found is None:
-                    lost += host.name == "us"
-                else:
-                    idle.setdefault(host.name, []).append(quiet)
-                    busy.setdefault(host.name, []).append(found)
+                    lost[host.name] = lost.get(host.name, 0) + 1
+                    continue
+                idle.setdefault(host.name, []).append(quiet)
+                busy.setdefault(host.name, []).append(found)
                 if case.kind == FAST and not case.sequential and host.name != BEST:
                     whole.setdefault(host.name, []).append(host.whole_backup())
         noise.append(watch.share)
-    notes = [f"{lost} rounds not counted: the backup was over before the guest"] if lost else []
+    notes = [f"{name}: {count} rounds not counted, the backup was over before the guest" for name, count in lost.items()]
     if case.sequential:
         yield figure(row, f"{case}", "MiB/s", "mib_s", idle, busy, Goal.ratio_at_least(SEQUENTIAL_GOAL, IDLE), noise, notes)
         return
@@ -154,7 +157,7 @@ def of_case(row, bench, case, directory):
     yield figure(row, f"{case}: p99", "ms", "p99", idle, busy, Goal.ratio_at_most(P99_GOAL, IDLE), noise, notes + longest(busy))
     if case.kind == FAST:
         yield Figure(
-            row, f"{case}: whole backup of {size_text(images.drive_size(bench))} beside the guest", "s", whole["us"],
+            row, f"{case}: whole backup of {size_text(images.drive_size(bench))} beside the guest", "s", whole.get("us", []),
             {name: values for name, values in whole.items() if name != "us"}, Goal.ratio_at_most(1.0, DEFAULT), noise=noise)
 
 

@@ -126,8 +126,8 @@ class Copy:
 class MemoryWatch:
     """The greatest VmHWM of each descendant of a process, looked at every few milliseconds. A context."""
 
-    def __init__(self, pid):
-        self.pid, self.peaks, self.done = pid, {}, threading.Event()
+    def __init__(self, pid, pause=0.005):
+        self.pid, self.pause, self.peaks, self.done = pid, pause, {}, threading.Event()
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.watch, daemon=True)
@@ -139,7 +139,7 @@ class MemoryWatch:
         self.thread.join()
 
     def watch(self):
-        while not self.done.wait(0.005):
+        while not self.done.wait(self.pause):
             for pid in Processes().tree(self.pid):
                 peak = memory(pid).get("VmHWM", 0)
                 self.peaks[pid] = max(self.peaks.get(pid, 0), peak)

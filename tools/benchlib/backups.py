@@ -3,7 +3,7 @@
 import threading
 import time
 
-from .common import wait
+from .common import PATIENCE, wait
 from .wire import Connection, decode
 
 FULL, EXISTING, RUNNING = 1, 2, 2  # SyncMode, TargetMode, JobState
@@ -51,8 +51,11 @@ class AgentJob:
     def progress(self):
         return self.share
 
-    def cancel(self):
-        """Returns when the job is gone: how many seconds that took; None when it had ended before."""
+    def cancel(self, patience=PATIENCE):
+        """Returns when the job is gone: how many seconds that took; None when it had ended before.
+
+        That it is not gone after `patience` seconds is an error of the bench.
+        """
         with Connection(self.agent.address) as connection:
             begun = time.monotonic()
             try:
@@ -61,7 +64,7 @@ class AgentJob:
             except RuntimeError:
                 # It may just have ended by itself; its events say so.
                 wait(lambda: self.ended is not None, "the end of a job that cannot be cancelled")
-        wait(lambda: self.ended is not None, "the job's end", pause=0.001)
+        wait(lambda: self.ended is not None, "the job's end", patience, pause=0.001)
         self.thread.join()
         self.connection.__exit__()
         return self.ended_at - begun if self.ended == CANCELLED else None

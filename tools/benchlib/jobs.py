@@ -24,7 +24,6 @@ SIZE = TiB
 PIECES = 64  # of a MiB each, over the whole drive: its data
 AROUND = 0.2  # seconds after the start's answer in which a request counts
 GAP = 0.3  # seconds between two starts
-PATIENCE = 10  # seconds for a cancel
 
 
 def server_of(name, bench, directory, path):
@@ -133,7 +132,7 @@ def latencies(directory):
 
 
 def cancel(row, bench):
-    drive = images.drive(bench, "raw")
+    drive, patience = images.drive(bench, "raw"), 2 if bench.options.quick else 10  # seconds
     for kind in KINDS:
         values, noise, notes = {}, [], []
         with bench.directory(row) as directory:
@@ -141,21 +140,21 @@ def cancel(row, bench):
                 for _ in range(bench.options.rounds):
                     with Noise() as watch:
                         for name in names(bench):
-                            if name != "us" and values.get(name, [0])[-1] >= PATIENCE * 1000:
+                            if name != "us" and values.get(name, [0])[-1] >= patience * 1000:
                                 continue  # Once is enough to know that it hangs.
-                            seconds = cancel_once(name, bench, directory, drive, kind)
+                            seconds = cancel_once(name, bench, directory, drive, kind, patience)
                             values.setdefault(name, []).append(seconds * 1000)
                     noise.append(watch.share)
             except Unavailable as reason:
                 notes.append(str(reason))
-        if values.get(PEER, [0])[-1] >= PATIENCE * 1000:
-            notes.append(f"{PEER} cannot: > {PATIENCE} s")
+        if values.get(PEER, [0])[-1] >= patience * 1000:
+            notes.append(f"{PEER} cannot: > {patience} s")
         yield Figure(row, f"{kind} target", "ms", values.get("us", []), {PEER: values[PEER]} if PEER in values else {},
                      Goal.at_most(CANCEL_GOAL), notes=notes, noise=noise)
 
 
-def cancel_once(name, bench, directory, drive, kind):
-    """Seconds; a backup that had ended before is taken again."""
+def cancel_once(name, bench, directory, drive, kind, patience):
+    """Seconds, `patience` for a peer that has not done it by then; a backup that had ended before is taken again."""
     for _ in range(10):
         context, make_job = server_of(name, bench, directory, drive)
         with context as server, contextlib.ExitStack() as exits:
@@ -169,7 +168,7 @@ def cancel_once(name, bench, directory, drive, kind):
             deadline = time.monotonic() + 0.3
             while time.monotonic() < deadline and job.progress() < 0.1:
                 time.sleep(0.002)
-            seconds = job.cancel()
+            seconds = job.cancel(patience)
             if seconds is not None:
                 return seconds
     raise RuntimeError(f"cancel, {name}: the copy is over before it can be cancelled")

@@ -154,13 +154,13 @@ class Figure:
 
 
 COLUMNS = ("row", "case", "us", "best peer", "ratio", "goal", "met", "notes")
-WIDTHS = (18, 44, 24, 42, 6, 18, 4)
+WIDTHS = (19, 72, 21, 38, 6, 16, 4)
 
 
 def text_line(cells, notes=()):
-    """A line of the table for people."""
-    line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS))
-    return (line + " " + "; ".join(notes)).rstrip()
+    """A line of the table for people, and one with the notes below it."""
+    line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS)).rstrip()
+    return line + ("\n    " + "; ".join(notes) if notes else "")
 
 
 def markdown_line(cells, notes=()):

@@ -14,7 +14,10 @@ class AgentJob:
     """A running backup of ours, of sync full and into a raw image, and its events as they come."""
 
     def __init__(self, agent, drive, target, existing=False):
-        """Returns when the point in time is fixed. `ended` becomes one of the events' numbers, `ended_at` monotonic seconds."""
+        """Returns when the point in time is fixed.
+
+        `ended` becomes the number of an event, `ended_at` monotonic seconds.
+        """
         self.agent, self.drive, self.ended, self.ended_at, self.share, self.failure = agent, drive, None, None, 0.0, ""
         self.connection = Connection(agent.address, patience=None)
         self.events = self.connection.stream_of("Backups/Start", {
@@ -105,7 +108,7 @@ class DaemonJob:
     def cancel(self, patience=10):
         """Returns when the job is gone and its target closed: the seconds until it was gone.
 
-        None when it had ended before; `patience` when it was not gone then, and the daemon is good for nothing any more.
+        None when it had ended before; `patience` when it was not gone then; the daemon is good for nothing then.
         """
         if not self.job():
             self.daemon.delete_target(self.name)

@@ -76,13 +76,16 @@ def copies(row, bench):
     for size, factor in ((middle, 4), (large, 16)):
         yield Figure(
             row, f"copy of {size_text(size)}, a quarter data: linear in data", "s", seconds[size],
-            {f"{factor} times {size_text(small)}": times(factor, seconds[small])}, Goal.ratio_at_most(LINEAR), noise=noise)
+            {f"{factor} times {size_text(small)}": times(factor, seconds[small])}, Goal.ratio_at_most(LINEAR),
+            noise=noise)
     reference = f"{size_text(middle)} with as much data"
-    yield Figure(row, f"copy of {size_text(HUGE)} with {size_text(unit)} of data: flat in holes", "s", seconds.get(HUGE, []),
-                 {reference: seconds[middle]}, Goal.ratio_at_most(FLAT), notes=notes, noise=noise)
+    yield Figure(
+        row, f"copy of {size_text(HUGE)} with {size_text(unit)} of data: flat in holes", "s", seconds.get(HUGE, []),
+        {reference: seconds[middle]}, Goal.ratio_at_most(FLAT), notes=notes, noise=noise)
     for size in (large, HUGE):
-        yield Figure(row, f"copy of {size_text(size)}: peak memory, agent and target process", "MiB", peaks.get(size, []),
-                     {size_text(small): peaks[small]}, Goal.ratio_at_most(FLAT_MEMORY))
+        yield Figure(
+            row, f"copy of {size_text(size)}: peak memory, agent and target process", "MiB", peaks.get(size, []),
+            {size_text(small): peaks[small]}, Goal.ratio_at_most(FLAT_MEMORY))
 
 
 def copy(bench, directory, path):

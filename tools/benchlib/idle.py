@@ -167,7 +167,8 @@ def figures(row, seconds, found, noise):
     case = f"{DRIVES} drives, {DRIVES} exports"
     yield Figure(row, f"{case}: anonymous memory", "MiB", of("us", "anonymous"), peers("anonymous"),
                  Goal.at_most(MEMORY_GOAL))
-    yield Figure(row, f"{case}: resident memory, the program's pages too", "MiB", of("us", "resident"), peers("resident"))
+    yield Figure(
+        row, f"{case}: resident memory, the program's pages too", "MiB", of("us", "resident"), peers("resident"))
     # Others' work makes a start longer; it gives nobody that has nothing to do more to do.
     yield Figure(row, f"{case}: exec to all sockets answering", "ms", of("us", "start"), peers("start"),
                  Goal.at_most(START_GOAL), noise=noise)

@@ -40,7 +40,7 @@ def qcow2_source(bench):
 
 
 def chain_source(bench):
-    """Three layers: of every 192 MiB of the disk the first 64 are the raw image's, and half of the others overwritten."""
+    """Three layers: of every 192 MiB the second and the third 64 have 32 MiB of another layer each."""
     path, middle = os.path.join(bench.work, "top.qcow2"), os.path.join(bench.work, "middle.qcow2")
     raw, size = raw_source(bench), bench.options.size
 

@@ -76,8 +76,8 @@ def freeze(row, bench):
              f"{number(statistics.median(took[name]))} ms" for name in names(bench)]
     peers = {PEER: values[PEER]} if PEER in values else {}
     yield Figure(
-        row, f"{size_text(SIZE)} sparse, reads and writes of 4 KiB, depth 4; longest of {starts} starts", "ms", values["us"],
-        peers, (Goal.ratio_at_most(1.0), Goal.at_most(FREEZE_GOAL)), notes=notes, noise=noise)
+        row, f"{size_text(SIZE)} sparse, reads and writes of 4 KiB, depth 4; longest of {starts} starts", "ms",
+        values["us"], peers, (Goal.ratio_at_most(1.0), Goal.at_most(FREEZE_GOAL)), notes=notes, noise=noise)
 
 
 def freeze_round(name, bench, directory, drive, starts):

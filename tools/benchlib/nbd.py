@@ -146,10 +146,10 @@ def measure(row, bench):
         with bench.directory(row) as directory:
             turns = Turns.take(bench, contestants(bench, row, cell, directory, path), bench.options.rounds, cost="cost")
         quantity, unit = ("rate", "requests/s") if small else ("mib_s", "MiB/s")
+        cores, busy = (statistics.median(turns.of("us", quantity)) for quantity in ("cores", "busy"))
         yield Figure(
             row, f"{cell}", unit, turns.of("us", quantity), turns.peers(quantity), goal, notes=turns.left_out,
-            noise=turns.noise, limit=limit(
-                statistics.median(turns.of("us", "cores")), cell.connections, statistics.median(turns.of("us", "busy"))))
+            noise=turns.noise, limit=limit(cores, cell.connections, busy))
         yield Figure(
             row, f"{cell}: server's processor time", "us CPU/request", turns.of("us", "us"), turns.peers("us"),
             Goal.ratio_at_most(CPU_GOALS[way]) if small else (), noise=turns.noise)

@@ -176,7 +176,10 @@ class StorageDaemon:
         return value
 
     def event(self, *names, patience=PATIENCE):
-        """Waits for an event of one of the names that has not been asked for yet; TimeoutError after `patience` seconds."""
+        """Waits for an event of one of the names that has not been asked for yet.
+
+        TimeoutError after `patience` seconds.
+        """
         deadline = time.monotonic() + patience
         while True:
             for index, value in enumerate(self.events):

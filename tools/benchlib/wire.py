@@ -106,7 +106,8 @@ class Connection:
             if kind == PING:
                 self.socket.sendall(frame(PONG, 0, payload))
             elif kind == GOAWAY:
-                raise RuntimeError(f"{method}: the agent ended the connection: {self.reason(decode(payload).get(2, b''))}")
+                reason = self.reason(decode(payload).get(2, b""))
+                raise RuntimeError(f"{method}: the agent ended the connection: {reason}")
             elif of == stream and kind == MESSAGE:
                 yield decode(payload)
             elif of == stream and kind == STATUS:

@@ -7,7 +7,7 @@ import threading
 import time
 
 from . import images
-from .common import MiB, Processes, Turns, cpu_seconds, flush, memory, remove, run, size_text
+from .common import MiB, Processes, Turns, Unavailable, cpu_seconds, flush, memory, remove, run, size_text
 from .results import Figure, Goal
 from .servers import Agent, StorageDaemon
 
@@ -165,7 +165,10 @@ def measure(row, bench):
         for aio in ("threads", "io_uring") if bench.options.peers else ():
             place = os.path.join(directory, aio)
             os.makedirs(place)
-            daemons[f"qemu-storage-daemon, {aio}"] = servers.enter_context(StorageDaemon(place, drives, aio=aio))
+            try:
+                daemons[f"qemu-storage-daemon, {aio}"] = servers.enter_context(StorageDaemon(place, drives, aio=aio))
+            except Unavailable as reason:
+                bench.say(f"without qemu-storage-daemon, {aio}: {reason}")
         if bench.options.peers:
             contestants |= copy.peers(daemons)
         turns = Turns.take(bench, contestants, bench.options.rounds)

@@ -135,13 +135,20 @@ def measure(row, bench):
 def of_case(row, bench, case, directory):
     """Rounds of all hosts in turn; the peers take part in half of them."""
     hosts = [Host(name, bench, directory, case) for name in ("us", *((DEFAULT, BEST) if bench.options.peers else ()))]
-    rounds, idle, busy, whole, noise, lost = bench.options.rounds, {}, {}, {}, [], {}
+    rounds, idle, busy, whole, noise, lost, notes = bench.options.rounds, {}, {}, {}, [], {}, []
     wanted = {host.name: rounds if host.name == "us" else max(1, rounds // 2) for host in hosts}
     while waiting := [host for host in hosts if len(busy.get(host.name, [])) < wanted[host.name]
                       and lost.get(host.name, 0) <= EXTRA]:
         with Noise() as watch:
             for host in waiting:
-                quiet, found = host.idle(), host.busy()
+                try:
+                    quiet, found = host.idle(), host.busy()
+                except Unavailable as reason:
+                    if host.name == "us":
+                        raise
+                    hosts.remove(host)
+                    notes.append(f"without {host.name}: {reason}")
+                    continue
                 if found is None:
                     lost[host.name] = lost.get(host.name, 0) + 1
                     continue
@@ -150,8 +157,8 @@ def of_case(row, bench, case, directory):
                 if case.kind == FAST and not case.sequential and host.name != BEST:
                     whole.setdefault(host.name, []).append(host.whole_backup())
         noise.append(watch.share)
-    notes = [f"{name}: {count} rounds not counted, the backup was over before the guest"
-             for name, count in lost.items()]
+    notes += [f"{name}: {count} rounds not counted, the backup was over before the guest"
+              for name, count in lost.items()]
     if case.sequential:
         goal = Goal.ratio_at_least(SEQUENTIAL_GOAL, IDLE)
         yield figure(row, f"{case}", "MiB/s", "mib_s", idle, busy, goal, noise, notes)

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 
 from . import images
-from .common import Noise, Turns, Unavailable, cpu_seconds, wait
+from .common import Noise, Turns, Unavailable, cpu_seconds, listens, wait
 from .load import Load, limit
 from .results import Figure, Goal
 from .servers import Agent, StorageDaemon, stop
@@ -79,7 +79,7 @@ def process(address, *command):
     def is_ready():
         if server.poll() is not None:
             raise Unavailable(f"it ended with {server.returncode} as it began: {' '.join(command)}")
-        return os.path.exists(address)
+        return listens(address)
 
     try:
         wait(is_ready, command[0])

@@ -200,7 +200,7 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.binaries = options.binaries
-        self.shared = {}
+        self.shared, self.folios = {}, {}  # see images.drive for the latter
         self.exits = contextlib.ExitStack()
 
     def __enter__(self):

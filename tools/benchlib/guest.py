@@ -63,7 +63,7 @@ class Host:
 
     def __init__(self, name, bench, directory, case):
         self.name, self.bench, self.directory, self.case = name, bench, directory, case
-        self.drive = images.drive(bench, case.form)
+        self.drive = images.drive(bench, case.form, not case.sequential)
 
     def server(self):
         drives = [("bench", self.drive, self.case.form)]

@@ -142,7 +142,7 @@ def measure(row, bench):
             yield Figure(row, f"{cell}", "requests/s" if small else "MiB/s", [], goals=goal, notes=[NO_DIRECT])
             continue
         bench.say(f"{row}, {cell}")
-        path = images.drive(bench, cell.form)
+        path = images.drive(bench, cell.form, small)
         with bench.directory(row) as directory:
             turns = Turns.take(bench, contestants(bench, row, cell, directory, path), bench.options.rounds, cost="cost")
         quantity, unit = ("rate", "requests/s") if small else ("mib_s", "MiB/s")

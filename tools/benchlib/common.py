@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,12 @@ def file_system(path):
         return run("stat", "-f", "-c", "%T", path).strip()
 
 
+def listens(path):
+    """Whether somebody accepts connections at a Unix socket; asked of the kernel, so that no server has to greet."""
+    with open("/proc/net/unix") as file:
+        return any(fields[3] == "00010000" and fields[-1] == path for fields in map(str.split, file))
+
+
 class Processes:
     """One look at /proc: who is whose child, and how much processor time each has had, in seconds."""
 
@@ -193,12 +200,15 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.binaries = options.binaries
-        self.shared = {}
+        self.shared, self.folios = {}, {}  # see images.drive for the latter
         self.exits = contextlib.ExitStack()
 
     def __enter__(self):
         # Daemons that leave their parents stay ours: their time is not others', and they end with us.
         ctypes.CDLL(None).prctl(36, 1)
+        # For a thousand watchers, on both sides; what we start inherits it.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.work = self.exits.enter_context(
             tempfile.TemporaryDirectory(prefix="drive-backup-bench-", dir=self.options.directory))
         return self
@@ -259,10 +269,12 @@ class Turns:
         return turns
 
     def once(self, bench, contestants, name):
-        """None when this machine cannot do it; the contestant is out then."""
+        """None when this machine cannot do it, or a peer fails at it; the contestant is out then."""
         try:
             return contestants[name]()
-        except Unavailable as reason:
+        except (Unavailable, RuntimeError) as reason:
+            if name == "us" and not isinstance(reason, Unavailable):
+                raise
             self.left_out.append(f"without {name}: {reason}")
             bench.say(self.left_out[-1])
             del contestants[name]

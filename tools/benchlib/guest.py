@@ -12,10 +12,11 @@ import statistics
 import time
 
 from . import images
+from .backups import AgentJob, DaemonJob, FleecingJob
 from .common import Noise, Unavailable, size_text, wait
 from .load import Load
 from .results import Figure, Goal, number
-from .servers import Agent, AgentJob, DaemonJob, FleecingJob, StorageDaemon
+from .servers import Agent, StorageDaemon
 from .targets import FAST, HANGING, KINDS, target
 
 ROWS = {
@@ -26,6 +27,7 @@ IDLE = "no backup"
 DEFAULT, BEST = "qemu-storage-daemon, default", "qemu-storage-daemon, best"
 P50_GOAL, P99_GOAL, SEQUENTIAL_GOAL = 1.5, 3.0, 0.35  # of no backup
 NEARLY = 0.8  # share of a copy after which the guest stops
+HANG = 4  # seconds beyond its time after which the guest counts as hanging
 EXTRA = 3  # rounds that may not count
 
 
@@ -52,8 +54,8 @@ def cases(row, options):
         return [Case("write", 1, FAST, form, True) for form in (("raw",) if options.quick else ("raw", "qcow2"))]
     if options.quick:
         return [Case("write", 16, FAST), Case("write", 1, HANGING)]
-    return [Case(way, depth, kind, form) for form in ("raw", "qcow2") for kind in KINDS
-            for way in ("write", "read") for depth in (1, 16)]
+    return [Case(way, depth, kind, form) for form in ("raw", "qcow2") for kind in KINDS for way in ("write", "read")
+            for depth in ((1, 16) if form == "raw" or options.full else (16,))]
 
 
 class Host:
@@ -61,7 +63,7 @@ class Host:
 
     def __init__(self, name, bench, directory, case):
         self.name, self.bench, self.directory, self.case = name, bench, directory, case
-        self.drive = images.drive(bench, case.form)
+        self.drive = images.drive(bench, case.form, not case.sequential)
 
     def server(self):
         drives = [("bench", self.drive, self.case.form)]
@@ -74,12 +76,13 @@ class Host:
         """A backup that begins now, to the case's target."""
         job = {"us": AgentJob, BEST: FleecingJob}.get(self.name, DaemonJob)
         with target(self.case.kind, self.directory, images.drive_size(self.bench)) as path:
-            running = job(server, "bench", path, "raw", existing=self.case.kind != FAST)
             try:
+                running = job(server, "bench", path, existing=self.case.kind != FAST)
                 yield running
-                running.cancel()
+                if self.name == "us":
+                    running.cancel()
             finally:
-                # What still waits for the target must not outlive it.
+                # Peers' jobs that wait for their target cannot be cancelled, and must not outlive it.
                 if self.name != "us":
                     server.process.kill()
 
@@ -95,13 +98,13 @@ class Host:
             os.sync()
             with self.backup(server) as job:
                 load = self.case.load(self.bench, server, seconds)
-                deadline = time.monotonic() + seconds + 5
+                deadline = time.monotonic() + seconds + HANG
                 while load.is_running() and time.monotonic() < deadline:
                     if self.case.kind == FAST and job.progress() > NEARLY:
                         load.interrupt()
                         break
-                    time.sleep(0.02)
-                found = load.result(patience=seconds + 5)
+                    time.sleep(0.005)
+                found = load.result(patience=max(0.5, deadline - time.monotonic()))
                 return found if job.is_running() and found["requests"] else None
 
     def whole_backup(self):
@@ -115,6 +118,7 @@ class Host:
                 seconds = time.monotonic() - begun
                 load.interrupt()
                 load.result()
+                job.is_running()  # which says so if it has failed
         return seconds
 
 
@@ -131,31 +135,43 @@ def measure(row, bench):
 def of_case(row, bench, case, directory):
     """Rounds of all hosts in turn; the peers take part in half of them."""
     hosts = [Host(name, bench, directory, case) for name in ("us", *((DEFAULT, BEST) if bench.options.peers else ()))]
-    rounds, idle, busy, whole, noise, lost = bench.options.rounds, {}, {}, {}, [], 0
-    while len(busy.get("us", [])) < rounds and lost <= EXTRA:
+    rounds, idle, busy, whole, noise, lost, notes = bench.options.rounds, {}, {}, {}, [], {}, []
+    wanted = {host.name: rounds if host.name == "us" else max(1, rounds // 2) for host in hosts}
+    while waiting := [host for host in hosts if len(busy.get(host.name, [])) < wanted[host.name]
+                      and lost.get(host.name, 0) <= EXTRA]:
         with Noise() as watch:
-            for host in hosts:
-                if host.name != "us" and len(noise) >= max(1, rounds // 2):
+            for host in waiting:
+                try:
+                    quiet, found = host.idle(), host.busy()
+                except Unavailable as reason:
+                    if host.name == "us":
+                        raise
+                    hosts.remove(host)
+                    notes.append(f"without {host.name}: {reason}")
                     continue
-                quiet, found = host.idle(), host.busy()
                 if found is None:
-                    lost += host.name == "us"
-                else:
-                    idle.setdefault(host.name, []).append(quiet)
-                    busy.setdefault(host.name, []).append(found)
+                    lost[host.name] = lost.get(host.name, 0) + 1
+                    continue
+                idle.setdefault(host.name, []).append(quiet)
+                busy.setdefault(host.name, []).append(found)
                 if case.kind == FAST and not case.sequential and host.name != BEST:
                     whole.setdefault(host.name, []).append(host.whole_backup())
         noise.append(watch.share)
-    notes = [f"{lost} rounds not counted: the backup was over before the guest"] if lost else []
+    notes += [f"{name}: {count} rounds not counted, the backup was over before the guest"
+              for name, count in lost.items()]
     if case.sequential:
-        yield figure(row, f"{case}", "MiB/s", "mib_s", idle, busy, Goal.ratio_at_least(SEQUENTIAL_GOAL, IDLE), noise, notes)
+        goal = Goal.ratio_at_least(SEQUENTIAL_GOAL, IDLE)
+        yield figure(row, f"{case}", "MiB/s", "mib_s", idle, busy, goal, noise, notes)
         return
     yield figure(row, f"{case}: p50", "ms", "p50", idle, busy, Goal.ratio_at_most(P50_GOAL, IDLE), noise, notes)
-    yield figure(row, f"{case}: p99", "ms", "p99", idle, busy, Goal.ratio_at_most(P99_GOAL, IDLE), noise, notes + longest(busy))
+    if "us" in busy:
+        notes.append(f"our longest request {number(max(entry['max'] for entry in busy['us']) * 1000)} ms")
+    yield figure(row, f"{case}: p99", "ms", "p99", idle, busy, Goal.ratio_at_most(P99_GOAL, IDLE), noise, notes)
     if case.kind == FAST:
         yield Figure(
-            row, f"{case}: whole backup of {size_text(images.drive_size(bench))} beside the guest", "s", whole["us"],
-            {name: values for name, values in whole.items() if name != "us"}, Goal.ratio_at_most(1.0, DEFAULT), noise=noise)
+            row, f"{case}: whole backup of {size_text(images.drive_size(bench))} beside the guest", "s",
+            whole.get("us", []), {DEFAULT: whole[DEFAULT]} if DEFAULT in whole else {},
+            Goal.ratio_at_most(1.0, DEFAULT), noise=noise)
 
 
 def figure(row, case, unit, quantity, idle, busy, goal, noise, notes):
@@ -174,7 +190,3 @@ def figure(row, case, unit, quantity, idle, busy, goal, noise, notes):
             hung = " (hung)" if any(entry["hung"] for entry in busy[name]) else ""
             notes.append(f"{name}: {number(before)} -> {number(during)} {unit}{hung}, {during / before:.2f} x")
     return Figure(row, case, unit, of(busy.get("us", [])), peers, goal, notes=notes, noise=noise)
-
-
-def longest(busy):
-    return [f"our longest request {number(max(entry['max'] for entry in busy['us']) * 1000)} ms"] if "us" in busy else []

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 
 from .common import CORES, MiB, PATIENCE
 
@@ -20,6 +21,7 @@ class Load:
             "--group_reporting", "--randrepeat=0", "--percentile_list=50:99:99.9", "--output-format=json", *options]
         if seconds:
             command += ["--time_based", f"--runtime={seconds * 1000:.0f}ms"]
+        self.begun = time.monotonic()
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -33,14 +35,16 @@ class Load:
     def result(self, patience=PATIENCE):
         """{"p50", "p99", "max"} in seconds, "rate" in requests/s, "mib_s", "requests", "cores" that fio used.
 
-        One request that took all the patience makes all latencies that long: fio cannot be asked while it waits.
+        fio cannot be asked while it waits for a request: one that takes longer than the patience makes all latencies as
+        long as all of it has taken.
         """
         try:
             out, err = self.process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
-            return {"p50": patience, "p99": patience, "max": patience, "rate": 0.0, "mib_s": 0.0, "requests": 1,
+            seconds = time.monotonic() - self.begun
+            return {"p50": seconds, "p99": seconds, "max": seconds, "rate": 0.0, "mib_s": 0.0, "requests": 1,
                     "cores": 0.0, "hung": True}
         try:
             # A line about a signal may stand before the object.

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 
 from . import images
-from .common import Noise, Turns, Unavailable, cpu_seconds, wait
+from .common import Noise, Turns, Unavailable, cpu_seconds, listens, wait
 from .load import Load, limit
 from .results import Figure, Goal
 from .servers import Agent, StorageDaemon, stop
@@ -50,7 +50,7 @@ def cells(row, options):
         more = [Cell(depth, connections, form, direct) for form in ("raw", "qcow2") for direct in (False, True)
                 for depth in (1, 16, 64) for connections in (1, 4)]
     if options.quick:
-        return [Cell(16)] if row.startswith("nbd-1m") else [Cell(1), Cell(16), Cell(64, 4), Cell(16, form="qcow2")]
+        return [Cell(16)] if row.startswith("nbd-1m") else [Cell(1), Cell(16)]
     return more if options.full else default
 
 
@@ -79,7 +79,7 @@ def process(address, *command):
     def is_ready():
         if server.poll() is not None:
             raise Unavailable(f"it ended with {server.returncode} as it began: {' '.join(command)}")
-        return os.path.exists(address)
+        return listens(address)
 
     try:
         wait(is_ready, command[0])
@@ -124,8 +124,8 @@ def loaded(server, bench, row, cell):
         os.sync()
         before = cpu_seconds(pid)
         with Noise() as noise:
-            load = Load(uri, *work, f"--iodepth={cell.depth}", f"--size={size}", seconds=bench.options.seconds,
-                        connections=cell.connections)
+            load = Load(uri, *work, f"--iodepth={cell.depth}", f"--size={size}", connections=cell.connections,
+                        seconds=bench.options.seconds * (0.4 if bench.options.quick else 1))
             found = load.result()
         cpu = cpu_seconds(pid) - before
     os.sync()
@@ -142,14 +142,14 @@ def measure(row, bench):
             yield Figure(row, f"{cell}", "requests/s" if small else "MiB/s", [], goals=goal, notes=[NO_DIRECT])
             continue
         bench.say(f"{row}, {cell}")
-        path = images.drive(bench, cell.form)
+        path = images.drive(bench, cell.form, small)
         with bench.directory(row) as directory:
             turns = Turns.take(bench, contestants(bench, row, cell, directory, path), bench.options.rounds, cost="cost")
         quantity, unit = ("rate", "requests/s") if small else ("mib_s", "MiB/s")
+        cores, busy = (statistics.median(turns.of("us", quantity)) for quantity in ("cores", "busy"))
         yield Figure(
             row, f"{cell}", unit, turns.of("us", quantity), turns.peers(quantity), goal, notes=turns.left_out,
-            noise=turns.noise, limit=limit(
-                statistics.median(turns.of("us", "cores")), cell.connections, statistics.median(turns.of("us", "busy"))))
+            noise=turns.noise, limit=limit(cores, cell.connections, busy))
         yield Figure(
             row, f"{cell}: server's processor time", "us CPU/request", turns.of("us", "us"), turns.peers("us"),
             Goal.ratio_at_most(CPU_GOALS[way]) if small else (), noise=turns.noise)

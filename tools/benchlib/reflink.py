@@ -76,7 +76,8 @@ def on_file_system(row, bench, kind, directory, place):
                 return timed(target, lambda: agent.call(
                     "start", "bench", target, "--sync", "full", "--format", "raw"))
 
-            figure = Figure(row, f"{kind} on a loop device, {size_text(size)}", "ms", [], goals=Goal.at_most(GOAL * 1000))
+            case = f"{kind} on a loop device, {size_text(size)}"
+            figure = Figure(row, case, "ms", [], goals=Goal.at_most(GOAL * 1000))
             first = ours()["ms"]
             if first > LONG * 1000:
                 figure.ours = [first]

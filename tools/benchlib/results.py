@@ -62,6 +62,7 @@ class Figure:
     noise: list[float] = dataclasses.field(default_factory=list)
     # Why our own value is a lower bound at best, such as a load generator that has no more to give.
     limit: str | None = None
+    broke_off: bool = False  # the row could not be measured: the notes say what failed
 
     def __post_init__(self):
         if self.unit not in LOWER_IS_BETTER:
@@ -137,6 +138,7 @@ class Figure:
             "peers": {name: rounded(statistics.median(values)) for name, values in self.peers.items() if values},
             "peers_all": {name: [rounded(value) for value in values] for name, values in self.peers.items()},
             "goals": [str(goal) for goal in self.goals], "met": self.met, "limit": self.limit,
+            "broke_off": self.broke_off,
             "noise": [round(share, 3) for share in self.noise], "notes": self.all_notes(),
         }
 
@@ -149,18 +151,18 @@ class Figure:
             f"{number(statistics.median(values))} {peer}" if values else "-",
             "-" if ratio is None else f"{ratio:.2f}",
             " and ".join(str(goal) for goal in self.goals) or "-",
-            {True: "yes", False: "NO", None: "?" if self.goals else "-"}[self.met],
+            "NO" if self.broke_off else {True: "yes", False: "NO", None: "?" if self.goals else "-"}[self.met],
         ]
 
 
 COLUMNS = ("row", "case", "us", "best peer", "ratio", "goal", "met", "notes")
-WIDTHS = (18, 44, 24, 42, 6, 18, 4)
+WIDTHS = (19, 72, 21, 38, 6, 16, 4)
 
 
 def text_line(cells, notes=()):
-    """A line of the table for people."""
-    line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS))
-    return (line + " " + "; ".join(notes)).rstrip()
+    """A line of the table for people, and one with the notes below it."""
+    line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS)).rstrip()
+    return line + ("\n    " + "; ".join(notes) if notes else "")
 
 
 def markdown_line(cells, notes=()):

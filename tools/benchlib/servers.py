@@ -7,11 +7,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import threading
+import time
 
 from .common import PATIENCE, Unavailable, file_system, remove, wait
-
-ENDS = ("completed", "failed", "cancelled")
 
 
 def stop(process, patience=10):
@@ -77,50 +75,6 @@ class Agent:
         if check and done.returncode:
             raise RuntimeError(f"drive-backup {' '.join(arguments)}: {(done.stderr or done.stdout).strip()}")
         return done
-
-    def popen(self, *arguments):
-        """The client with --json; its output is read line by line."""
-        return subprocess.Popen(
-            [self.client, "--agent", self.address, "--json", *arguments], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-class AgentJob:
-    """A running backup of ours and a watcher of its events."""
-
-    def __init__(self, agent, drive, target, form, existing=False):
-        """Returns when the point in time is fixed."""
-        self.agent, self.drive, self.ended, self.share = agent, drive, None, 0.0
-        agent.call("start", drive, target, "--sync", "full", "--format", form, "--detach",
-                   *(["--mode", "existing"] if existing else []))
-        self.watcher = agent.popen("job", "watch", drive)
-        threading.Thread(target=self.follow, daemon=True).start()
-
-    def follow(self):
-        for line in self.watcher.stdout:
-            event = json.loads(line)
-            if "progress" in event:
-                self.share = event["progress"].get("current", 0) / max(event["progress"]["total"], 1)
-            for end in ENDS:
-                if end in event:
-                    self.ended = end
-        self.ended = self.ended or "lost"
-
-    def is_running(self):
-        """Asked of the agent: the watcher may be late."""
-        return self.ended is None and json.loads(
-            self.agent.call("job", "show", self.drive).stdout)["state"] == "running"
-
-    def progress(self):
-        return self.share
-
-    def cancel(self):
-        """Returns when the job is gone."""
-        if self.ended is None:
-            self.agent.call("job", "cancel", self.drive, check=False)
-        wait(lambda: self.ended is not None, "the job's end")
-        self.watcher.wait()
-        self.watcher.stdout.close()
 
 
 @contextlib.contextmanager
@@ -195,8 +149,9 @@ class StorageDaemon:
     def uri(self, drive):
         return f"nbd+unix:///{drive}?socket={self.directory}/qsd.nbd"
 
-    def ask(self, command, **arguments):
+    def ask(self, command, patience=PATIENCE, **arguments):
         """One QMP command and its answer; `_` stands for `-` in the names of arguments."""
+        self.qmp.settimeout(patience)
         self.send(command, **arguments)
         while True:
             value = self.receive()
@@ -220,13 +175,18 @@ class StorageDaemon:
             self.events.append(value)
         return value
 
-    def event(self, *names):
-        """Waits for an event of one of the names that has not been asked for yet."""
+    def event(self, *names, patience=PATIENCE):
+        """Waits for an event of one of the names that has not been asked for yet.
+
+        TimeoutError after `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
         while True:
             for index, value in enumerate(self.events):
                 if value["event"] in names:
                     del self.events[index]
                     return value
+            self.qmp.settimeout(max(deadline - time.monotonic(), 0.001))
             self.receive()
 
     def add_target(self, name, path, form):
@@ -235,7 +195,7 @@ class StorageDaemon:
         self.ask("blockdev-add", driver=form, node_name=name, file=f"{name}-file")
 
     def delete_target(self, name):
-        """Closed, and for qcow2 with its metadata written."""
+        """Is closed, and for qcow2 with its metadata written."""
         self.ask("blockdev-del", node_name=name)
         self.ask("blockdev-del", node_name=f"{name}-file")
 
@@ -247,68 +207,3 @@ class StorageDaemon:
     def next_node(self):
         self.nodes += 1
         return self.nodes
-
-
-class DaemonJob:
-    """A running blockdev-backup of qemu-storage-daemon, as it is by default.
-
-    It holds the daemon's last word: one that waits for its target cannot be cancelled, so the daemon is killed after it.
-    """
-
-    def __init__(self, daemon, drive, target, form, existing=False, **tuning):
-        """Returns when the point in time is fixed."""
-        self.daemon, self.drive = daemon, drive
-        if not existing:
-            with open(target, "wb") as file:
-                file.truncate(daemon.size(drive))
-        self.name = f"target-{daemon.next_node()}"
-        daemon.add_target(self.name, target, form)
-        daemon.ask("blockdev-backup", job_id=self.name, device=self.source(), target=self.name, sync="full", **tuning)
-
-    def source(self):
-        return self.drive
-
-    def job(self):
-        """What query-jobs says of it; None when it is gone."""
-        return next((job for job in self.daemon.ask("query-jobs") if job["id"] == self.name), None)
-
-    def is_running(self):
-        job = self.job()
-        return bool(job) and job["status"] == "running"
-
-    def progress(self):
-        job = self.job()
-        return job["current-progress"] / max(job["total-progress"], 1) if job else 1.0
-
-    @property
-    def ended(self):
-        return self.job() is None
-
-    def cancel(self):
-        """Nothing: see above."""
-
-
-class FleecingJob(DaemonJob):
-    """The same with the settings that its documentation recommends against slow targets: image fleecing.
-
-    Old data goes to a local file at once, and the copy reads it from there.
-    """
-
-    def __init__(self, daemon, drive, target, form, existing=False):
-        super().__init__(daemon, drive, target, form, existing, x_perf={"max-workers": 4, "max-chunk": 1 << 20})
-
-    def source(self):
-        daemon, drive = self.daemon, self.drive
-        scratch = f"{daemon.directory}/scratch"
-        with open(scratch, "wb") as file:
-            file.truncate(daemon.size(drive))
-        daemon.ask("blockdev-add", driver="file", node_name="scratch-file", filename=scratch, aio="io_uring")
-        daemon.ask("blockdev-add", driver="raw", node_name="scratch", file="scratch-file")
-        # The filter goes between the export and the drive: the export is made anew above it.
-        daemon.ask("block-export-del", id=f"{drive}-export", mode="hard")
-        wait(lambda: not daemon.ask("query-block-exports"), "the end of the peer's export")
-        daemon.ask("blockdev-add", driver="copy-before-write", node_name="cbw", file=drive, target="scratch",
-                   on_cbw_error="break-snapshot")
-        daemon.ask("blockdev-add", driver="snapshot-access", node_name="snapshot", file="cbw")
-        daemon.ask("block-export-add", type="nbd", id=f"{drive}-export", node_name="cbw", name=drive, writable=True)
-        return "snapshot"

@@ -1,5 +1,6 @@
 internal import NIOCore
 internal import NIOPosix
+internal import Synchronization
 
 /// Carries a connection over a NIO channel: the last handler of its pipeline.
 ///
@@ -19,6 +20,11 @@ final class ChannelTransport: ChannelInboundHandler {
     private var isServicing = false
     private var wantsRead = true
     private var asksAgain = false
+    private var briskWait = BriskWait()
+    /// For `briskWait` to look at; the channel's, so valid as long as `context` is there.
+    private var socket: NIOBSDSocket.Handle?
+    /// Somebody has something to send and waits for the loop.
+    private let isCalled = Flag()
     private var timer: Scheduled<Void>?
     private var timerInstant = Int64.max
 
@@ -31,9 +37,14 @@ final class ChannelTransport: ChannelInboundHandler {
         self.context = context
         let this = NIOLoopBound(self, eventLoop: context.eventLoop)
         let eventLoop = context.eventLoop
+        let isCalled = isCalled
         connection.attach {
+            isCalled.value.store(true, ordering: .relaxed)
             eventLoop.execute { this.value.service() }
         }
+        socket = try? context.pipeline.syncOperations.withUnsafeTransportIfAvailable(
+            of: NIOBSDSocket.Handle.self
+        ) { $0 }
         if context.channel.isActive { service() }
     }
 
@@ -52,7 +63,9 @@ final class ChannelTransport: ChannelInboundHandler {
         isReading = true
         let buffer = unwrapInboundIn(data)
         let connection = connection
-        buffer.withUnsafeReadableBytes { connection.received($0, now: RPCClock.now) }
+        let now = RPCClock.now
+        briskWait.received(now: now)
+        buffer.withUnsafeReadableBytes { connection.received($0, now: now) }
     }
 
     func channelReadComplete(context: ChannelHandlerContext) {
@@ -84,6 +97,7 @@ final class ChannelTransport: ChannelInboundHandler {
 
     private func service() {
         guard let context, context.channel.isActive, !isReading else { return }
+        isCalled.value.store(false, ordering: .relaxed)
         let work = connection.work(now: RPCClock.now)
         asksAgain = work.asksAgain
         if !work.bytes.isEmpty {
@@ -103,6 +117,9 @@ final class ChannelTransport: ChannelInboundHandler {
             wantsRead = work.wantsRead
             // Setting an option of a channel on its own loop is done at once.
             context.channel.setOption(.autoRead, value: wantsRead).whenFailure { _ in }
+        }
+        if work.briskWait > 0, !work.bytes.isEmpty, let socket {
+            briskWait.sent(to: socket, longest: work.briskWait, interrupted: isCalled.value)
         }
     }
 
@@ -142,4 +159,9 @@ final class ChannelTransport: ChannelInboundHandler {
             this.value.service()
         }
     }
+}
+
+/// What several threads can set.
+private final class Flag: Sendable {
+    let value = Atomic(false)
 }

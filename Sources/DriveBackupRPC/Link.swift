@@ -21,6 +21,8 @@ struct TransportWork {
     var ending = Ending.none
     /// Whether to ask again as soon as `bytes` are sent; otherwise whoever has something to send wakes the transport.
     var asksAgain = false
+    /// How long the peer's next bytes may be waited for awake, in nanoseconds, once `bytes` are sent.
+    var briskWait: Int64 = 0
     /// When to ask again at the latest, in nanoseconds of the transport's clock.
     var timer: Int64?
 }

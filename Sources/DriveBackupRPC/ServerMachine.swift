@@ -56,6 +56,7 @@ struct ServerMachine {
     private(set) var link: Link
     private let limits: RPCLimits
     private let budget: ByteBudget
+    private let briskWait: Int64
     private let knows: @Sendable (String) -> Bool
 
     private var calls: [UInt32: Call] = [:]
@@ -73,6 +74,7 @@ struct ServerMachine {
         self.limits = limits
         self.budget = budget
         self.knows = knows
+        briskWait = Int64(0).adding(limits.briskWait)
         link = Link(limits: limits, now: now)
     }
 
@@ -429,6 +431,8 @@ struct ServerMachine {
         if nextDeadline != .max, link.phase != .closed {
             work.timer = min(work.timer ?? nextDeadline, nextDeadline)
         }
+        // With everything answered the next to speak is the client.
+        if handlers.isEmpty { work.briskWait = briskWait }
         return work
     }
 

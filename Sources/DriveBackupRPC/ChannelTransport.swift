@@ -59,13 +59,25 @@ final class ChannelTransport: ChannelInboundHandler {
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard self.context != nil else { return }
-        if !isReading { executor?.expectRun() }
-        isReading = true
-        let buffer = unwrapInboundIn(data)
-        let connection = connection
+        var buffer = unwrapInboundIn(data)
         let now = RPCClock.now
         briskWait.received(now: now)
-        buffer.withUnsafeReadableBytes { connection.received($0, now: now) }
+        // What has come of a part leaves before the next is looked at, so that the peer works on it meanwhile.
+        let part = max(connection.partSize, buffer.readableBytes / 4)
+        while buffer.readableBytes > part, let slice = buffer.readSlice(length: part) {
+            receive(slice, now: now)
+            isReading = false
+            executor?.run()
+            service(isMore: true)
+        }
+        receive(buffer, now: now)
+    }
+
+    private func receive(_ bytes: ByteBuffer, now: Int64) {
+        if !isReading { executor?.expectRun() }
+        isReading = true
+        let connection = connection
+        bytes.withUnsafeReadableBytes { connection.received($0, now: now) }
     }
 
     func channelReadComplete(context: ChannelHandlerContext) {
@@ -95,7 +107,8 @@ final class ChannelTransport: ChannelInboundHandler {
         executor?.run()
     }
 
-    private func service() {
+    /// Does what the connection has to do; with `isMore` there are bytes that have been read and not been looked at.
+    private func service(isMore: Bool = false) {
         guard let context, context.channel.isActive, !isReading else { return }
         isCalled.value.store(false, ordering: .relaxed)
         let work = connection.work(now: RPCClock.now)
@@ -118,7 +131,7 @@ final class ChannelTransport: ChannelInboundHandler {
             // Setting an option of a channel on its own loop is done at once.
             context.channel.setOption(.autoRead, value: wantsRead).whenFailure { _ in }
         }
-        if work.briskWait > 0, !work.bytes.isEmpty, let socket {
+        if !isMore, work.briskWait > 0, !work.bytes.isEmpty, let socket {
             briskWait.sent(to: socket, longest: work.briskWait, interrupted: isCalled.value)
         }
     }

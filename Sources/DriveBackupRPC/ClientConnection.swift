@@ -75,6 +75,9 @@ final class ClientConnection: Connection {
 
     // MARK: The transport
 
+    /// Some six answers.
+    let partSize = 1536
+
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }
     }

@@ -26,6 +26,9 @@ final class ServerConnection: Connection {
 
     // MARK: The transport
 
+    /// Some seven calls.
+    let partSize = 512
+
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }
     }

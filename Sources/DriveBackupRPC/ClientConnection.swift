@@ -75,8 +75,8 @@ final class ClientConnection: Connection {
 
     // MARK: The transport
 
-    /// Some six answers.
-    let partSize = 1536
+    /// Some nine answers.
+    let partSize = 2048
 
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }

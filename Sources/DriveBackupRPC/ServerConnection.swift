@@ -26,8 +26,8 @@ final class ServerConnection: Connection {
 
     // MARK: The transport
 
-    /// Some seven calls.
-    let partSize = 512
+    /// Some nine calls.
+    let partSize = 640
 
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }

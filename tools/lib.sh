@@ -1,6 +1,6 @@
 # What the tools share; sourced by them, not run.
 #
-# need build|generate|test|demo|bench ...   installs what those need and this machine lacks
+# need build|generate|test|demo|bench|peers ...   installs what those need and this machine lacks
 # need_swift                          stops with a sentence when Swift is missing or too old
 # say TEXT, fail TEXT                 one line for people; fail also ends the script
 
@@ -54,6 +54,14 @@ bench     nbdkit              nbdkit
 bench     libnbd-bin          nbdcopy
 bench     libnbd-bin          nbdfuse
 bench     fuse3               fusermount3
+bench     xfsprogs            mkfs.xfs
+bench     btrfs-progs         mkfs.btrfs
+peers     g++                 g++
+peers     make                make
+peers     pkg-config          pkg-config
+peers     libgrpc++-dev       grpcpp/grpcpp.h
+peers     protobuf-compiler   protoc
+peers     protobuf-compiler-grpc grpc_cpp_plugin
 demo      qemu-utils          qemu-img
 demo      e2fsprogs           mke2fs
 demo      e2fsprogs           debugfs

@@ -3,26 +3,27 @@ internal import Synchronization
 /// So many bytes that several connections may hold together.
 final class ByteBudget: Sendable {
     let capacity: Int
-    private let used = Mutex(0)
+    private let used = Atomic(0)
 
     init(capacity: Int) { self.capacity = capacity }
 
     /// Takes `count` bytes, or none if there are not as many left.
     func take(_ count: Int) -> Bool {
-        used.withLock { used in
-            guard count <= capacity - used else { return false }
-            used += count
-            return true
+        var before = used.load(ordering: .relaxed)
+        while count <= capacity - before {
+            let (done, now) = used.weakCompareExchange(
+                expected: before, desired: before + count, ordering: .relaxed)
+            if done { return true }
+            before = now
         }
+        return false
     }
 
     func give(_ count: Int) {
-        used.withLock { used in
-            used -= count
-            precondition(used >= 0, "more bytes were given back than taken")
-        }
+        let left = used.subtract(count, ordering: .relaxed).newValue
+        precondition(left >= 0, "more bytes were given back than taken")
     }
 
     /// How many bytes are taken now.
-    var usedBytes: Int { used.withLock { $0 } }
+    var usedBytes: Int { used.load(ordering: .relaxed) }
 }

@@ -7,23 +7,33 @@ extension ChannelTransport {
         try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection))
     }
 
-    /// Connects a socket to `address` and lets it carry `connection`.
+    /// Connects a socket to `address` and lets it carry `connection`. Returns what runs tasks on its loop.
     static func connect(
         _ connection: any Connection, to address: RPCAddress, timeout: Duration
-    ) async throws(RPCStatus) {
+    ) async throws(RPCStatus) -> LoopExecutor {
         let bootstrap = ClientBootstrap(group: MultiThreadedEventLoopGroup.singleton)
             .connectTimeout(.nanoseconds(max(1, Int64(0).adding(timeout))))
             .channelInitializer { channel in
-                channel.eventLoop.makeCompletedFuture { try build(connection, in: channel) }
+                channel.eventLoop.makeCompletedFuture {
+                    let transport = ChannelTransport(connection, running: LoopExecutor(channel.eventLoop))
+                    try channel.pipeline.syncOperations.addHandler(transport)
+                }
             }
         do {
+            let channel: any Channel
             switch address {
-            case .unix(let path): _ = try await bootstrap.connect(unixDomainSocketPath: path).get()
+            case .unix(let path):
+                channel = try await bootstrap.connect(unixDomainSocketPath: path).get()
             case .tcp(let host, let port):
-                _ = try await bootstrap.channelOption(.tcpOption(.tcp_nodelay), value: 1)
+                channel = try await bootstrap.channelOption(.tcpOption(.tcp_nodelay), value: 1)
                     .connect(host: host, port: port).get()
             case .tls: throw RPCStatus.tlsUnavailable(address)
             }
+            return try await channel.eventLoop.submit {
+                // Closed meanwhile, it has no handlers any more; then nothing arrives that would run tasks.
+                let transport = try? channel.pipeline.syncOperations.handler(type: ChannelTransport.self)
+                return transport?.executor ?? LoopExecutor(channel.eventLoop)
+            }.get()
         } catch let status as RPCStatus {
             throw status
         } catch {

@@ -4,11 +4,17 @@ internal import Synchronization
 final class ClientConnection: Connection {
     /// What one call has received and nobody has taken yet.
     private struct Call {
+        /// Whoever waits wants the end, not each message.
+        var isUnary: Bool
         var messages: [[UInt8]] = []
-        /// Messages before this index were taken.
-        var taken = 0
         var status: RPCStatus?
         var waiter: CheckedContinuation<Void, Never>?
+
+        /// Whether there is something for whoever waits. (Two answers to a unary call are an error; the second may be
+        /// waiting for credit to be followed by the end.)
+        var isWorthWaking: Bool {
+            status != nil || (isUnary ? messages.count > 1 : !messages.isEmpty)
+        }
     }
 
     private struct State {
@@ -22,25 +28,55 @@ final class ClientConnection: Connection {
         var watchers = SendWaiters()
         var pongs: Set<UInt64> = []
         var lastPing: UInt64 = 0
-        var wake: (@Sendable () -> Void)?
+        var wake: Wake?
+        /// The transport has been woken, or comes anyway, and has not come yet.
         var isWoken = false
+
+        /// What to call, without the lock, so that the transport comes; nil if it comes anyway.
+        mutating func wakeUp() -> Wake? {
+            guard !isWoken, let wake else { return nil }
+            isWoken = true
+            return wake
+        }
+
+        /// Who waits for the call, if there is something worth waking for.
+        mutating func takeWaiter(
+            at index: Dictionary<UInt32, Call>.Index
+        ) -> [CheckedContinuation<Void, Never>] {
+            guard calls.values[index].isWorthWaking, let waiter = calls.values[index].waiter else {
+                return []
+            }
+            calls.values[index].waiter = nil
+            return [waiter]
+        }
     }
 
+    private typealias Wake = @Sendable () -> Void
+
     enum Next {
-        case message([UInt8])
+        /// All that have come, at least one.
+        case messages([[UInt8]])
         case ended(RPCStatus)
     }
 
     /// Without a payload a message costs no credit, but it costs us memory.
     private static let maxQueuedMessages = 65536
 
+    /// How many bytes of messages may be taken before the server must be told, so that it does not wait: half of what
+    /// it may send.
+    let halfWindow: Int
+
     private let state: Mutex<State>
 
     init(limits: RPCLimits) {
+        halfWindow = max(1, limits.initialCredit / 2)
         state = Mutex(State(machine: ClientMachine(limits: limits, now: RPCClock.now)))
     }
 
     // MARK: The transport
+
+    /// Some nine answers.
+    let partSize = 2048
 
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }
@@ -49,30 +85,30 @@ final class ClientConnection: Connection {
     func received(_ bytes: UnsafeRawBufferPointer, now: Int64) {
         // SAFETY: the closure runs before this function returns, and is the only one to see the pointer.
         nonisolated(unsafe) let bytes = bytes
-        perform(state.withLock { $0.machine.receive(bytes, now: now) })
+        perform { state in
+            state.isWoken = true
+            return state.machine.receive(bytes, now: now)
+        }
     }
 
     func wrote(_ count: Int, now: Int64) {
-        perform(state.withLock { $0.machine.wrote(count, now: now) })
+        perform { $0.machine.wrote(count, now: now) }
     }
 
     func work(now: Int64) -> TransportWork {
-        let (work, effects) = state.withLock { state in
+        perform { $0.machine.tick(now: now) }
+        return state.withLock { state in
             state.isWoken = false
-            let effects = state.machine.tick(now: now)
-            return (state.machine.work(now: now), effects)
+            return state.machine.work(now: now)
         }
-        perform(effects)
-        return work
     }
 
     func disconnected(_ status: RPCStatus) {
-        let effects = state.withLock { state in
+        perform { state in
             state.wake = nil
             state.isDisconnected = true
             return state.machine.disconnected(status)
         }
-        perform(effects)
         for watcher in state.withLock({ $0.watchers.takeAll() }) { watcher.resume() }
     }
 
@@ -112,8 +148,7 @@ final class ClientConnection: Connection {
 
     /// Ends the connection; calls end with `status`.
     func close(_ status: RPCStatus) {
-        perform(state.withLock { $0.machine.close(status, now: RPCClock.now) })
-        wakeTransport()
+        perform { $0.machine.close(status, now: RPCClock.now) }
     }
 
     /// Returns when the transport is gone.
@@ -143,17 +178,17 @@ final class ClientConnection: Connection {
     // MARK: Calls
 
     /// Sends a CALL as soon as there is room, and returns its stream.
-    func open(_ payload: [UInt8], deadline: Int64?) async throws(RPCStatus) -> UInt32 {
+    func open(_ payload: [UInt8], isUnary: Bool, deadline: Int64?) async throws(RPCStatus) -> UInt32 {
         while true {
-            let opening = state.withLock { state in
+            let (opening, wake) = state.withLock { state in
                 let opening = state.machine.open(payload, deadline: deadline, now: RPCClock.now)
-                if case .opened(let stream) = opening { state.calls[stream] = Call() }
-                return opening
+                guard case .opened(let stream) = opening else { return (opening, nil as Wake?) }
+                state.calls[stream] = Call(isUnary: isUnary)
+                return (opening, state.wakeUp())
             }
+            wake?()
             switch opening {
-            case .opened(let stream):
-                wakeTransport()
-                return stream
+            case .opened(let stream): return stream
             case .refused(let status): throw status
             case .wait:
                 await mayOpen()
@@ -181,53 +216,76 @@ final class ClientConnection: Connection {
         }
     }
 
-    /// The call's next message, or how it ended. Cancelling the task cancels the call. One task at a time.
+    /// The one message of a unary call, once the call has ended with OK. Cancelling the task cancels the call.
+    func answer(on stream: UInt32, of method: String) async throws(RPCStatus) -> [UInt8] {
+        await wait(for: stream)
+        let call = state.withLock { $0.calls.removeValue(forKey: stream) }
+        guard let call else { preconditionFailure("two tasks wait for the answer on stream \(stream)") }
+        guard let status = call.status else {
+            cancel(stream)
+            throw RPCStatus(.internal, "\(method) has one answer, a second one came.")
+        }
+        guard status.code == .ok else { throw status }
+        guard let message = call.messages.first else {
+            throw RPCStatus(.internal, "\(method) ended with OK and without its answer.")
+        }
+        guard call.messages.count == 1 else {
+            throw RPCStatus(.internal, "\(method) has one answer, a second one came.")
+        }
+        return message
+    }
+
+    /// The call's next messages, or how it ended. Cancelling the task cancels the call. One task at a time.
     func next(_ stream: UInt32) async -> Next {
-        while true {
-            if Task.isCancelled { cancel(stream) }
-            if let next = takeNext(stream) { return next }
-            await withTaskCancellationHandler {
-                await withCheckedContinuation { continuation in
-                    let waits = state.withLock { state in
-                        guard !Task.isCancelled, let call = state.calls[stream], call.status == nil,
-                            call.taken == call.messages.count
-                        else { return false }
-                        precondition(call.waiter == nil, "two tasks take the responses of one call")
-                        state.calls[stream]?.waiter = continuation
-                        return true
-                    }
-                    if !waits { continuation.resume() }
-                }
-            } onCancel: {
-                cancel(stream)
+        await wait(for: stream)
+        return state.withLock { state in
+            guard let index = state.calls.index(forKey: stream) else {
+                return .ended(RPCStatus(.cancelled, "The call was cancelled."))
             }
+            if state.calls.values[index].messages.isEmpty, let status = state.calls.values[index].status {
+                return .ended(status)
+            }
+            var messages: [[UInt8]] = []
+            swap(&messages, &state.calls.values[index].messages)
+            return .messages(messages)
         }
     }
 
-    private func takeNext(_ stream: UInt32) -> Next? {
-        let next = state.withLock { state -> Next? in
-            guard var call = state.calls[stream] else {
-                return .ended(RPCStatus(.cancelled, "The call was cancelled."))
+    /// Returns when there is something of the call to be taken; it is cancelled with the task.
+    private func wait(for stream: UInt32) async {
+        await withTaskCancellationHandler {
+            await withCheckedContinuation { continuation in
+                let waits = state.withLock { state in
+                    guard let index = state.calls.index(forKey: stream),
+                        !state.calls.values[index].isWorthWaking
+                    else { return false }
+                    precondition(
+                        state.calls.values[index].waiter == nil, "two tasks take the responses of one call")
+                    state.calls.values[index].waiter = continuation
+                    return true
+                }
+                if !waits { continuation.resume() }
             }
-            guard call.taken < call.messages.count else { return call.status.map { .ended($0) } }
-            let message = call.messages[call.taken]
-            call.messages[call.taken] = []
-            call.taken += 1
-            if call.taken == call.messages.count || call.taken >= 1024 {
-                call.messages.removeFirst(call.taken)
-                call.taken = 0
-            }
-            state.calls[stream] = call
-            state.machine.took(message.count, of: stream, now: RPCClock.now)
-            return .message(message)
+        } onCancel: {
+            // Whoever waits, or is about to, finds the end.
+            cancel(stream)
         }
-        if case .message = next { wakeTransport() }
-        return next
+    }
+
+    /// Messages of so many bytes were taken and used: the server may send as many again.
+    func took(_ bytes: Int, of stream: UInt32) {
+        let wake = state.withLock { state in
+            let pending = state.machine.link.pendingBytes
+            state.machine.took(bytes, of: stream, now: RPCClock.now)
+            return state.machine.link.pendingBytes > pending ? state.wakeUp() : nil
+        }
+        wake?()
     }
 
     /// Ends the call if it has not ended.
     func cancel(_ stream: UInt32) {
-        cancel(stream, RPCStatus(.cancelled, "The call was cancelled."))
+        let status = RPCStatus(.cancelled, "The call was cancelled.")
+        perform { $0.machine.cancel(stream, status, now: RPCClock.now) }
     }
 
     /// Nobody will ask for the call again.
@@ -236,69 +294,51 @@ final class ClientConnection: Connection {
         state.withLock { $0.calls[stream] = nil }
     }
 
-    private func cancel(_ stream: UInt32, _ status: RPCStatus) {
-        perform(state.withLock { $0.machine.cancel(stream, status, now: RPCClock.now) })
-    }
-
-    private func perform(_ effects: [ClientMachine.Effect]) {
-        for effect in effects {
-            switch effect {
-            case .ready:
-                resumeWatchers { $0.isReady = true }
-            case .pong(let token):
-                resumeWatchers { if token != 0, token <= $0.lastPing { $0.pongs.insert(token) } }
-            case .closedForCalls(let status):
-                resumeWatchers { $0.closed = status }
-            case .mayOpen:
-                for waiter in state.withLock({ $0.openers.takeAll() }) { waiter.resume() }
-            case .message(let stream, let message):
-                let isTooMuch = change(stream) { call in
-                    call.messages.append(message)
-                    return call.messages.count - call.taken > Self.maxQueuedMessages
-                }
-                if isTooMuch == true {
-                    cancel(stream, RPCStatus(.resourceExhausted, "Too many responses came at once."))
-                }
-            case .ended(let stream, let status):
-                change(stream) { call in
-                    if status.code == .cancelled { call.messages = []; call.taken = 0 }
-                    call.status = call.status ?? status
-                }
-            }
+    /// Lets the machine do a step, and does what follows: notes it under the same lock, then wakes who waited.
+    private func perform(_ step: (inout State) -> [ClientMachine.Effect]) {
+        var woken: [CheckedContinuation<Void, Never>] = []
+        let wake = state.withLock { state -> Wake? in
+            let effects = step(&state)
+            for effect in effects { woken += Self.note(effect, &state) }
+            return effects.isEmpty ? nil : state.wakeUp()
         }
-        if !effects.isEmpty { wakeTransport() }
+        for continuation in woken { continuation.resume() }
+        wake?()
     }
 
-    private func resumeWatchers(_ change: (inout State) -> Void) {
-        let watchers = state.withLock { state in
-            change(&state)
+    /// Notes what has happened. Returns who is to be woken, without the lock.
+    private static func note(
+        _ effect: ClientMachine.Effect, _ state: inout State
+    ) -> [CheckedContinuation<Void, Never>] {
+        switch effect {
+        case .ready:
+            state.isReady = true
             return state.watchers.takeAll()
+        case .pong(let token):
+            if token != 0, token <= state.lastPing { state.pongs.insert(token) }
+            return state.watchers.takeAll()
+        case .closedForCalls(let status):
+            state.closed = status
+            return state.watchers.takeAll()
+        case .mayOpen:
+            return state.openers.takeAll()
+        case .message(let stream, let message):
+            guard let index = state.calls.index(forKey: stream) else { return [] }
+            state.calls.values[index].messages.append(message)
+            guard state.calls.values[index].messages.count <= maxQueuedMessages else {
+                let status = RPCStatus(.resourceExhausted, "Too many responses came at once.")
+                return state.machine.cancel(stream, status, now: RPCClock.now).flatMap { note($0, &state) }
+            }
+            return state.takeWaiter(at: index)
+        case .ended(let stream, let status):
+            guard let index = state.calls.index(forKey: stream) else { return [] }
+            if status.code == .cancelled { state.calls.values[index].messages = [] }
+            if state.calls.values[index].status == nil { state.calls.values[index].status = status }
+            return state.takeWaiter(at: index)
         }
-        for watcher in watchers { watcher.resume() }
-    }
-
-    /// Changes what is known of a call, and wakes who waits for it. Nil if it was forgotten.
-    @discardableResult
-    private func change<R: Sendable>(_ stream: UInt32, _ change: (inout Call) -> R) -> R? {
-        let (result, waiter) = state.withLock { state -> (R?, CheckedContinuation<Void, Never>?) in
-            guard var call = state.calls[stream] else { return (nil, nil) }
-            let result = change(&call)
-            let waiter = call.waiter
-            call.waiter = nil
-            state.calls[stream] = call
-            return (result, waiter)
-        }
-        waiter?.resume()
-        return result
     }
 
     private func wakeTransport() {
-        let wake = state.withLock { state -> (@Sendable () -> Void)? in
-            if state.isWoken { return nil }
-            guard let wake = state.wake else { return nil }
-            state.isWoken = true
-            return wake
-        }
-        wake?()
+        state.withLock { $0.wakeUp() }?()
     }
 }

@@ -34,6 +34,7 @@ struct ClientMachine {
     private(set) var link: Link
     private let window: Int
     private let maxPayload: Int
+    private let briskWait: Int64
     private var calls: [UInt32: Call] = [:]
     private var nextStream: UInt32 = 1
     /// Why no call can be made any more.
@@ -44,6 +45,7 @@ struct ClientMachine {
     init(limits: RPCLimits, now: Int64) {
         window = limits.initialCredit
         maxPayload = limits.maxPayload
+        briskWait = Int64(0).adding(limits.briskWait)
         link = Link(limits: limits, now: now)
     }
 
@@ -242,6 +244,7 @@ struct ClientMachine {
         if nextDeadline != .max, link.phase != .closed {
             work.timer = min(work.timer ?? nextDeadline, nextDeadline)
         }
+        if !calls.isEmpty { work.briskWait = briskWait }
         return work
     }
 

@@ -4,8 +4,11 @@
 protocol Connection: AnyObject, Sendable {
     /// Says how the transport is told that there is work. `wake` is called from anywhere.
     func attach(wake: @escaping @Sendable () -> Void)
+    /// After it, or after several in a row, the transport comes for `work` without being woken.
     func received(_ bytes: UnsafeRawBufferPointer, now: Int64)
     func wrote(_ count: Int, now: Int64)
+    /// How many bytes that have arrived are worth a write of their own, when more have arrived with them.
+    var partSize: Int { get }
     /// What there is to do, all timers considered.
     func work(now: Int64) -> TransportWork
     /// The transport is gone. Nothing else is called after it.

@@ -42,11 +42,7 @@ struct FrameDecoder {
         while true {
             switch state {
             case .header:
-                let taken = input.take(FrameHeader.size - header.count)
-                header.append(contentsOf: taken)
-                guard header.count == FrameHeader.size else { return nil }
-                let parsed = try Self.parse(header)
-                header.removeAll(keepingCapacity: true)
+                guard let parsed = try takeHeader(&input) else { return nil }
                 guard parsed.length <= limit, admits(parsed, 0) else {
                     state = .skipping(Int(parsed.length))
                     return .oversize(parsed)
@@ -58,6 +54,10 @@ struct FrameDecoder {
                     state = .skipping(Int(header.length) - payload.count - part.count)
                     payload = []
                     return .oversize(header)
+                }
+                if part.count == header.length {
+                    state = .header
+                    return .frame(header, payload: [UInt8](part))
                 }
                 payload.append(contentsOf: part)
                 guard payload.count == header.length else { return nil }
@@ -72,9 +72,18 @@ struct FrameDecoder {
         }
     }
 
-    private static func parse(_ bytes: [UInt8]) throws(FramingError) -> FrameHeader {
+    /// The header that `input` begins with or completes; nil if it is not whole yet.
+    private mutating func takeHeader(
+        _ input: inout UnsafeRawBufferPointer
+    ) throws(FramingError) -> FrameHeader? {
+        if header.isEmpty, input.count >= FrameHeader.size {
+            return try FrameHeader(parsing: input.take(FrameHeader.size))
+        }
+        header.append(contentsOf: input.take(FrameHeader.size - header.count))
+        guard header.count == FrameHeader.size else { return nil }
+        defer { header.removeAll(keepingCapacity: true) }
         // withUnsafeBytes cannot throw a typed error.
-        let result = bytes.withUnsafeBytes { buffer in
+        let result = header.withUnsafeBytes { buffer in
             Result { () throws(FramingError) -> FrameHeader in try FrameHeader(parsing: buffer) }
         }
         return try result.get()

@@ -71,12 +71,9 @@ struct FrameHeader: Equatable {
 
     /// Writes the 12 bytes at the end of `bytes`.
     func append(to bytes: inout [UInt8]) {
-        withUnsafeBytes(of: length.bigEndian) { bytes.append(contentsOf: $0) }
-        withUnsafeBytes(of: stream.bigEndian) { bytes.append(contentsOf: $0) }
-        bytes.append(type.rawValue)
-        bytes.append(isEnd ? Self.endFlag : 0)
-        bytes.append(0)
-        bytes.append(0)
+        let flags = isEnd ? Self.endFlag : 0
+        let header = (length.bigEndian, stream.bigEndian, type.rawValue, flags, 0 as UInt16)
+        withUnsafeBytes(of: header) { bytes.append(contentsOf: $0) }
     }
 }
 

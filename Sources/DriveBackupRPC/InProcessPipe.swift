@@ -41,7 +41,7 @@ final class InProcessPipe {
                 pipe.value.service(index)
             }
         }
-        let result = RPCConnection(client)
+        let result = RPCConnection(client, running: LoopExecutor(eventLoop))
         try await client.ready()
         return result
     }

@@ -19,6 +19,10 @@ struct TransportWork {
     var wantsRead = true
     /// What to do once `bytes` are sent.
     var ending = Ending.none
+    /// Whether to ask again as soon as `bytes` are sent; otherwise whoever has something to send wakes the transport.
+    var asksAgain = false
+    /// How long the peer's next bytes may be waited for awake, in nanoseconds, once `bytes` are sent.
+    var briskWait: Int64 = 0
     /// When to ask again at the latest, in nanoseconds of the transport's clock.
     var timer: Int64?
 }
@@ -57,6 +61,10 @@ struct Link {
     private(set) var hasSentGoAway = false
 
     private let limits: RPCLimits
+    /// Of `limits`, in nanoseconds: they are looked at with every frame.
+    private let writeTimeout: Int64
+    private let idleInterval: Int64
+    private let pingTimeout: Int64
     private var decoder = FrameDecoder(limit: FrameHeader.maxPayloadBeforeHello)
     private var outbox: [UInt8] = []
     private var bytesBeingWritten = 0
@@ -72,6 +80,9 @@ struct Link {
 
     init(limits: RPCLimits, now: Int64) {
         self.limits = limits
+        writeTimeout = Int64(0).adding(limits.writeTimeout)
+        idleInterval = Int64(0).adding(limits.idleInterval)
+        pingTimeout = Int64(0).adding(limits.pingTimeout)
         handshakeDeadline = now.adding(limits.handshakeTimeout)
         lastHeard = now
         lastWriteProgress = now
@@ -260,6 +271,7 @@ struct Link {
             if lingerDeadline == nil { lingerDeadline = now.adding(limits.lingerTimeout) }
             work.ending = .halfClose
         }
+        work.asksAgain = phase == .ending || !work.wantsRead
         work.timer = nextTimer
         return work
     }
@@ -269,12 +281,13 @@ struct Link {
         func consider(_ instant: Int64?) {
             if let instant { timer = min(timer ?? instant, instant) }
         }
-        if pendingBytes > 0 { consider(lastWriteProgress.adding(limits.writeTimeout)) }
+        if pendingBytes > 0 { consider(lastWriteProgress.adding(nanoseconds: writeTimeout)) }
         switch phase {
         case .awaitingHello: consider(handshakeDeadline)
         case .open:
             consider(
-                pingSentAt.map { $0.adding(limits.pingTimeout) } ?? lastHeard.adding(limits.idleInterval))
+                pingSentAt.map { $0.adding(nanoseconds: pingTimeout) }
+                    ?? lastHeard.adding(nanoseconds: idleInterval))
         case .ending: consider(lingerDeadline)
         case .closed: return nil
         }
@@ -283,7 +296,7 @@ struct Link {
 
     /// Time has passed. Returns why the connection has to end now, if it has.
     mutating func tick(now: Int64) -> RPCStatus? {
-        if pendingBytes > 0, now >= lastWriteProgress.adding(limits.writeTimeout), phase != .closed {
+        if pendingBytes > 0, now >= lastWriteProgress.adding(nanoseconds: writeTimeout), phase != .closed {
             let status = RPCStatus(
                 .unavailable, "The other side has read nothing for \(limits.writeTimeout), it was cut off.")
             close(status)
@@ -295,13 +308,13 @@ struct Link {
                 .deadlineExceeded, "The connection ends: no HELLO came within \(limits.handshakeTimeout).")
         case .open:
             if let sent = pingSentAt {
-                if now >= sent.adding(limits.pingTimeout) {
+                if now >= sent.adding(nanoseconds: pingTimeout) {
                     return RPCStatus(
                         .unavailable,
                         "The connection ends: the other side has not answered a PING for "
                             + "\(limits.pingTimeout).")
                 }
-            } else if now >= lastHeard.adding(limits.idleInterval) {
+            } else if now >= lastHeard.adding(nanoseconds: idleInterval) {
                 ping(token: 0, now: now)
                 pingSentAt = now
             }
@@ -321,10 +334,13 @@ extension Int64 {
         let (seconds, attoseconds) = duration.components
         let (scaled, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
         if overflow { return .max }
-        let (sum, overflow2) = addingReportingOverflow(scaled)
-        if overflow2 { return .max }
-        let (result, overflow3) = sum.addingReportingOverflow(attoseconds / 1_000_000_000)
-        return overflow3 ? .max : result
+        return adding(nanoseconds: scaled).adding(nanoseconds: attoseconds / 1_000_000_000)
+    }
+
+    /// As above.
+    func adding(nanoseconds: Int64) -> Int64 {
+        let (result, overflow) = addingReportingOverflow(nanoseconds)
+        return overflow ? .max : result
     }
 }
 

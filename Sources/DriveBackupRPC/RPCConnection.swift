@@ -19,8 +19,12 @@ public struct CallOptions: Sendable {
 /// When the connection is lost its calls end with `unavailable`, and so does each new one: connect again.
 public final class RPCConnection: Sendable {
     private let connection: ClientConnection
+    private let loop: LoopExecutor
 
-    init(_ connection: ClientConnection) { self.connection = connection }
+    init(_ connection: ClientConnection, running executor: LoopExecutor) {
+        self.connection = connection
+        loop = executor
+    }
 
     deinit { connection.close(RPCStatus(.unavailable, "The connection was closed.")) }
 
@@ -34,8 +38,8 @@ public final class RPCConnection: Sendable {
         var limits = limits
         limits.handshakeTimeout = min(limits.handshakeTimeout, timeout)
         let connection = ClientConnection(limits: limits)
-        try await ChannelTransport.connect(connection, to: address, timeout: timeout)
-        let result = RPCConnection(connection)
+        let executor = try await ChannelTransport.connect(connection, to: address, timeout: timeout)
+        let result = RPCConnection(connection, running: executor)
         do throws(RPCStatus) {
             try await connection.ready()
         } catch {
@@ -51,22 +55,27 @@ public final class RPCConnection: Sendable {
     public func call<Request, Response>(
         _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
     ) async throws(RPCStatus) -> Response {
-        let call = try await start(method, request, options)
-        guard let bytes = try await call.next() else {
-            throw RPCStatus(.internal, "\(method.name) ended with OK and without its answer.")
-        }
-        guard try await call.next() == nil else {
-            throw RPCStatus(.internal, "\(method.name) has one answer, a second one came.")
-        }
-        return try ClientCall.response(bytes)
+        let stream = try await start(method, request, isUnary: true, options)
+        return try ClientCall.response(await connection.answer(on: stream, of: method.name))
     }
 
     /// Calls a method that has any number of responses. Returns when the call has been sent.
     public func stream<Request, Response>(
         _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
     ) async throws(RPCStatus) -> RPCResponses<Response> {
-        try await RPCResponses(start(method, request, options))
+        let stream = try await start(method, request, isUnary: false, options)
+        return RPCResponses(ClientCall(connection, stream: stream, owner: self))
     }
+
+    /// Runs tasks where the connection's bytes arrive and leave, for those that make many calls:
+    ///
+    /// ```swift
+    /// Task(executorPreference: connection.executor) { try await connection.call(…) }
+    /// ```
+    ///
+    /// Their calls need no change of thread, and those that are made at the same time leave together. All calls of the
+    /// connection, and maybe other connections, wait while such a task computes.
+    public var executor: any TaskExecutor { loop }
 
     /// How long the agent takes to answer nothing.
     public func ping() async throws(RPCStatus) -> Duration {
@@ -91,8 +100,8 @@ public final class RPCConnection: Sendable {
     }
 
     private func start<Request, Response>(
-        _ method: RPCMethod<Request, Response>, _ request: Request, _ options: CallOptions
-    ) async throws(RPCStatus) -> ClientCall {
+        _ method: RPCMethod<Request, Response>, _ request: Request, isUnary: Bool, _ options: CallOptions
+    ) async throws(RPCStatus) -> UInt32 {
         var frame = Frames.Call()
         frame.method = method.name
         frame.metadata = options.metadata.map(\.frame)
@@ -107,7 +116,6 @@ public final class RPCConnection: Sendable {
             deadline = RPCClock.now.adding(timeout)
         }
         let payload = try frame.bytesToSend(limit: connection.maxRequest, what: "request")
-        let stream = try await connection.open(payload, deadline: deadline)
-        return ClientCall(connection, stream: stream, owner: self)
+        return try await connection.open(payload, isUnary: isUnary, deadline: deadline)
     }
 }

@@ -21,6 +21,9 @@ public struct RPCLimits: Sendable {
     public var pingTimeout = Duration.seconds(20)
     /// How long the other side may read nothing while there is something to send.
     public var writeTimeout = Duration.seconds(30)
+    /// How long a side may stay awake for the next bytes of a peer that calls or answers without a pause; zero for
+    /// never. It costs processor time only while there is such a peer, and saves each call two wake-ups.
+    public var briskWait = Duration.microseconds(50)
     /// How long a connection that we end stays open for the other side to read why.
     public var lingerTimeout = Duration.seconds(1)
     /// Allows TCP without TLS on addresses other than loopback.

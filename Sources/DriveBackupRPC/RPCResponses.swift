@@ -1,4 +1,5 @@
 public import DriveBackupWire
+internal import Synchronization
 
 /// The responses of a call that streams them, in order. Ends with the call; throws its status if that is not OK.
 ///
@@ -19,6 +20,11 @@ public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
 
     public struct Iterator: AsyncIteratorProtocol {
         private let call: ClientCall
+        /// What has come with the last one that was waited for, and how much of it was taken.
+        private var messages: [[UInt8]] = []
+        private var taken = 0
+        /// Bytes that were taken and that the server has not been told of.
+        private var bytesTaken = 0
 
         init(_ call: ClientCall) { self.call = call }
 
@@ -29,18 +35,42 @@ public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
         public mutating func next(
             isolation actor: isolated (any Actor)?
         ) async throws(RPCStatus) -> Response? {
-            guard let bytes = try await call.next() else { return nil }
-            return try ClientCall.response(bytes)
+            if Task.isCancelled { call.cancel() }
+            if taken < messages.count, call.isCancelled {
+                messages = []
+                taken = 0
+                throw RPCStatus(.cancelled, "The call was cancelled.")
+            }
+            if taken == messages.count {
+                messages = []
+                taken = 0
+                give()
+                guard let next = try await call.next() else { return nil }
+                messages = next
+            }
+            defer {
+                bytesTaken += messages[taken].count
+                taken += 1
+                if bytesTaken >= call.halfWindow { give() }
+            }
+            return try ClientCall.response(messages[taken])
+        }
+
+        /// Lets the server send as much as was taken.
+        private mutating func give() {
+            if bytesTaken > 0 { call.took(bytesTaken) }
+            bytesTaken = 0
         }
     }
 }
 
-/// A call that the client has made. It ends with the last reference to it.
+/// A call that the client has made, with any number of responses. It ends with the last reference to it.
 final class ClientCall: Sendable {
     private let connection: ClientConnection
     private let stream: UInt32
     /// A connection that nobody else holds lives as long as its calls.
     private let owner: any AnyObject & Sendable
+    private let wasCancelled = Atomic(false)
 
     init(_ connection: ClientConnection, stream: UInt32, owner: any AnyObject & Sendable) {
         self.connection = connection
@@ -50,17 +80,27 @@ final class ClientCall: Sendable {
 
     deinit { connection.forget(stream) }
 
-    func cancel() { connection.cancel(stream) }
+    var halfWindow: Int { connection.halfWindow }
 
-    /// The next message; nil when the call has ended with OK.
-    func next() async throws(RPCStatus) -> [UInt8]? {
+    /// Whether the caller wants nothing of it any more.
+    var isCancelled: Bool { wasCancelled.load(ordering: .relaxed) }
+
+    func cancel() {
+        wasCancelled.store(true, ordering: .relaxed)
+        connection.cancel(stream)
+    }
+
+    /// The next messages, at least one; nil when the call has ended with OK.
+    func next() async throws(RPCStatus) -> [[UInt8]]? {
         switch await connection.next(stream) {
-        case .message(let bytes): return bytes
+        case .messages(let messages): return messages
         case .ended(let status):
             if status.code == .ok { return nil }
             throw status
         }
     }
+
+    func took(_ bytes: Int) { connection.took(bytes, of: stream) }
 
     static func response<Response: WireMessage>(_ bytes: [UInt8]) throws(RPCStatus) -> Response {
         do throws(WireError) {

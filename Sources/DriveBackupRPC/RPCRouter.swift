@@ -4,10 +4,19 @@ public import DriveBackupWire
 ///
 /// A handler runs in a task of its own, which is cancelled when the caller cancels, when its deadline passes and
 /// when the connection ends. What it throws is the call's status.
+///
+/// The task begins at once, on the connection's event loop, and goes on in Swift's pool once it has waited for
+/// something. So a handler that need not wait is answered together with all other calls that have arrived, without a
+/// change of thread; what takes long or blocks belongs behind an `await` that leaves the loop.
 public struct RPCRouter: Sendable {
-    /// Decodes a request, or says why it cannot be; what it returns runs the handler to its end.
+    /// Decodes a request, or says why it cannot be; what it returns runs the handler.
     typealias Entry = @Sendable (_ request: [UInt8]) throws(RPCStatus) -> Handler
-    typealias Handler = @Sendable (RPCContext, ServerCall) async throws(RPCStatus) -> Void
+    enum Handler: Sendable {
+        /// Returns the one response, encoded. The limit is the largest that the client takes, in bytes.
+        case unary(@Sendable (RPCContext, _ limit: Int) async throws(RPCStatus) -> [UInt8])
+        /// Sends its responses.
+        case stream(@Sendable (RPCContext, ServerCall) async throws(RPCStatus) -> Void)
+    }
 
     private var entries: [String: Entry] = [:]
 
@@ -24,8 +33,8 @@ public struct RPCRouter: Sendable {
         precondition(!method.isServerStreaming, "\(method.name) streams its responses")
         add(method.name) { (bytes) throws(RPCStatus) -> Handler in
             let request: Request = try Self.request(bytes)
-            return { (context, call) async throws(RPCStatus) in
-                try await RPCWriter<Response>(call).write(handler(request, context))
+            return .unary { (context, limit) async throws(RPCStatus) in
+                try await handler(request, context).bytesToSend(limit: limit, what: "response")
             }
         }
     }
@@ -39,7 +48,7 @@ public struct RPCRouter: Sendable {
         precondition(method.isServerStreaming, "\(method.name) has one response")
         add(method.name) { (bytes) throws(RPCStatus) -> Handler in
             let request: Request = try Self.request(bytes)
-            return { (context, call) async throws(RPCStatus) in
+            return .stream { (context, call) async throws(RPCStatus) in
                 try await handler(request, context, RPCWriter<Response>(call))
             }
         }

@@ -7,7 +7,7 @@ final class ServerConnection: Connection {
         var tasks: [UInt32: Task<Void, Never>] = [:]
         var waiters = SendWaiters()
         var wake: (@Sendable () -> Void)?
-        /// The transport has been woken and has not come yet.
+        /// The transport has been woken, or comes anyway, and has not come yet.
         var isWoken = false
     }
 
@@ -26,6 +26,9 @@ final class ServerConnection: Connection {
 
     // MARK: The transport
 
+    /// Some nine calls.
+    let partSize = 640
+
     func attach(wake: @escaping @Sendable () -> Void) {
         state.withLock { $0.wake = wake }
     }
@@ -33,7 +36,11 @@ final class ServerConnection: Connection {
     func received(_ bytes: UnsafeRawBufferPointer, now: Int64) {
         // The pointer is used within the lock's closure only.
         nonisolated(unsafe) let bytes = bytes  // SAFETY: the closure runs before this function returns.
-        perform(state.withLock { $0.machine.receive(bytes, now: now) })
+        perform(
+            state.withLock { state in
+                state.isWoken = true
+                return state.machine.receive(bytes, now: now)
+            })
     }
 
     func wrote(_ count: Int, now: Int64) {
@@ -103,6 +110,21 @@ final class ServerConnection: Connection {
         }
     }
 
+    /// Sends a unary call's one message and ends the call, as soon as that may be.
+    private func answer(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
+        let outcome = state.withLock { state in
+            let outcome = state.machine.answer(message, on: stream, now: RPCClock.now)
+            if outcome == .sent { state.tasks[stream] = nil }
+            return outcome
+        }
+        if outcome == .sent {
+            wakeTransport()
+        } else {
+            try await send(message, on: stream)
+            ended(stream, .ok)
+        }
+    }
+
     /// Returns when it is worth trying again to send, or the task is cancelled.
     private func mayHaveChanged(_ stream: UInt32) async {
         let token = state.withLock { $0.waiters.newToken() }
@@ -149,16 +171,20 @@ final class ServerConnection: Connection {
         let context = RPCContext(
             peer: peer, metadata: call.metadata, deadline: call.deadline.map { RPCClock.instant($0) })
         let serverCall = ServerCall(connection: self, stream: call.stream)
-        // The connection owns the task: it is cancelled with its call, at the latest when the transport goes.
-        let task = Task {
-            let status: RPCStatus
+        // The connection owns the task: it is cancelled with its call, at the latest when the transport goes. It begins
+        // here and now: many handlers have answered when this returns.
+        let task = Task.immediate {
             do throws(RPCStatus) {
-                try await handler(context, serverCall)
-                status = .ok
+                switch handler {
+                case .unary(let respond):
+                    try await answer(respond(context, maxMessage), on: call.stream)
+                case .stream(let respond):
+                    try await respond(context, serverCall)
+                    ended(call.stream, .ok)
+                }
             } catch {
-                status = error
+                ended(call.stream, error)
             }
-            ended(call.stream, status)
         }
         state.withLock { state in
             // The handler may have returned before we got here, or its call have ended.

@@ -56,11 +56,14 @@ struct ServerMachine {
     private(set) var link: Link
     private let limits: RPCLimits
     private let budget: ByteBudget
+    private let briskWait: Int64
     private let knows: @Sendable (String) -> Bool
 
     private var calls: [UInt32: Call] = [:]
     /// What the budget has given for each handler that has not returned, whether or not its call has ended.
     private var handlers: [UInt32: Int] = [:]
+    /// How many of `calls` have a handler.
+    private var dispatchedCalls = 0
     private var lastStream: UInt32 = 0
     /// What the budget has given for the frame that is arriving.
     private var chargeOfFrame = 0
@@ -71,6 +74,7 @@ struct ServerMachine {
         self.limits = limits
         self.budget = budget
         self.knows = knows
+        briskWait = Int64(0).adding(limits.briskWait)
         link = Link(limits: limits, now: now)
     }
 
@@ -224,8 +228,8 @@ struct ServerMachine {
         // Without END, an empty message says that the request comes in a MESSAGE.
         if header.isEnd || !frame.message.isEmpty { call.request = frame.message }
         call.isRequestDone = header.isEnd
+        dispatchIfReady(&call, stream, &effects)
         calls[stream] = call
-        dispatchIfReady(stream, &effects)
     }
 
     /// The call that `payload` describes, if it can be taken.
@@ -234,7 +238,8 @@ struct ServerMachine {
             throw RPCStatus(
                 .unavailable, "The agent takes no new calls on this connection.", reason: "AGENT_STOPPING")
         }
-        if calls.values.count + endedHandlers >= limits.maxCallsPerConnection {
+        // Handlers that run on though their calls have ended count, too.
+        if calls.count + handlers.count - dispatchedCalls >= limits.maxCallsPerConnection {
             throw RPCStatus(
                 .resourceExhausted,
                 "A connection can have \(limits.maxCallsPerConnection) calls at once, this one has them.")
@@ -257,11 +262,6 @@ struct ServerMachine {
         return frame
     }
 
-    /// How many handlers run on though their calls have ended.
-    private var endedHandlers: Int {
-        handlers.count - calls.values.count(where: \.isDispatched)
-    }
-
     private mutating func takeMessage(
         _ header: FrameHeader, _ payload: [UInt8], now: Int64, _ effects: inout [Effect]
     ) {
@@ -275,16 +275,16 @@ struct ServerMachine {
         }
         if !isBareEnd { call.request = payload }
         call.isRequestDone = header.isEnd
+        dispatchIfReady(&call, header.stream, &effects)
         calls[header.stream] = call
-        dispatchIfReady(header.stream, &effects)
     }
 
-    private mutating func dispatchIfReady(_ stream: UInt32, _ effects: inout [Effect]) {
-        guard var call = calls[stream], call.isRequestDone, let request = call.request else { return }
+    private mutating func dispatchIfReady(_ call: inout Call, _ stream: UInt32, _ effects: inout [Effect]) {
+        guard call.isRequestDone, let request = call.request else { return }
         call.isDispatched = true
         call.request = nil
         handlers[stream] = call.charge
-        calls[stream] = call
+        dispatchedCalls += 1
         effects.append(
             .dispatch(
                 IncomingCall(
@@ -326,11 +326,26 @@ struct ServerMachine {
         return outcome
     }
 
+    /// As `send`, `finish` with OK and `handlerEnded` in one, if the message may be sent now. Otherwise nothing has
+    /// happened.
+    mutating func answer(_ message: [UInt8], on stream: UInt32, now: Int64) -> Sending {
+        let outcome = send(message, on: stream, now: now)
+        if outcome == .sent {
+            calls[stream] = nil
+            dispatchedCalls -= 1
+            // An empty STATUS is OK.
+            link.append(.status, stream: stream, isEnd: true, payload: [], now: now)
+            handlerEnded(stream)
+            endIfDone(now: now)
+        }
+        return outcome
+    }
+
     /// Ends a call with its STATUS. Does nothing if it has ended.
     mutating func finish(_ stream: UInt32, _ status: RPCStatus, now: Int64) -> [Effect] {
         var effects: [Effect] = []
         guard let call = calls.removeValue(forKey: stream) else { return [] }
-        if !call.isDispatched { budget.give(call.charge) }
+        if call.isDispatched { dispatchedCalls -= 1 } else { budget.give(call.charge) }
         link.append(
             .status, stream: stream, isEnd: true, payload: status.encoded(limit: maxMessage), now: now)
         effects.append(.maySend(stream: stream))
@@ -416,6 +431,8 @@ struct ServerMachine {
         if nextDeadline != .max, link.phase != .closed {
             work.timer = min(work.timer ?? nextDeadline, nextDeadline)
         }
+        // With everything answered the next to speak is the client.
+        if handlers.isEmpty { work.briskWait = briskWait }
         return work
     }
 
@@ -436,6 +453,7 @@ struct ServerMachine {
             }
         }
         calls = [:]
+        dispatchedCalls = 0
         budget.give(chargeOfFrame)
         chargeOfFrame = 0
         effects.append(.allMaySend)

@@ -84,10 +84,9 @@ struct WireDecoder: FieldCoder {
     }
 
     mutating func messages<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ values: inout [M]) {
-        values = elements(layout.field(number), of: UnsafePointer<ProtobufCMessage>?.self).compactMap {
-            pointer in
-            pointer.map { Self.message($0) }
-        }
+        let pointers = elements(layout.field(number), of: UnsafePointer<ProtobufCMessage>?.self)
+        if pointers.isEmpty, values.isEmpty { return }
+        values = pointers.compactMap { pointer in pointer.map { Self.message($0) } }
     }
 
     // SAFETY: of the loads: the descriptor gives the offsets of the very struct that libprotobuf-c made for it, and

@@ -14,16 +14,24 @@ public protocol WireMessage: Sendable, Hashable {
 
     /// Shows each field to `coder`, in the order of the schema.
     mutating func fields<Coder: FieldCoder>(_ coder: inout Coder)
-}
 
-extension WireMessage {
+    // These have one implementation, below. They are requirements so that each message gets it compiled for itself:
+    // generic code that does not know the message finds it in the conformance, several times as fast.
+
     /// The message that `bytes` encode.
     ///
     /// Everything that libprotobuf-c would let pass is checked first (see `WireCheck`), so what is returned is well
     /// formed; whether the values make sense is for the caller to say. Fields that the schema does not know are
     /// skipped and forgotten. `bytes` are not referred to after the call.
+    static func decode(_ bytes: UnsafeRawBufferPointer, limits: WireLimits) throws(WireError) -> Self
+
+    /// The message's bytes. Fails if a string contains NUL.
+    func encode() throws(WireError) -> [UInt8]
+}
+
+extension WireMessage {
     public static func decode(
-        _ bytes: UnsafeRawBufferPointer, limits: WireLimits = .request
+        _ bytes: UnsafeRawBufferPointer, limits: WireLimits
     ) throws(WireError) -> Self {
         var message = Self()
         let descriptor = Self.descriptor
@@ -42,11 +50,7 @@ extension WireMessage {
 
     /// The message that `bytes` encode.
     public static func decode(_ bytes: [UInt8], limits: WireLimits = .request) throws(WireError) -> Self {
-        // The closure of withUnsafeBytes cannot throw a typed error that is inferred from here.
-        let result = bytes.withUnsafeBytes { buffer in
-            Result { () throws(WireError) -> Self in try decode(buffer, limits: limits) }
-        }
-        return try result.get()
+        try bytes.span.withUnsafeBytes { (buffer) throws(WireError) in try decode(buffer, limits: limits) }
     }
 
     /// The message made ready to be written somewhere. Fails if a string contains NUL.
@@ -55,7 +59,6 @@ extension WireMessage {
         return try WireEncoding(&copy)
     }
 
-    /// The message's bytes. Fails if a string contains NUL.
     public func encode() throws(WireError) -> [UInt8] {
         let encoding = try encoding()
         return [UInt8](unsafeUninitializedCapacity: encoding.size) { buffer, count in

@@ -45,10 +45,17 @@ struct HistoryTests {
                 default:
                     // A handler does something.
                     guard let chosen = running.sorted().randomElement(using: &generator) else { continue }
-                    if Bool.random(using: &generator) {
-                        _ = test.machine.send([UInt8](repeating: 1, count: 900), on: chosen, now: test.now)
+                    let message = [UInt8](repeating: 1, count: 900)
+                    switch Int.random(in: 0...2, using: &generator) {
+                    case 0:
+                        _ = test.machine.send(message, on: chosen, now: test.now)
                         test.collect()
-                    } else {
+                    case 1:
+                        if test.machine.answer(message, on: chosen, now: test.now) == .sent {
+                            running.remove(chosen)
+                        }
+                        test.collect()
+                    default:
                         running.remove(chosen)
                         test.finish(chosen)
                     }

@@ -141,6 +141,25 @@ struct ServerMachineTests {
         #expect(test.machine.send([1], on: 1, now: 0) == .sent)
     }
 
+    @Test("an answer is a message and the end of its call, or nothing while it has to wait")
+    func answers() throws {
+        var test = MachineUnderTest()
+        test.receive(hello(credit: 0) + call(1) + call(3))
+        #expect(test.machine.answer([7], on: 1, now: 0) == .wait)
+        #expect(test.machine.openCalls == 2 && test.machine.runningHandlers == 2)
+        test.receive(credit(1, 1) + raw(5, stream: 3))
+        #expect(test.machine.answer([7], on: 1, now: 0) == .sent)
+        #expect(test.machine.answer([8], on: 3, now: 0) == .ended)
+        test.machine.handlerEnded(3)
+        test.collect()
+        let sent = try frames(test.sent).filter { $0.header.stream == 1 }
+        #expect(sent.map(\.header.type) == [.message, .status])
+        #expect(sent.map(\.payload) == [[7], []])
+        #expect(sent.map(\.header.isEnd) == [false, true])
+        #expect(test.machine.openCalls == 0 && test.machine.runningHandlers == 0)
+        #expect(test.budget.usedBytes == 0)
+    }
+
     @Test("control frames are answered when all calls are stuck")
     func pingWhileStuck() throws {
         var test = MachineUnderTest()

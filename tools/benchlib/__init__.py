@@ -1,0 +1,1 @@
+"""What tools/bench measures with: see its --help, and docs/performance.md."""

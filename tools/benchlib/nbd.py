@@ -1,0 +1,155 @@
+"""NBD servers on one drive: requests a second, and what each costs the server in processor time."""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import subprocess
+
+from . import images
+from .common import Noise, Turns, Unavailable, cpu_seconds, listens, wait
+from .load import Load, limit
+from .results import Figure, Goal
+from .servers import Agent, StorageDaemon, stop
+
+ROWS = {
+    "nbd-4k-read": "random reads of 4 KiB from an export",
+    "nbd-4k-write": "random writes of 4 KiB to an export",
+    "nbd-1m-read": "sequential reads of 1 MiB from an export",
+    "nbd-1m-write": "sequential writes of 1 MiB to an export",
+}
+RATE_GOALS = {1: 1.1, 16: 1.5, 64: 1.8}  # by depth
+CPU_GOALS = {"read": 0.6, "write": 0.8}
+LARGE_GOALS = {"read": 1.2, "write": 1.0}
+NO_DIRECT = "not measured: our drives have no direct mode, all their I/O goes through the page cache"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    depth: int
+    connections: int = 1
+    form: str = "raw"
+    direct: bool = False
+
+    def __str__(self):
+        return (f"{self.form}, {'O_DIRECT' if self.direct else 'page cache'}, depth {self.depth}, "
+                f"{self.connections} connection{'s' if self.connections > 1 else ''}")
+
+
+def cells(row, options):
+    """--full: all of them. Else raw in the page cache whole, and of the others what differs."""
+    if row.startswith("nbd-1m"):
+        default = [Cell(1), Cell(16), Cell(16, form="qcow2")]
+        more = [Cell(depth, connections, form, direct) for form in ("raw", "qcow2") for direct in (False, True)
+                for depth in (1, 16) for connections in (1, 4)]
+    else:
+        default = [
+            *(Cell(depth, connections) for connections in (1, 4) for depth in (1, 16, 64)),
+            Cell(1, form="qcow2"), Cell(16, form="qcow2"), Cell(16, 4, "qcow2"),
+            Cell(1, direct=True), Cell(16, direct=True)]
+        more = [Cell(depth, connections, form, direct) for form in ("raw", "qcow2") for direct in (False, True)
+                for depth in (1, 16, 64) for connections in (1, 4)]
+    if options.quick:
+        return [Cell(16)] if row.startswith("nbd-1m") else [Cell(1), Cell(16)]
+    return more if options.full else default
+
+
+@contextlib.contextmanager
+def qemu_nbd(directory, path, cell, aio):
+    """qemu-nbd; yields its process id and address."""
+    address = f"{directory}/qemu-nbd.sock"
+    cache = "none" if cell.direct else "writeback"
+    with process(address, "qemu-nbd", "--persistent", "--shared=8", f"--socket={address}", "-f", cell.form,
+                 f"--cache={cache}", f"--aio={aio}", "-x", "bench", path) as pid:
+        yield pid, f"nbd+unix:///bench?socket={address}"
+
+
+@contextlib.contextmanager
+def nbdkit(directory, path):
+    address = f"{directory}/nbdkit.sock"
+    with process(address, "nbdkit", "--foreground", "--unix", address, "file", path) as pid:
+        yield pid, f"nbd+unix:///bench?socket={address}"
+
+
+@contextlib.contextmanager
+def process(address, *command):
+    """A server of one socket, from when it is there; yields its process id."""
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def is_ready():
+        if server.poll() is not None:
+            raise Unavailable(f"it ended with {server.returncode} as it began: {' '.join(command)}")
+        return listens(address)
+
+    try:
+        wait(is_ready, command[0])
+        yield server.pid
+    finally:
+        stop(server)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(address)
+
+
+@contextlib.contextmanager
+def ours(bench, directory, path, cell):
+    with Agent(bench, directory, [("bench", path, cell.form)], exports=True) as agent:
+        yield agent.pid, agent.uri("bench")
+
+
+@contextlib.contextmanager
+def storage_daemon(directory, path, cell, aio):
+    with StorageDaemon(directory, [("bench", path, cell.form)], exports=True, aio=aio, direct=cell.direct) as daemon:
+        yield daemon.pid, daemon.uri("bench")
+
+
+def contestants(bench, row, cell, directory, path):
+    """Each starts its server, loads it for a round, and stops it: one after the other on the same file."""
+    servers = {"us": lambda: ours(bench, directory, path, cell)}
+    if bench.options.peers:
+        for aio in ("threads", "io_uring"):
+            if cell.direct and aio == "threads":
+                aio = "native"
+            servers[f"qemu-nbd, {aio}"] = lambda aio=aio: qemu_nbd(directory, path, cell, aio)
+            servers[f"qemu-storage-daemon, {aio}"] = lambda aio=aio: storage_daemon(directory, path, cell, aio)
+        if cell.form == "raw" and not cell.direct:
+            servers["nbdkit file"] = lambda: nbdkit(directory, path)
+    return {name: lambda server=server: loaded(server, bench, row, cell) for name, server in servers.items()}
+
+
+def loaded(server, bench, row, cell):
+    way = row.rsplit("-", 1)[1]
+    work = [f"--rw=rand{way}", "--bs=4k"] if row.startswith("nbd-4k") else [f"--rw={way}", "--bs=1M"]
+    size = images.drive_size(bench)
+    with server() as (pid, uri):
+        os.sync()
+        before = cpu_seconds(pid)
+        with Noise() as noise:
+            load = Load(uri, *work, f"--iodepth={cell.depth}", f"--size={size}", connections=cell.connections,
+                        seconds=bench.options.seconds * (0.4 if bench.options.quick else 1))
+            found = load.result()
+        cpu = cpu_seconds(pid) - before
+    os.sync()
+    return {
+        "cost": 1 / max(found["rate"], 1e-9), "rate": found["rate"], "mib_s": found["mib_s"], "cores": found["cores"],
+        "us": cpu * 1e6 / max(found["requests"], 1), "busy": noise.busy}
+
+
+def measure(row, bench):
+    for cell in cells(row, bench.options):
+        way, small = row.rsplit("-", 1)[1], row.startswith("nbd-4k")
+        goal = Goal.ratio_at_least(RATE_GOALS[cell.depth] if small else LARGE_GOALS[way])
+        if cell.direct:
+            yield Figure(row, f"{cell}", "requests/s" if small else "MiB/s", [], goals=goal, notes=[NO_DIRECT])
+            continue
+        bench.say(f"{row}, {cell}")
+        path = images.drive(bench, cell.form, small)
+        with bench.directory(row) as directory:
+            turns = Turns.take(bench, contestants(bench, row, cell, directory, path), bench.options.rounds, cost="cost")
+        quantity, unit = ("rate", "requests/s") if small else ("mib_s", "MiB/s")
+        cores, busy = (statistics.median(turns.of("us", quantity)) for quantity in ("cores", "busy"))
+        yield Figure(
+            row, f"{cell}", unit, turns.of("us", quantity), turns.peers(quantity), goal, notes=turns.left_out,
+            noise=turns.noise, limit=limit(cores, cell.connections, busy))
+        yield Figure(
+            row, f"{cell}: server's processor time", "us CPU/request", turns.of("us", "us"), turns.peers("us"),
+            Goal.ratio_at_most(CPU_GOALS[way]) if small else (), noise=turns.noise)

@@ -75,10 +75,16 @@ struct ClusterMap {
         record.bits.done.set(clusters)
     }
 
-    /// In flight -> done, as far as they are in `parts`; the others are to copy.
-    mutating func finish(_ parts: [Range<Int>], of clusters: Range<Int>) {
+    /// In flight -> done, as far as they are in `parts` and the record has space for that; the others are to copy. Returns
+    /// the parts that are done.
+    mutating func finish(_ parts: [Range<Int>], of clusters: Range<Int>) -> [Range<Int>] {
         land(clusters)
-        for part in parts { record.bits.done.set(part) }
+        // What is set in one step as a whole may need less space than its parts.
+        return parts.filter { part in
+            guard (try? record.bits.done.reserve(part)) != nil else { return false }  // met again by its copy
+            record.bits.done.set(part)
+            return true
+        }
     }
 
     /// In flight -> to copy, after a failure.

@@ -92,13 +92,13 @@ extension CopyLoop {
     private func settleClone(_ clusters: Range<Int>, _ failure: BackupFailure?) -> UInt64 {
         let untouched = failure == nil ? untouched(of: clusters) : []
         if !untouched.isEmpty { point.record.setCloned() }
-        state.withState { $0.map.finish(untouched, of: clusters) }
+        let done = state.withState { $0.map.finish(untouched, of: clusters) }
         point.noteToCopy(clusters)
-        for run in untouched {
+        for run in done {
             point.noteDone(run)
             point.drive.passOnKept(in: point.bytes(of: run))
         }
-        return untouched.reduce(0) { $0 + point.bytes(of: $1).length }
+        return done.reduce(0) { $0 + point.bytes(of: $1).length }
     }
 
     /// The runs of clusters of which no block is saved or missing.

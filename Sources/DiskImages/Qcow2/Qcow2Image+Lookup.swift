@@ -26,11 +26,12 @@ extension Qcow2Image {
         guard !range.isEmpty, range.offset / unit == (range.end - 1) / unit else { return nil }
         let l1Index = range.offset / header.bytesPerL2
         guard let l1 = pageInMemory(containing: header.l1Offset + l1Index * 8),
-            let table = try? l1Entry(l1Index, in: l1)
+            let table = try? l1Entry(l1Index, in: l1)  // `run` tells what is wrong
         else { return nil }
         let index = range.offset % header.bytesPerL2 / header.clusterSize
         let entryOffset = table.host + index * header.l2EntrySize
         guard let l2 = pageInMemory(containing: entryOffset) else { return nil }
+        // `run` tells what is wrong.
         return try? mapping(at: range.offset, entryAt: Int(entryOffset - l2.offset), in: l2)
     }
 

@@ -13,7 +13,7 @@ import time
 
 from . import images
 from .backups import AgentJob, DaemonJob, FleecingJob
-from .common import Noise, Unavailable, size_text
+from .common import Noise, Unavailable, flush, size_text
 from .load import Load
 from .results import Figure, Goal, number
 from .servers import Agent, StorageDaemon
@@ -116,6 +116,8 @@ class Host:
                 load = self.case.load(self.bench, server, 2 * longest)
                 while not job.ended and time.monotonic() < begun + longest:
                     time.sleep(0.02)
+                if self.name != "us":
+                    flush(job.target)  # which is part of ours
                 seconds = min(time.monotonic() - begun, longest)
                 load.interrupt()
                 load.result()
@@ -153,12 +155,13 @@ def of_case(row, bench, case, directory):
                     continue
                 if found is None:
                     lost[host.name] = lost.get(host.name, 0) + 1
-                    continue
-                idle.setdefault(host.name, []).append(quiet)
-                busy.setdefault(host.name, []).append(found)
+                else:
+                    idle.setdefault(host.name, []).append(quiet)
+                    busy.setdefault(host.name, []).append(found)
                 if case.kind == FAST and not case.sequential and host.name != BEST:
                     seconds = whole.setdefault(host.name, [])
-                    if longest not in seconds:  # Once is enough to know that it takes that long.
+                    # Once is enough to know that it takes that long.
+                    if len(seconds) < wanted[host.name] and longest not in seconds:
                         seconds.append(host.whole_backup(longest))
         noise.append(watch.share)
     notes += [f"{name}: {count} rounds not counted, the backup was over before the guest"

@@ -105,7 +105,7 @@ def freeze_round(name, bench, directory, drive, starts):
             job.cancel()
             remove(target)
         if not load.is_running():
-            raise RuntimeError("pit-freeze: fio ended before the last start")
+            raise RuntimeError(f"pit-freeze: fio ended before the last start: {load.result()}")
         load.interrupt()
         load.result()
     requests = list(latencies(directory))

@@ -13,15 +13,15 @@ STARTED, PROGRESS, COMPLETED, FAILED, CANCELLED = 4, 6, 9, 10, 11  # JobEvent
 class AgentJob:
     """A running backup of ours, of sync full and into a raw image, and its events as they come."""
 
-    def __init__(self, agent, drive, target, existing=False):
-        """Returns when the point in time is fixed.
+    def __init__(self, agent, drive, target, existing=False, speed=0):
+        """Returns when the point in time is fixed. `speed` is in bytes a second, 0 for unlimited.
 
         `ended` becomes the number of an event, `ended_at` monotonic seconds.
         """
         self.agent, self.drive, self.ended, self.ended_at, self.share, self.failure = agent, drive, None, None, 0.0, ""
         self.connection = Connection(agent.address, patience=None)
         self.events = self.connection.stream_of("Backups/Start", {
-            1: drive, 2: target, 3: FULL, 4: "raw", **({5: EXISTING} if existing else {})})
+            1: drive, 2: target, 3: FULL, 4: "raw", 7: speed, **({5: EXISTING} if existing else {})})
         for event in self.events:
             if STARTED in event:
                 break

@@ -24,6 +24,7 @@ SIZE = TiB
 # Its data: what the guest works on, and pieces of a MiB all over it. The guest fills no hole block by block: an image
 # of hundreds of thousands of extents takes a minute to remove.
 WORKED_ON, PIECES = 256 * MiB, 64
+SPEED = 64 * MiB  # bytes a second of these backups: the peer allocates the target's holes, until its disk is full
 AROUND = 0.2  # seconds after the start's answer in which a request counts
 GAP = 0.3  # seconds between two starts
 
@@ -98,7 +99,7 @@ def freeze_round(name, bench, directory, drive, starts):
             # A name of its own: the last one's process may still be in a flush.
             target = f"{directory}/target-{start}"
             begun = time.time()
-            job = make_job(server, "bench", target)
+            job = make_job(server, "bench", target, speed=SPEED)
             answered = time.time()
             windows.append((begun, answered))
             time.sleep(AROUND)

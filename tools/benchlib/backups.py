@@ -13,15 +13,15 @@ STARTED, PROGRESS, COMPLETED, FAILED, CANCELLED = 4, 6, 9, 10, 11  # JobEvent
 class AgentJob:
     """A running backup of ours, of sync full and into a raw image, and its events as they come."""
 
-    def __init__(self, agent, drive, target, existing=False):
-        """Returns when the point in time is fixed.
+    def __init__(self, agent, drive, target, existing=False, speed=0):
+        """Returns when the point in time is fixed. `speed` is in bytes a second, 0 for unlimited.
 
         `ended` becomes the number of an event, `ended_at` monotonic seconds.
         """
         self.agent, self.drive, self.ended, self.ended_at, self.share, self.failure = agent, drive, None, None, 0.0, ""
         self.connection = Connection(agent.address, patience=None)
         self.events = self.connection.stream_of("Backups/Start", {
-            1: drive, 2: target, 3: FULL, 4: "raw", **({5: EXISTING} if existing else {})})
+            1: drive, 2: target, 3: FULL, 4: "raw", 7: speed, **({5: EXISTING} if existing else {})})
         for event in self.events:
             if STARTED in event:
                 break
@@ -69,7 +69,7 @@ class AgentJob:
                 wait(lambda: self.ended is not None, "the end of a job that cannot be cancelled")
         wait(lambda: self.ended is not None, "the job's end", patience, pause=0.001)
         self.thread.join()
-        self.connection.__exit__()
+        self.connection.close()
         return self.ended_at - begun if self.ended == CANCELLED else None
 
 
@@ -78,7 +78,7 @@ class DaemonJob:
 
     def __init__(self, daemon, drive, target, existing=False, **tuning):
         """Returns when the point in time is fixed."""
-        self.daemon, self.drive = daemon, drive
+        self.daemon, self.drive, self.target = daemon, drive, target
         if not existing:
             with open(target, "wb") as file:
                 file.truncate(daemon.size(drive))
@@ -110,12 +110,15 @@ class DaemonJob:
 
         None when it had ended before; `patience` when it was not gone then; the daemon is good for nothing then.
         """
-        if not self.job():
-            self.daemon.delete_target(self.name)
-            return None
         begun = time.monotonic()
         try:
-            self.daemon.ask("block-job-cancel", patience=patience, device=self.name, force=True)
+            try:
+                self.daemon.ask("block-job-cancel", patience=patience, device=self.name, force=True)
+            except RuntimeError:
+                if self.job():
+                    raise
+                self.daemon.delete_target(self.name)
+                return None
             event = self.daemon.event("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", patience=patience)
             seconds = time.monotonic() - begun
         except TimeoutError:

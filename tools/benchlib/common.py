@@ -175,19 +175,24 @@ class Noise:
     """
 
     def __enter__(self):
-        self.begun, self.machine, self.ours = time.monotonic(), *self.look()
+        self.begun = time.monotonic()
+        self.machine, self.ours, self.kernel = self.look()
         return self
 
     @staticmethod
     def look():
         with open("/proc/stat") as file:
             user, nice, system, _, _, _, _, steal = (int(field) for field in file.readline().split()[1:9])
-        return (user + nice + system + steal) / TICK, cpu_seconds(os.getpid(), 2)
+        processes = Processes()
+        kernel = {pid: processes.own[pid] for pid in processes.tree(2) if pid in processes.own}
+        return (user + nice + system + steal) / TICK, processes.seconds(os.getpid()), kernel
 
     def __exit__(self, *_):
-        machine, ours = self.look()
+        machine, ours, kernel = self.look()
         self.seconds = time.monotonic() - self.begun
-        others = (machine - self.machine) - (ours - self.ours)
+        # Thread by thread: one that ends takes all that it has ever had with it.
+        worked = sum(seconds - self.kernel.get(pid, 0) for pid, seconds in kernel.items())
+        others = (machine - self.machine) - (ours - self.ours) - worked
         # A tick or two more or less on each core is how the kernel counts.
         others -= 2 * CORES / TICK
         self.share = max(0.0, others / (self.seconds * CORES))
@@ -204,7 +209,7 @@ class Bench:
         self.exits = contextlib.ExitStack()
 
     def __enter__(self):
-        # Daemons that leave their parents stay ours: their time is not others', and they end with us.
+        # Processes whose parents end stay ours: their time is not others'.
         ctypes.CDLL(None).prctl(36, 1)
         # For a thousand watchers, on both sides; what we start inherits it.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -21,9 +21,10 @@ ROWS = {
 PEER = "qemu-storage-daemon"
 FREEZE_GOAL, CANCEL_GOAL = 20.0, 100.0  # milliseconds
 SIZE = TiB
-# Its data: what the guest works on, and pieces of a MiB all over it. The guest fills no hole, block by block: an image of
-# hundreds of thousands of extents takes a minute to remove.
+# Its data: what the guest works on, and pieces of a MiB all over it. The guest fills no hole block by block: an image
+# of hundreds of thousands of extents takes a minute to remove.
 WORKED_ON, PIECES = 256 * MiB, 64
+SPEED = 64 * MiB  # bytes a second of these backups: the peer allocates the target's holes, until its disk is full
 AROUND = 0.2  # seconds after the start's answer in which a request counts
 GAP = 0.3  # seconds between two starts
 
@@ -90,22 +91,22 @@ def freeze_round(name, bench, directory, drive, starts):
     with context as server:
         os.sync()
         load = Load(
-            server.uri("bench"), "--rw=randrw", "--bs=4k", "--iodepth=4", f"--size={WORKED_ON}", f"--write_lat_log={log}",
-            "--log_unix_epoch=1", seconds=600)
+            server.uri("bench"), "--rw=randrw", "--bs=4k", "--iodepth=4", f"--size={WORKED_ON}",
+            f"--write_lat_log={log}", "--log_unix_epoch=1", seconds=600)
         time.sleep(1)
         for start in range(starts):
             time.sleep(GAP)
             # A name of its own: the last one's process may still be in a flush.
             target = f"{directory}/target-{start}"
             begun = time.time()
-            job = make_job(server, "bench", target)
+            job = make_job(server, "bench", target, speed=SPEED)
             answered = time.time()
             windows.append((begun, answered))
             time.sleep(AROUND)
             job.cancel()
             remove(target)
         if not load.is_running():
-            raise RuntimeError("pit-freeze: fio ended before the last start")
+            raise RuntimeError(f"pit-freeze: fio ended before the last start: {load.result()}")
         load.interrupt()
         load.result()
     requests = list(latencies(directory))

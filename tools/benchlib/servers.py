@@ -196,6 +196,8 @@ class StorageDaemon:
 
     def delete_target(self, name):
         """Is closed, and for qcow2 with its metadata written."""
+        # The event of a job's end comes a moment before the job lets go of it.
+        wait(lambda: not self.ask("query-jobs"), "the end of the peer's job", pause=0.001)
         self.ask("blockdev-del", node_name=name)
         self.ask("blockdev-del", node_name=f"{name}-file")
 

@@ -87,6 +87,9 @@ class Connection:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
         # Shut down, not only closed: another thread may wait for it.
         try:
             self.socket.shutdown(socket.SHUT_RDWR)

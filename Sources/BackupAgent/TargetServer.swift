@@ -38,7 +38,7 @@ package enum TargetServer {
 private final class Server: Sendable {
     private let line: AgentLine
     private let memory: SharedMemory
-    private let engine: any IOEngine = ThreadsEngine(name: "target")
+    private let engine: any IOEngine = ThreadsEngine(name: "target", writesItself: true)
     private let claims: RemoteClaims
     private let session = Mutex<(any JobTarget)?>(nil)
 

@@ -152,7 +152,7 @@ final class TargetSession: JobTarget {
     /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
     /// is one of a flush: the data may be lost (`.dataLost`).
     private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
-        for written in places where !file.isWrittenDirectly(written) {
+        for written in places {
             let (start, due) = window.withState { $0.add(written) }
             for range in start { try await file.startWriteback(range) }
             for range in due { try await file.waitForWriteback(range) }

@@ -380,12 +380,10 @@ private struct TargetOpening {
         _ descriptor: Int32, name: String, growable: Bool, lock: HostFile.Lock?
     ) async throws(AgentError) -> HostFile {
         try await block { () async throws(BlockError) in
-            let file = try await HostFile(
+            try await HostFile(
                 adopting: descriptor, name: name, readOnly: false, growable: growable, lock: lock,
                 keepsLocks: true,
                 engine: engine)
-            await file.preferDirectWrites()
-            return file
         }
     }
 

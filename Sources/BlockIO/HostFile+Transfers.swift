@@ -107,17 +107,11 @@ extension HostFile {
             let (rest, offset) = (
                 UnsafeRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
             )
-            let direct = directDescriptor(for: rest, at: offset)
             let count =
-                if let direct {
-                    await engine.write(direct, rest, at: offset)
-                } else if isLocal {
-                    await engine.writeQuickly(descriptor, rest, at: offset)
-                } else {
-                    await engine.write(descriptor, rest, at: offset)
-                }
+                isLocal
+                ? await engine.writeQuickly(descriptor, rest, at: offset)
+                : await engine.write(descriptor, rest, at: offset)
             switch count {
-            case Int(-EINVAL) where direct != nil: giveUpDirectWrites()
             case 1...: done += count
             case Int(-EINTR), Int(-EAGAIN): continue
             // No system does this for a file; to go on would be to loop for ever.

@@ -35,8 +35,6 @@ package final class HostFile: BlockDevice {
     /// Somebody else has a descriptor of the same open file and ends the locks.
     private let keepsLocks: Bool
     private let isClosed = Atomic(false)
-    /// Another descriptor of the file, past the page cache; -1 for none.
-    let direct = Atomic<Int32>(-1)
 
     struct State: Sendable {
         /// The length changed since the last flush: the next one has to write the inode, too.
@@ -47,7 +45,6 @@ package final class HostFile: BlockDevice {
         var canZeroRange = true
         var canPunchHoles = true
         var canSynchronizeRange = true
-        var isDirectRefused = false
         var lock: ImageLock?
         /// Who is to know when the file was changed.
         var changeTimes: ChangeTimes?
@@ -108,7 +105,6 @@ package final class HostFile: BlockDevice {
     deinit {
         // For error paths on which nobody could await `close`; an error of it has nobody to go to here.
         guard !isClosed.load(ordering: .acquiring) else { return }
-        closeDirect()
         if !keepsLocks { ImageLock.releaseAll(descriptor) }
         _ = cblockio_close(descriptor)
     }
@@ -119,7 +115,6 @@ package final class HostFile: BlockDevice {
         let descriptor = descriptor
         let unlocks = !keepsLocks && state.value.lock != nil
         let result = await engine.blocking {
-            self.closeDirect()
             if unlocks { ImageLock.releaseAll(descriptor) }
             return cblockio_close(descriptor)
         }

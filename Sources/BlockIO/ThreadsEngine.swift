@@ -12,9 +12,13 @@ package final class ThreadsEngine: IOEngine {
     private let wakeUp: Semaphore
     private let workers: WorkerThreads
     private let sockets: SocketPoller
+    private let writesItself: Bool
 
-    /// Starts the engine's thread. `workers` is the number of transfers that run at the same time.
-    package init(name: String, workers: Int = 8) {
+    /// Starts the engine's thread. `workers` is the number of transfers that run at the same time. With `writesItself` the
+    /// engine's own thread writes into the page cache, for who has nothing else to do: a file takes one write at a time
+    /// anyway, and threads that wait for their turn cost more than the write.
+    package init(name: String, workers: Int = 8, writesItself: Bool = false) {
+        self.writesItself = writesItself
         let wakeUp = Semaphore()
         self.name = "threads \(name)"
         self.wakeUp = wakeUp
@@ -70,6 +74,20 @@ package final class ThreadsEngine: IOEngine {
         return await core.perform(on: workers) {
             Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))
         }
+    }
+
+    package func writeAtOnce(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) -> Int? {
+        guard writesItself, isCurrent else { return nil }
+        return Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))
+    }
+
+    package func writeQuickly(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) async -> Int {
+        if let count = writeAtOnce(descriptor, bytes, at: offset) { return count }
+        return await write(descriptor, bytes, at: offset)
     }
 
     package func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {

@@ -8,7 +8,6 @@
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/vfs.h>
@@ -24,12 +23,6 @@ int cblockio_open(const char *path, int flags, unsigned mode) {
         descriptor = open(path, flags | O_CLOEXEC, (mode_t)mode);
     } while (descriptor < 0 && errno == EINTR);
     return result(descriptor);
-}
-
-int cblockio_open_direct(int descriptor) {
-    char path[32];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
-    return cblockio_open(path, O_RDWR | O_DIRECT | O_NOCTTY, 0);
 }
 
 int cblockio_close(int descriptor) {

@@ -21,8 +21,6 @@
 
 /// open(2) with O_CLOEXEC added; a descriptor or a negated errno. `mode` counts with O_CREAT only.
 int cblockio_open(const char *path, int flags, unsigned mode);
-/// Opens the same file once more with O_DIRECT, for reading and writing.
-int cblockio_open_direct(int descriptor);
 /// close(2): 0 or a negated errno. The descriptor is gone in any case.
 int cblockio_close(int descriptor);
 /// fstat(2).

@@ -23,6 +23,8 @@ package enum TargetServer {
     package static func run() -> Never {
         let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
         OwnProcess.becomeChild(named: "target \(jobID)")
+        // Guests, and who serves them, come first.
+        OwnProcess.yieldToOthers(niceness: 10)
         let socket = PairedSocket(adopting: ChildProcess.socketNumber)
         do throws(BlockError) {
             let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)

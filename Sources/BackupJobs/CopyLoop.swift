@@ -305,10 +305,13 @@ struct CopyLoop: Sendable {
 
     // MARK: Starting
 
-    /// The next clusters of which the guest has overwritten something, contiguous ones together.
+    /// The next clusters of which the guest has overwritten something, contiguous ones together; and, where all of the drive is
+    /// copied, what follows them: a guest that writes here and there must not cut the copy into single clusters.
     private func nextUrgent() -> Range<Int>? {
         while let first = point.state.value.urgent.first {
-            if isUrgent(first) { return run(from: first, where: isUrgent) }
+            if isUrgent(first) {
+                return run(from: first, where: options.sync == .full ? isToCopy : isUrgent)
+            }
             point.state.value.urgent.removeFirst()
         }
         if point.state.value.urgent.isIncomplete {

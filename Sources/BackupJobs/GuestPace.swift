@@ -21,7 +21,7 @@ struct GuestPace {
     var isGuestBusy: Bool { quietSteps < Self.patience }
 
     /// How many chunks may be in flight.
-    var depth: Int { isGuestBusy ? 1 : .max }
+    var depth: Int { isGuestBusy ? 2 : .max }
 
     /// The largest chunk in bytes.
     var chunkSize: UInt64 { isGuestBusy ? 128 << 10 : .max }

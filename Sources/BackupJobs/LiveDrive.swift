@@ -50,15 +50,15 @@ package final class LiveDrive: BlockDevice {
         return device.readAtOnce(range, into: buffer)
     }
 
-    /// When nothing has to be saved before, or waited for. It begins and ends in one step, so that nobody else ever sees
-    /// it in flight.
+    /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
-        let mayWrite = state.withState { state in
+        guard range.end <= size else { return false }
+        let (isClear, point) = state.withState { state in
             state.requestCount &+= 1
-            guard let point = state.point else { return state.kept.isEmpty }
-            return state.kept.isEmpty && state.requests.beforeCount == 0 && point.isAllSaved(range)
+            return (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
         }
-        return mayWrite && range.end <= size && device.writeAtOnce(range, from: buffer)
+        guard isClear, point?.saveAtOnce(range) ?? true else { return false }
+        return device.writeAtOnce(range, from: buffer)
     }
 
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {

@@ -39,33 +39,16 @@ extension PointInTime {
         }
     }
 
-    /// Whether `save` has nothing to do for `range`, and knows it.
-    func isAllSaved(_ range: ByteRange) -> Bool {
-        let touched = blocks(of: range)
-        var next = touched.lowerBound
-        while next < touched.upperBound {
-            let cluster = next / blocksPerCluster
-            let end = min(touched.upperBound, (cluster + 1) * blocksPerCluster)
-            if isProtected(cluster) {
-                guard firstUnsettled(in: next..<end) == nil,
-                    options.sync != .top || record.bits.needKnown.isSet(cluster)
-                else { return false }
-            }
-            next = end
-        }
-        return true
-    }
-
     /// Others of the same save may have had more luck, or need it no more.
     private func isStillToSave(_ block: Int) -> Bool {
         isProtected(block / blocksPerCluster) && !isSettled(block)
     }
 
-    private func isSettled(_ block: Int) -> Bool {
+    func isSettled(_ block: Int) -> Bool {
         record.bits.saved.isSet(block) || record.bits.missing.isSet(block)
     }
 
-    private func firstUnsettled(in blocks: Range<Int>) -> Int? {
+    func firstUnsettled(in blocks: Range<Int>) -> Int? {
         var next = blocks.lowerBound
         while let block = record.bits.saved.first(in: next..<blocks.upperBound, where: false) {
             if !record.bits.missing.isSet(block) { return block }
@@ -234,6 +217,11 @@ extension PointInTime {
                 errno: error.errno, range: range)
         }
         guard !record.isBroken else { return }
+        noteSaved(blocks)
+    }
+
+    /// Staging has the old content of `blocks`.
+    func noteSaved(_ blocks: Range<Int>) {
         let clusters = self.clusters(ofBlocks: blocks)
         for cluster in clusters
         where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
@@ -348,7 +336,7 @@ extension PointInTime {
                 + "\(options.saveTimeout)", errno: ETIMEDOUT, range: range)
     }
 
-    private func warnIfNearlyFull() {
+    func warnIfNearlyFull() {
         let usage = staging.usage
         guard !state.value.hasWarned, usage.used / 4 >= usage.limit / 5 else { return }
         state.value.hasWarned = true

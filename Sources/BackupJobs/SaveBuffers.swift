@@ -18,6 +18,11 @@ final class SaveBuffers: Sendable {
         }
     }
 
+    /// The same if one is there, and the request is short.
+    func takeIfAvailable(_ bytes: UInt64) -> IOBuffer? {
+        bytes <= UInt64(small.bufferSize) ? small.takeIfAvailable() : nil
+    }
+
     func give(_ buffer: IOBuffer) { pool(UInt64(buffer.count)).give(buffer) }
 
     private func pool(_ bytes: UInt64) -> BufferPool { bytes <= UInt64(small.bufferSize) ? small : large }

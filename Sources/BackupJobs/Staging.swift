@@ -169,6 +169,16 @@ package final class Staging: Sendable {
     /// Writes the old content of whole blocks (the drive's end excepted), for which space was promised; zeroes are left
     /// out. When it returns the content outlives this process.
     func save(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        for (part, bytes) in dataParts(of: range, buffer) {
+            try await file.write(part, from: bytes)
+            // Not before: what is given back meanwhile must not be thought to hold what lands later.
+            count(part)
+        }
+    }
+
+    /// The runs of whole blocks that are not zero.
+    private func dataParts(of range: ByteRange, _ buffer: IOSlice) -> [(range: ByteRange, bytes: IOSlice)] {
+        var parts: [(range: ByteRange, bytes: IOSlice)] = []
         var start = 0
         while start < buffer.count {
             var end = min(start + Int(JobRecord.blockSize), buffer.count)
@@ -180,12 +190,20 @@ package final class Staging: Sendable {
             }
             if !isZero {
                 let part = ByteRange(offset: range.offset + UInt64(start), length: UInt64(end - start))
-                try await file.write(part, from: buffer[start..<end])
-                // Not before: what is given back meanwhile must not be thought to hold what lands later.
-                count(part)
+                parts.append((part, buffer[start..<end]))
             }
             start = end
         }
+        return parts
+    }
+
+    /// The same in this step; false when that cannot be, and then any part of it may have been written.
+    func saveAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        for (part, bytes) in dataParts(of: range, buffer) {
+            guard file.writeAtOnce(part, from: bytes) else { return false }
+            count(part)
+        }
+        return true
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {

@@ -148,6 +148,13 @@ package enum OwnProcess {
         cblockio_ignore_signals()
     }
 
+    /// Lets others go first where there are not enough processors for all: 0 to 19, as nice(1). For the calling thread and those
+    /// that it starts.
+    package static func yieldToOthers(niceness: Int32) {
+        // A matter of pace: who may not does without.
+        _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, niceness)
+    }
+
     /// Ends it at once; what it had open is closed, what was locked is free.
     package static func end(status: Int32) -> Never { _exit(status) }
 }

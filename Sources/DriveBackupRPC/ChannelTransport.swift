@@ -42,6 +42,7 @@ final class ChannelTransport: ChannelInboundHandler {
             isCalled.value.store(true, ordering: .relaxed)
             eventLoop.execute { this.value.service() }
         }
+        // Without one nobody looks at it before it is said to be ready.
         socket = try? context.pipeline.syncOperations.withUnsafeTransportIfAvailable(
             of: NIOBSDSocket.Handle.self
         ) { $0 }

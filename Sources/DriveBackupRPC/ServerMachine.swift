@@ -1,15 +1,5 @@
 internal import DriveBackupWire
 
-/// A request that has arrived whole and is to be handled.
-struct IncomingCall: Equatable {
-    var stream: UInt32
-    var method: String
-    var metadata: [RPCMetadata]
-    /// When the caller stops waiting, in nanoseconds of the transport's clock.
-    var deadline: Int64?
-    var request: [UInt8]
-}
-
 /// The server's side of a connection: which calls there are, what each may send, and what frames do to them.
 ///
 /// A state machine without input, output or tasks. What arrives goes into `receive`, what handlers do into `send`
@@ -244,18 +234,7 @@ struct ServerMachine {
                 .resourceExhausted,
                 "A connection can have \(limits.maxCallsPerConnection) calls at once, this one has them.")
         }
-        let frame: Frames.Call
-        do throws(WireError) {
-            frame = try Frames.Call.decode(payload)
-        } catch {
-            throw RPCStatus(.invalidArgument, "The CALL cannot be decoded: \(error.message).")
-        }
-        if let wrong = frame.metadata.first(where: { !RPCMetadata.isValid(key: $0.key) }) {
-            throw RPCStatus(
-                .invalidArgument,
-                "\"\(wrong.key)\" is no key of metadata: it may have lower-case letters, digits, '-', '_', '.'."
-            )
-        }
+        let frame = try Frames.Call(checking: payload)
         guard knows(frame.method) else {
             throw RPCStatus(.unimplemented, "There is no method \"\(frame.method)\".")
         }

@@ -10,7 +10,9 @@ extension Qcow2Image {
         let page = try await page(containing: table.offset + region * 8, .refcountTable)
         defer { page.unpin() }
         let entry: UInt64 = page.bytes.bigEndian(at: Int(table.offset + region * 8 - page.offset))
-        guard entry & Qcow2Entry.refcountTableReserved == 0, entry % clusterSize == 0 else {
+        guard entry & Qcow2Entry.refcountTableReserved == 0, entry % clusterSize == 0,
+            entry < UInt64(Int64.max)
+        else {
             throw corrupt("refcount table entry \(region) points to offset \(entry), where no block can be")
         }
         guard entry != 0 else { return nil }

@@ -101,6 +101,8 @@ final class TargetProcess: JobTarget {
 
     func clone(_ range: ByteRange) async throws(BlockError) {
         try await ask(.clone(range), .write, range, late: {})
+        // To take it away takes time, too.
+        written.wrappingAdd(Int(range.length), ordering: .relaxed)
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {

@@ -186,8 +186,9 @@ struct CopyLoop: Sendable {
         case .extents(let range):
             let clusters = point.clusters(of: range)
             let (standing, end) = state.withState { $0.map.run(in: clusters) }
-            if standing == .done, end == clusters.upperBound {
-                // Whatever is there: nothing of it is to be done any more.
+            if case .none = state.value.lookup, standing == .done, end == clusters.upperBound {
+                // Whatever is there: nothing of it is to be done any more. (Once the drive was asked, its answer is for this
+                // range and must not be taken for that of another.)
                 course.plan.supply([Extent(range, isZero: false, isAllocated: true)])
             } else {
                 await lookUp(range, &course.plan, &chunks)

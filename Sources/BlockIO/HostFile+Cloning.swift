@@ -16,8 +16,8 @@ extension HostFile {
     /// Makes `range` share its blocks with the same range of `source`, which is open, for reading only, for that long.
     /// The range begins at a block's start, and ends at one or at the end of both files.
     ///
-    /// It is a read of the source and a write here, of each part at some time before it returns. Meanwhile the file
-    /// system lets nobody write to the source. Throws `.unsupported` when it cannot be: then nothing has changed. After
+    /// It is a read of the source and a write here, of each part at some time before it returns. While a part is shared
+    /// the file system lets nobody write to the source. Throws `.unsupported` when it cannot be: then nothing has changed. After
     /// another error the range holds what it held, or what the source has, in parts.
     package func clone(_ range: ByteRange, from source: CloneSource) async throws(BlockError) {
         try check(range, to: "clone")
@@ -45,17 +45,38 @@ extension HostFile {
         guard try FileIdentity.of(opened, path: source.path).identity == source.identity else {
             throw refusal(source, name, why: "the path leads to another file by now")
         }
+        // A block first: where that cannot be, nothing is written back for nothing.
+        let first = cblockio_clone_range(descriptor, opened, range.offset, min(range.length, 4096))
+        switch -first {
+        case 0, EINVAL: break  // Of other blocks the file system may say that.
+        case EOPNOTSUPP, ENOSYS, ENOTTY, EXDEV:
+            throw refusal(source, name, why: BlockError.describe(errno: -first))
+        default: throw failure(range, source, name, first)
+        }
         // The file system does that, too, but holds up whoever writes to the source. What it meets is its to tell.
         _ = cblockio_sync_file_range(opened, range.offset, range.length, cblockio_range_write_and_wait)
-        let result = cblockio_clone_range(descriptor, opened, range.offset, range.length)
-        switch -result {
-        case 0: return
-        case EOPNOTSUPP, ENOSYS, ENOTTY, EXDEV:
-            throw refusal(source, name, why: BlockError.describe(errno: -result))
-        default:
-            throw BlockError(
-                "Couldn't clone \(range) of \(source.path) to \(name)", errno: -result, range: range)
+        var rest = range
+        while !rest.isEmpty {
+            // A piece takes the file system some milliseconds at most; in between writers have their turn.
+            let end = cblockio_extents_end(opened, rest.offset, rest.length, extentsAtOnce)
+            let length = end > Int64(rest.offset) ? min(UInt64(end) - rest.offset, rest.length) : rest.length
+            let result = cblockio_clone_range(descriptor, opened, rest.offset, length)
+            guard result == 0 else { throw failure(range, source, name, result) }
+            rest = rest.dropFirst(length)
         }
+    }
+
+    /// How many extents of the source are shared in one step.
+    private static let extentsAtOnce: UInt32 = 512
+
+    private static func failure(
+        _ range: ByteRange, _ source: CloneSource, _ name: String, _ result: Int32
+    ) -> BlockError {
+        var error = BlockError(
+            "Couldn't clone \(range) of \(source.path) to \(name)", errno: -result, range: range)
+        // Part of it may have been cloned, whatever the system says.
+        if error.code == .unsupported { error.code = .inputOutput }
+        return error
     }
 
     private static func refusal(_ source: CloneSource, _ name: String, why: String) -> BlockError {

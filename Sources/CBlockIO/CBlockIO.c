@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/vfs.h>
@@ -153,6 +155,25 @@ int cblockio_clone_range(int descriptor, int source, uint64_t offset, uint64_t l
     struct file_clone_range range = {
         .src_fd = source, .src_offset = offset, .src_length = length, .dest_offset = offset};
     return result(ioctl(descriptor, FICLONERANGE, &range));
+}
+
+int64_t cblockio_extents_end(int descriptor, uint64_t offset, uint64_t length, uint32_t count) {
+    struct fiemap *map = calloc(1, sizeof *map + count * sizeof map->fm_extents[0]);
+    if (map == NULL) return -ENOMEM;
+    map->fm_start = offset;
+    map->fm_length = length;
+    map->fm_extent_count = count;
+    int64_t end = result(ioctl(descriptor, FS_IOC_FIEMAP, map));
+    if (end == 0) {
+        end = (int64_t)(offset + length);
+        if (count > 0 && map->fm_mapped_extents == count) {
+            const struct fiemap_extent *last = &map->fm_extents[count - 1];
+            const int64_t last_end = (int64_t)(last->fe_logical + last->fe_length);
+            if (last_end < end) end = last_end;
+        }
+    }
+    free(map);
+    return end;
 }
 
 const int cblockio_zero_range = FALLOC_FL_ZERO_RANGE;

@@ -58,6 +58,9 @@ int cblockio_fallocate(int descriptor, int mode, uint64_t offset, uint64_t lengt
 int cblockio_sync_file_range(int descriptor, uint64_t offset, uint64_t length, unsigned flags);
 /// Makes a range of the file share the blocks of the same range of `source` (FICLONERANGE).
 int cblockio_clone_range(int descriptor, int source, uint64_t offset, uint64_t length);
+/// Where the first `count` extents of these bytes end (FS_IOC_FIEMAP): an offset, the end of the bytes where there are fewer,
+/// or a negated errno.
+int64_t cblockio_extents_end(int descriptor, uint64_t offset, uint64_t length, uint32_t count);
 
 extern const int cblockio_zero_range;
 extern const int cblockio_punch_hole;

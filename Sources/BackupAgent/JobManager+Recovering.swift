@@ -224,7 +224,10 @@ extension JobManager {
             let change = JobEvent.Kind.stateChanged(
                 state, previous: last?.state, pauseReason: reason,
                 pauseError: reason == .error ? record.machine.pauseError : nil)
-            lastSequence = log.append([change], job: number, id: id).last?.sequence ?? lastSequence
+            // Told with the change, and lost with it.
+            let isAsking = record.machine.phase == .pending && record.machine.waitsForFinalize
+            let kinds = [change] + (isAsking ? [JobEvent.Kind.pending] : [])
+            lastSequence = log.append(kinds, job: number, id: id).last?.sequence ?? lastSequence
         }
         records[number]?.started = started
         records[number]?.info.lastSequence = lastSequence

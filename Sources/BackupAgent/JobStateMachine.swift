@@ -29,7 +29,7 @@ package struct JobStateMachine: Sendable, Hashable {
     /// Set when the job failed or is about to.
     package private(set) var failure: JobFailure?
 
-    private let waitsForFinalize: Bool
+    let waitsForFinalize: Bool
     /// What comes after the copy is decided for all jobs of its group.
     private let isGrouped: Bool
     /// The job's first cancel is its good end.

@@ -200,6 +200,18 @@ struct RestartTests {
         await test.stop()
     }
 
+    @Test("a job that waits to be finalized says so, where the agent before could not keep that it had")
+    func asksAgain() async throws {
+        var job = try plant(1, "a", file: "a.partial", phase: .pending)
+        job.spec.waitsForFinalize = true
+        try await plantRecord(of: job)
+        let test = try await start([job])
+        for try await event in try await test.client.jobs.watch("a") where event.pending != nil { break }
+        _ = try await test.client.jobs.finalize("a")
+        #expect(try await test.end(of: "a").completed != nil)
+        await test.stop()
+    }
+
     @Test("while the agent before still has the target the job copies nothing, and all verbs work")
     func busy() async throws {
         let jobs = [

@@ -102,38 +102,41 @@ def nbdkit(directory):
                  for index in range(DRIVES)], [f"{directory}/{index}.kit" for index in range(DRIVES)])
 
 
-def run_time(pids):
-    """Seconds on a processor of all threads, by the scheduler's own clock."""
-    total = 0
-    for pid in pids:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/schedstat") as file:
-                total += int(file.read().split()[0])
-    return total / 1e9
+def run_times(pids):
+    """Seconds on a processor of each thread, by the scheduler's own clock."""
+    return {key: int(text.split()[0]) / 1e9 for key, text in of_threads(pids, "schedstat")}
 
 
 def switches(pids):
-    """How often their threads left a processor."""
-    total = 0
+    """How often each thread left a processor."""
+    return {key: sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
+            for key, text in of_threads(pids, "status")}
+
+
+def of_threads(pids, name):
     for pid in pids:
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/status") as file:
-                total += sum(int(line.split()[1]) for line in file if "ctxt_switches" in line)
-    return total
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/{name}") as file:
+                yield (pid, thread), file.read()
+
+
+def grown(before, after):
+    """What has come since; of a thread that has ended nobody knows its last moments."""
+    return sum(value - before.get(key, 0) for key, value in after.items())
 
 
 def observe(idle, seconds):
     """One start, and a while without anything to do."""
     with idle as servers:
         time.sleep(SETTLE)
-        cpu, switched, begun = run_time(servers.pids), switches(servers.pids), time.monotonic()
+        cpu, switched, begun = run_times(servers.pids), switches(servers.pids), time.monotonic()
         time.sleep(seconds)
-        cpu = (run_time(servers.pids) - cpu) / (time.monotonic() - begun)
+        cpu = grown(cpu, run_times(servers.pids)) / (time.monotonic() - begun)
         fields = [memory(pid) for pid in servers.pids]
         return {
             "anonymous": sum(field["RssAnon"] for field in fields) / MiB,
             "resident": sum(field["VmRSS"] for field in fields) / MiB, "start": servers.started * 1000,
-            "cpu": cpu * 100, "switches": switches(servers.pids) - switched}
+            "cpu": cpu * 100, "switches": grown(switched, switches(servers.pids))}
 
 
 def measure(row, bench):

@@ -85,6 +85,7 @@ def on_file_system(row, bench, kind, directory, place):
                 yield figure
                 return
             if size == SIZES[0]:
+                remove(target)
                 agent.call("start", "bench", target, "--sync", "full", "--format", "raw")
                 subprocess.run(["cmp", drive, target], check=True)
             contestants = {"us": ours}

@@ -38,7 +38,8 @@ final class ServedExport: Sendable {
     /// device still has requests that it does not finish; it is in use as long as they run.
     func end(within patience: Duration) async -> Bool {
         let ending = transmissions.close()
-        for transmission in ending { await transmission.engine.run { transmission.beginEnding() } }
+        // All in one step: a client that was told knows that no other is served any more.
+        await export.device.engine.run { for transmission in ending { transmission.beginEnding() } }
         if await transmissions.areGone(within: patience) { return true }
         for transmission in ending { transmission.cutOff() }
         // What is left of a connection without requests goes away at once.

@@ -219,16 +219,21 @@ struct ServingTests {
         _ = try test.addDisk("b", bytes: 1 << 20)
         #expect(throws: BlockError.self) { _ = try test.addDisk("a", bytes: 1) }
         let client = try await RawClient.open(test.path, "a")
-        let idle = try await RawClient.open(test.path, "a")
+        var idle: [RawClient] = []
+        for _ in 0..<12 { idle.append(try await RawClient.open(test.path, "a")) }
         let other = try await RawClient.open(test.path, "b")
-        #expect(test.server.clients(of: "a") == 2)
+        #expect(test.server.clients(of: "a") == 13)
         disk.hold()
         try await client.send(RawClient.request(Self.write, cookie: 1, length: 4) + [1, 2, 3, 4])
         while disk.heldCalls.isEmpty { await Task.yield() }
         async let removed = test.server.remove("a", within: .seconds(60))
-        // The idle one is disconnected at once.
-        await idle.waitForEnd()
-        #expect(try await client.ask(Self.read, cookie: 2, length: 4).error == 108)
+        // The idle ones are disconnected at once; when one is, the export serves none any more.
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for idle in idle { group.addTask { await idle.waitForEnd() } }
+            try await group.next()
+            #expect(try await client.ask(Self.read, cookie: 2, length: 4).error == 108)
+            try await group.waitForAll()
+        }
         #expect(test.server.clients(of: "a") == 0)
         let late = try await RawClient(test.path)
         try await late.greet()

@@ -53,13 +53,8 @@ extension CopyLoop {
     }
 
     private func start(_ clusters: Range<Int>, _ chunks: inout DiscardingTaskGroup) {
+        guard putInFlight(clusters) else { return }
         let range = point.bytes(of: clusters)
-        do throws(BlockError) {
-            try state.withState { state throws(BlockError) in try state.map.begin(clusters) }
-        } catch {
-            fail(.failed(IOFailure(.staging, .write, range, error)))
-            return control.chunkEnded(copied: 0)
-        }
         chunks.addTask {
             let wasCloning = point.record.isCloning
             let began = clock.now()

@@ -379,13 +379,8 @@ struct CopyLoop: Sendable {
         _ clusters: Range<Int>, _ chunks: inout DiscardingTaskGroup,
         _ body: @escaping @Sendable (ByteRange) async -> BackupFailure?
     ) {
+        guard putInFlight(clusters) else { return }
         let range = point.bytes(of: clusters)
-        do throws(BlockError) {
-            try state.withState { state throws(BlockError) in try state.map.begin(clusters) }
-        } catch {
-            fail(.failed(IOFailure(.staging, .write, range, error)))
-            return control.chunkEnded(copied: 0)
-        }
         chunks.addTask {
             let failure = await body(range)
             let isDone = settle(clusters, failure)
@@ -395,6 +390,19 @@ struct CopyLoop: Sendable {
                 point.drive.passOnKept(in: range)
             }
             control.chunkEnded(copied: isDone ? range.length : 0)
+        }
+    }
+
+    /// Puts the clusters of a chunk that counts as started in flight; where the record has no space for that the run fails, the
+    /// chunk has ended, and false is returned.
+    func putInFlight(_ clusters: Range<Int>) -> Bool {
+        do throws(BlockError) {
+            try state.withState { state throws(BlockError) in try state.map.begin(clusters) }
+            return true
+        } catch {
+            fail(.failed(IOFailure(.staging, .write, point.bytes(of: clusters), error)))
+            control.chunkEnded(copied: 0)
+            return false
         }
     }
 

@@ -50,6 +50,28 @@ internal import Testing
         #expect(run.control.progress == JobControl.Progress(current: size, total: size))
     }
 
+    @Test("an answer about extents that comes when its range is done is not taken for that of the next range")
+    func lateAnswer() {
+        for seed: UInt64 in 1...200 {
+            // Two ranges of extents, and in each a cluster that is not done when the clone ends.
+            let run = SimRun([.data(0..<200 << 20)], clones: true, seed: seed)
+            let result = run.play { run in
+                let buffer = IOBuffer(count: 4096)
+                for place: UInt64 in [1 << 20, 150 << 20] {
+                    let range = ByteRange(offset: place, length: 4096)
+                    // Until the old content is saved; the simulated drive itself refuses every write.
+                    while !run.job.isCloned, run.control.progress.current == 0 {
+                        try? await run.job.drive.write(range, from: buffer.slice)  // refused after the save
+                        if run.isSaved(range) { break }
+                        await run.engine.pass(.microseconds(10))
+                    }
+                }
+            }
+            #expect(result.failure == nil, "seed \(seed)")
+            #expect(run.control.progress.current == 200 << 20, "seed \(seed)")
+        }
+    }
+
     @Test("a clone that hangs holds up no cancel")
     func hungClone() {
         let run = SimRun([.data(0..<32 << 20)], hanging: 0, clones: true)

@@ -1,6 +1,7 @@
-internal import BackupJobs
 internal import BlockIO
 internal import Synchronization
+
+@testable internal import BackupJobs
 
 /// A job with everything around it, in virtual time.
 final class SimRun: Sendable {
@@ -9,6 +10,7 @@ final class SimRun: Sendable {
     let target: SimTarget
     let pool: BufferPool
     let job: BackupJob
+    private let record: JobRecord
     var control: JobControl { job.control }
 
     init(
@@ -24,11 +26,17 @@ final class SimRun: Sendable {
             faults: SimTarget.Faults(hanging: hanging), source: clones ? drive : nil)
         pool = BufferPool(capacity: 16 << 20)
         let scratch = Scratch(drive, target: target)
+        record = scratch.record
         job = BackupJob(
             drive: LiveDrive(drive), target: target,
             options: BackupJob.Options(
                 sync: sync, speedBytesPerSecond: speed, targetReadsAsZero: readsAsZero),
             record: scratch.record, staging: scratch.staging, buffers: pool, clock: engine.clock)
+    }
+
+    /// Whether old content of these bytes is saved.
+    func isSaved(_ range: ByteRange) -> Bool {
+        record.bits.saved.isSet(Int(range.offset / JobRecord.blockSize))
     }
 
     /// Runs the job, and `besides` at the same time; `isStuck` when one of them did not come to its end.

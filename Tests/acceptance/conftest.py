@@ -6,7 +6,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import Agent  # noqa: E402
-from target_processes import FreezingFileSystem  # noqa: E402
+from target_processes import FreezingFileSystem, mounted  # noqa: E402
 
 
 @pytest.fixture
@@ -43,10 +43,5 @@ def start_agent():
 @pytest.fixture
 def freezing(tmp_path):
     """A file system that can be frozen: whoever writes to it then hangs in the kernel."""
-    system = FreezingFileSystem(tmp_path)
-    try:
-        if not system.mount():
-            pytest.skip("no file system can be mounted here (root and loop devices are needed)")
+    with mounted(FreezingFileSystem(tmp_path)) as system:
         yield system
-    finally:
-        system.close()

@@ -1,10 +1,12 @@
 """Processes of targets as an operator sees them, and a file system that hangs on command."""
 
+import contextlib
 import os
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from harness import PATIENCE
 
 
@@ -57,8 +59,21 @@ def hangs(process):
     return "D" in states(process)
 
 
+@contextlib.contextmanager
+def mounted(system):
+    """The file system, mounted for as long as the body runs; a skip where that is not possible here."""
+    try:
+        if not system.mount():
+            pytest.skip(f"{system.needs}: no such file system can be mounted here")
+        yield system
+    finally:
+        system.close()
+
+
 class FreezingFileSystem:
     """An ext4 of its own, in which every change hangs, in a way that no signal ends, while it is frozen."""
+
+    needs = "root and loop devices are needed"
 
     def __init__(self, directory, size=96 << 20):
         self.size = size

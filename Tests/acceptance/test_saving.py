@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from harness import kind
 from images import KiB, MiB, create, qemu_io, raw, run
-from target_processes import FreezingFileSystem, hangs, target_processes, until
+from target_processes import FreezingFileSystem, hangs, mounted, target_processes, until
 from test_cases import Guest, content, finish, uri
 
 SIZE = 64 * MiB
@@ -31,13 +31,8 @@ def disk(images):
 @pytest.fixture
 def staging(tmp_path):
     """A file system for staging, which spares its last GiB."""
-    system = FreezingFileSystem(tmp_path, size=3 << 30)
-    try:
-        if not system.mount():
-            pytest.skip("no file system can be mounted here (root and loop devices are needed)")
+    with mounted(FreezingFileSystem(tmp_path, size=3 << 30)) as system:
         yield system
-    finally:
-        system.close()
 
 
 @pytest.fixture

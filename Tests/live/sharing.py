@@ -12,6 +12,7 @@ class SharingFileSystem:
 
     def __init__(self, directory, type_, size=512 << 20):
         self.type, self.size = type_, size
+        self.needs = f"root, loop devices and mkfs.{type_} are needed"
         self.path = directory / "sharing"
         self.image = directory / "sharing.img"
         self.is_mounted = False

@@ -10,6 +10,7 @@ from harness import kind
 from images import MiB
 from servers import IS_PEER
 from sharing import TYPES, SharingFileSystem, shares_blocks
+from target_processes import mounted
 from test_live_restart import killed_at_random
 
 pytestmark = pytest.mark.skipif(IS_PEER, reason="the peer reads and writes everything")
@@ -18,13 +19,8 @@ pytestmark = pytest.mark.skipif(IS_PEER, reason="the peer reads and writes every
 @pytest.fixture(params=TYPES)
 def shared(request, tmp_path):
     """A directory on such a file system."""
-    system = SharingFileSystem(tmp_path, request.param)
-    try:
-        if not system.mount():
-            pytest.skip(f"no {request.param} can be mounted here (root, loop devices and mkfs.{request.param} are needed)")
+    with mounted(SharingFileSystem(tmp_path, request.param)) as system:
         yield system.path
-    finally:
-        system.close()
 
 
 def test_at_rest_it_is_a_clone_and_its_manifest_says_so(shared, served, seed):

@@ -44,6 +44,8 @@ package final class BackupJob: Sendable {
         /// How long one piece's saving may take before it counts as failed; zero is for ever.
         package var saveTimeout = Duration.seconds(5)
         package var stagingFull = StagingFull.fail
+        /// What staging holds of so many bytes of the drive is given back together; of a cluster, where that is larger.
+        var givenBackTogether: UInt64 = 8 << 20
         /// What happens when the drive cannot be read.
         package var onSourceError = ErrorPolicy.report
         /// What happens when the target cannot be written.

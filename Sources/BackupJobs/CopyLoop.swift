@@ -31,6 +31,8 @@ struct CopyLoop: Sendable {
         var beginning = Beginning.toBegin
         var cloning = Cloning.over
         var cloneLength = CloneLength()
+        /// How much of the drive is read in one step, in bytes.
+        var stepLength = UInt64.max
     }
 
     /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
@@ -127,6 +129,7 @@ struct CopyLoop: Sendable {
         if control.isSuspended { return await waitUntilIdle() }
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(point.drive.requestCount)
+        state.value.stepLength = course.pace.stepLength
         if options.sync == .none, control.isFinishing { point.freeze() }
         if case .next(let cluster) = state.value.cloning {
             await startClone(from: cluster, &chunks)
@@ -386,7 +389,7 @@ struct CopyLoop: Sendable {
             let isDone = settle(clusters, failure)
             if isDone {
                 point.noteDone(clusters)
-                await point.punch(clusters)
+                await point.retire(clusters)
                 point.drive.passOnKept(in: range)
             }
             control.chunkEnded(copied: isDone ? range.length : 0)

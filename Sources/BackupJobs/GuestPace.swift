@@ -23,6 +23,9 @@ struct GuestPace {
     /// How many chunks may be in flight.
     var depth: Int { isGuestBusy ? 2 : .max }
 
+    /// How much is read before the guest has its turn, in bytes.
+    var stepLength: UInt64 { isGuestBusy ? 128 << 10 : .max }
+
     /// The largest chunk in bytes.
-    var chunkSize: UInt64 { isGuestBusy ? 128 << 10 : .max }
+    var chunkSize: UInt64 { isGuestBusy ? 256 << 10 : .max }
 }

@@ -62,6 +62,7 @@ extension PointInTime {
         let unit = JobRecord.blockSize
         let room = Int(min(staging.room / unit, SaveBuffers.pieceSize / unit))
         guard room > 0 else {
+            if await giveBackRetired() { return nil }
             // A job that is paused, or has not begun to copy, drains nothing, and from empty staging nothing can be drained.
             if options.stagingFull == .stall, state.value.isCopying, !control.isPaused, !staging.isEmpty {
                 await change()
@@ -346,51 +347,5 @@ extension PointInTime {
             """
         state.value.warn(
             IOFailure(.staging, .write, drive.range, BlockError(.noSpace, message, errno: ENOSPC)))
-    }
-
-    // MARK: Giving space back
-
-    /// Clusters are done: their part of staging is given back, unless the view reads it just now.
-    func punch(_ clusters: Range<Int>) async {
-        guard !staging.isEmpty else { return }
-        var next = clusters.lowerBound
-        while next < clusters.upperBound {
-            let end =
-                (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
-            if end > next,
-                await staging.punch(bytes(of: next..<end).expanded(toMultipleOf: JobRecord.blockSize))
-            {
-                state.value.waiters.wake()
-            }
-            if end < clusters.upperBound {
-                // It may have been let go while the others were punched.
-                if state.value.pins[end] == nil { next = end; continue }
-                state.value.unpunched.insert(end)
-            }
-            next = end + 1
-        }
-    }
-
-    /// What staging holds of blocks that are not saved is of no use, and no cluster that is done would give it back: guests
-    /// that wait for space could wait for ever. Nobody is saving the blocks.
-    func punchUnsaved(_ blocks: Range<Int>) async {
-        var next = blocks.lowerBound
-        while !staging.isEmpty, next < blocks.upperBound,
-            let first = record.bits.saved.first(in: next..<blocks.upperBound, where: false)
-        {
-            next = record.bits.saved.first(in: first..<blocks.upperBound) ?? blocks.upperBound
-            let range = bytes(ofBlocks: first..<next).expanded(toMultipleOf: JobRecord.blockSize)
-            if await staging.punch(range) { state.value.waiters.wake() }
-        }
-    }
-
-    func pin(_ cluster: Int) { state.value.pins[cluster, default: 0] += 1 }
-
-    func unpin(_ cluster: Int) async {
-        guard let count = state.value.pins[cluster] else { preconditionFailure("what is let go was pinned") }
-        state.value.pins[cluster] = count > 1 ? count - 1 : nil
-        // What is pinned at the end goes with the file.
-        guard count == 1, !state.value.isOver, state.value.unpunched.remove(cluster) != nil else { return }
-        await punch(cluster..<cluster + 1)
     }
 }

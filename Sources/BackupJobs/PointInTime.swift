@@ -38,7 +38,11 @@ final class PointInTime: Sendable {
         var urgent = UrgentClusters()
         /// How many readers of the view use the staging of a cluster.
         var pins: [Int: Int] = [:]
-        /// Clusters that were done while they were pinned.
+        /// Clusters that are done and whose part of staging waits to be given back with that of others.
+        var retired: RetiredClusters
+        /// Who gives back space just now.
+        var givingBack = 0
+        /// Clusters that were to be given back while they were pinned.
         var unpunched: Set<Int> = []
         /// Reads and writes of staging in flight, and the view's reads of the drive.
         var stagingUsers = 0
@@ -81,7 +85,9 @@ final class PointInTime: Sendable {
         self.clusterSize = clusterSize
         shift = UInt64(clusterSize.trailingZeroBitCount)
         clusterCount = Int(drive.size.dividedRoundingUp(by: clusterSize))
-        state = EngineIsolated(State(), engine: drive.engine)
+        let retired = RetiredClusters(
+            clustersPerStretch: max(1, Int(options.givenBackTogether / clusterSize)))
+        state = EngineIsolated(State(retired: retired), engine: drive.engine)
     }
 
     // MARK: Places

@@ -210,6 +210,11 @@ package final class Staging: Sendable {
         try await file.read(range, into: buffer)
     }
 
+    /// How much it holds of `range`, in bytes.
+    func held(in range: ByteRange) -> UInt64 {
+        UInt64(state.value.staged.count(in: blocks(of: range))) * JobRecord.blockSize
+    }
+
     /// Gives back the space of whole blocks; true when there was any.
     @discardableResult
     func punch(_ range: ByteRange) async -> Bool {
@@ -256,6 +261,33 @@ private struct SparseBits {
     /// Clears bits; returns how many were set.
     mutating func clear(_ bits: Range<Int>) -> Int { change(bits, to: false) }
 
+    func count(in bits: Range<Int>) -> Int {
+        var (next, count) = (bits.lowerBound, 0)
+        while next < bits.upperBound {
+            let page = next / (64 * Self.wordsPerPage)
+            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
+            guard let words = pages[page] else {
+                next = pageEnd
+                continue
+            }
+            while next < pageEnd {
+                let (word, end) = Self.word(of: next, in: pageEnd)
+                count += (words[word] & Self.mask(next..<end)).nonzeroBitCount
+                next = end
+            }
+        }
+        return count
+    }
+
+    private static func word(of bit: Int, in end: Int) -> (index: Int, end: Int) {
+        (bit / 64 % wordsPerPage, min(end, bit / 64 * 64 + 64))
+    }
+
+    /// Bits of one word.
+    private static func mask(_ bits: Range<Int>) -> UInt64 {
+        (UInt64.max >> UInt64(64 - bits.count)) << UInt64(bits.lowerBound % 64)
+    }
+
     private mutating func change(_ bits: Range<Int>, to isSet: Bool) -> Int {
         var (next, changed) = (bits.lowerBound, 0)
         while next < bits.upperBound {
@@ -269,8 +301,8 @@ private struct SparseBits {
             // So that the array below is changed in place.
             pages[page] = nil
             while next < pageEnd {
-                let (word, end) = (next / 64 % Self.wordsPerPage, min(pageEnd, next / 64 * 64 + 64))
-                let mask = (UInt64.max >> UInt64(64 - (end - next))) << UInt64(next % 64)
+                let (word, end) = Self.word(of: next, in: pageEnd)
+                let mask = Self.mask(next..<end)
                 changed += ((isSet ? ~words[word] : words[word]) & mask).nonzeroBitCount
                 words[word] = isSet ? words[word] | mask : words[word] & ~mask
                 next = end

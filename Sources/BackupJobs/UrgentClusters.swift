@@ -1,26 +1,34 @@
-/// Clusters of which the guest has overwritten something, in the order in which it began: they are copied first, so that
-/// staging stays small.
+/// Clusters of which the guest has overwritten something: they are copied first, so that staging stays small.
+///
+/// In sweeps along the drive, and not in the order in which it began: then what is next to each other is read, written and
+/// given back together. What comes up during a sweep belongs to the next one.
 ///
 /// Bounded: what does not fit is found again by looking through the record, which knows all of them.
 struct UrgentClusters {
     static let bound = 65536
+    /// A sweep has so many clusters at most, since they are sorted in one step.
+    private static let sweepLength = 8192
 
-    private var clusters: [Int] = []
-    private var taken = 0
-    /// Some did not fit, or a restart has lost the order.
+    /// The sweep under way, its end first.
+    private var sweep: [Int] = []
+    private var later: [Int] = []
+    /// Some did not fit, or a restart has lost them.
     var isIncomplete = false
 
     mutating func append(_ cluster: Int) {
-        guard clusters.count - taken < Self.bound else { return isIncomplete = true }
-        clusters.append(cluster)
+        guard sweep.count + later.count < Self.bound else { return isIncomplete = true }
+        later.append(cluster)
     }
 
-    var first: Int? { taken < clusters.count ? clusters[taken] : nil }
-
-    mutating func removeFirst() {
-        taken += 1
-        guard taken == clusters.count || taken >= 1024 else { return }
-        clusters.removeFirst(taken)
-        taken = 0
+    var first: Int? {
+        mutating get {
+            if sweep.isEmpty, !later.isEmpty {
+                sweep = later.prefix(Self.sweepLength).sorted(by: >)
+                later.removeFirst(sweep.count)
+            }
+            return sweep.last
+        }
     }
+
+    mutating func removeFirst() { sweep.removeLast() }
 }

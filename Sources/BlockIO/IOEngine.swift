@@ -43,6 +43,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
     func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
 
+    /// Returns when whatever has completed meanwhile has had its turn: to be called between long steps.
+    func letOthersIn() async
+
     /// Several drives are served from now on: the engine's own thread makes no call that the disk of one could hold up.
     func share()
 
@@ -58,6 +61,8 @@ extension IOEngine {
     package func readAtOnce(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) -> Int? { nil }
 
     package func writeAtOnce(_: Int32, _: UnsafeRawBufferPointer, at _: UInt64) -> Int? { nil }
+
+    package func letOthersIn() async { await Task.yield() }
 
     package func share() {}
 

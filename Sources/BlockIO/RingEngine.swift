@@ -16,6 +16,11 @@ package final class RingEngine: IOEngine {
     private nonisolated(unsafe) let ring: RingQueue
     // SAFETY: as `ring`; `isCurrent` is asked before every use.
     private nonisolated(unsafe) let inline = InlineTransfers()
+    // SAFETY: as `ring`.
+    private nonisolated(unsafe) var vigil = Vigil()
+    /// Who let others in, and goes on in the next turn.
+    // SAFETY: as `inline`.
+    private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
     private let wakeDescriptor: Int32
     private let shared = Atomic(false)
 
@@ -57,6 +62,11 @@ package final class RingEngine: IOEngine {
 
     package func isIsolatingCurrentContext() -> Bool? { isCurrent }
 
+    package func letOthersIn() async {
+        guard core.queue.isCurrent else { return await Task.yield() }
+        await withUnsafeContinuation { polite.append($0) }
+    }
+
     package func share() { shared.store(true, ordering: .relaxed) }
 
     /// `share` was called: the thread writes nothing by itself.
@@ -73,13 +83,27 @@ package final class RingEngine: IOEngine {
             inline.beginTurn()
             core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
             if ring.inFlight == 0 && core.closeIfDone() { break }
-            let sleeps = core.queue.fallAsleep()
-            ring.submit(wait: sleeps)
-            if sleeps { core.queue.wake() }
+            if polite.isEmpty, core.queue.fallAsleep() {
+                rest()
+                core.queue.wake()
+            } else {
+                ring.submit(wait: false)
+            }
             ring.resumeCompleted()
+            for one in polite { one.resume() }
+            polite.removeAll(keepingCapacity: true)
         }
         ring.end()
         core.finish()
+    }
+
+    /// Waits for something to complete: awake, where that is likely to be soon, else asleep.
+    private func rest() {
+        let began = cblockio_now()
+        let length = vigil.length()
+        let sawIt = length > 0 ? ring.watch(nanoseconds: length) : nil
+        ring.submit(wait: true)
+        vigil.ended(after: cblockio_now() - began, sawIt: sawIt)
     }
 
     // MARK: Operations

@@ -109,6 +109,12 @@ final class RingQueue {
         }
     }
 
+    /// Submits what was added and looks for a completion, awake, for so many nanoseconds; false when none came.
+    func watch(nanoseconds: UInt64) -> Bool {
+        submit(wait: false)
+        return cblockio_ring_watch(ring, nanoseconds) != 0
+    }
+
     /// Resumes the callers whose requests have completed, and starts requests that waited for their places.
     func resumeCompleted() {
         while true {

@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "CBlockIORing.h"
 
+#include "CBlockIO.h"
+
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
@@ -12,10 +14,10 @@
 #include <unistd.h>
 
 int cblockio_ring_make(struct io_uring **result, unsigned entries, unsigned completions) {
-    // SINGLE_ISSUER since Linux 6.0, DEFER_TASKRUN since 6.1, COOP_TASKRUN since 5.19.
+    // SINGLE_ISSUER since Linux 6.0, DEFER_TASKRUN since 6.1, COOP_TASKRUN and TASKRUN_FLAG since 5.19.
     static const unsigned modes[] = {
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-        IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
     struct io_uring *ring = calloc(1, sizeof *ring);
@@ -101,6 +103,23 @@ unsigned cblockio_ring_unsubmitted(const struct io_uring *ring) { return io_urin
 
 int cblockio_ring_submit(struct io_uring *ring, int wait) {
     return wait ? io_uring_submit_and_wait(ring, 1) : io_uring_submit_and_get_events(ring);
+}
+
+int cblockio_ring_watch(const struct io_uring *ring, uint64_t nanoseconds) {
+    const uint64_t end = cblockio_now() + nanoseconds;
+    do {
+        // Looking costs no system call; a pause leaves the core's other thread its share.
+        for (int i = 0; i < 16; i++) {
+            if (io_uring_cq_ready(ring)) return 1;
+            if (IO_URING_READ_ONCE(*ring->sq.kflags) & IORING_SQ_TASKRUN) return 1;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("yield");
+#endif
+        }
+    } while (cblockio_now() < end);
+    return 0;
 }
 
 unsigned cblockio_ring_reap(struct io_uring *ring, struct cblockio_completion *completions, unsigned count) {

@@ -2,7 +2,8 @@
 
 The guest is fio's nbd engine on an export of a fully allocated drive. Idle and busy rounds take turns, each after a
 sync and with servers of its own; a busy round counts only if the backup was running from before the guest's first
-request until after its last one. A round on the fast target ends when the copy has nearly ended.
+request until after its last one. For that fio works for a while before its requests count, and the backup begins in this
+while. A round on the fast target ends when the copy has nearly ended.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ IDLE = "no backup"
 DEFAULT, BEST = "qemu-storage-daemon, default", "qemu-storage-daemon, best"
 P50_GOAL, P99_GOAL, SEQUENTIAL_GOAL = 1.5, 3.0, 0.35  # of no backup
 NEARLY = 0.8  # share of a copy after which the guest stops
+RAMP = 1.0  # seconds of fio's requests that do not count
 HANG = 4  # seconds beyond its time after which the guest counts as hanging
 EXTRA = 3  # rounds that may not count
 
@@ -46,7 +48,7 @@ class Case:
     def load(self, bench, server, seconds):
         work = ["--rw=write", "--bs=1M"] if self.sequential else [f"--rw=rand{self.way}", "--bs=4k"]
         return Load(server.uri("bench"), *work, f"--iodepth={self.depth}", f"--size={images.drive_size(bench)}",
-                    seconds=seconds)
+                    seconds=seconds, ramp=RAMP)
 
 
 def cases(row, options):
@@ -86,6 +88,23 @@ class Host:
                 if self.name != "us":
                     server.process.kill()
 
+    @contextlib.contextmanager
+    def beside(self, server, seconds):
+        """A backup that begins now, and a guest that works for so long."""
+        def guest():
+            # Whatever happens, it ends with its server.
+            return self.case.load(self.bench, server, seconds)
+
+        if self.name == BEST:
+            # Its export is made anew when the backup begins: a guest would lose it.
+            with self.backup(server) as job:
+                yield job, guest()
+        else:
+            load = guest()
+            time.sleep(RAMP / 2)
+            with self.backup(server) as job:
+                yield job, load
+
     def idle(self):
         with self.server() as server:
             os.sync()
@@ -96,24 +115,24 @@ class Host:
         seconds = self.bench.options.seconds
         with self.server() as server:
             os.sync()
-            with self.backup(server) as job:
-                load = self.case.load(self.bench, server, seconds)
-                deadline = time.monotonic() + seconds + HANG
+            with self.beside(server, seconds) as (job, load):
+                began = time.monotonic()
+                deadline = load.begun + RAMP + seconds + HANG
                 while load.is_running() and time.monotonic() < deadline:
                     if self.case.kind == FAST and job.progress() > NEARLY:
                         load.interrupt()
                         break
                     time.sleep(0.02)
                 found = load.result(patience=max(0.5, deadline - time.monotonic()))
-                return found if job.is_running() and found["requests"] else None
+                in_time = began < load.begun + RAMP
+                return found if in_time and job.is_running() and found["requests"] else None
 
     def whole_backup(self, longest):
         """Seconds of a whole backup while the guest works on; `longest` when it took more, and was given up."""
         with self.server() as server:
             os.sync()
-            begun = time.monotonic()
-            with self.backup(server) as job:
-                load = self.case.load(self.bench, server, 2 * longest)
+            begun = time.monotonic() + RAMP / 2
+            with self.beside(server, 2 * longest) as (job, load):
                 while not job.ended and time.monotonic() < begun + longest:
                     time.sleep(0.02)
                 if self.name != "us":

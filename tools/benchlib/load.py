@@ -9,18 +9,21 @@ from .common import CORES, MiB, PATIENCE
 
 SATURATED = 0.95  # of a core for each of fio's threads, or of all cores together
 GREEDY = 0.6  # fio's share of all cores from which on it, and not the server, decides
+NOTHING = {"p50": 0.0, "p99": 0.0, "max": 0.0, "rate": 0.0, "mib_s": 0.0, "requests": 0, "cores": 0.0, "hung": False}
 
 
 class Load:
-    """fio against an export: starts at once; `result` waits for its end."""
+    """fio against an export: starts at once; `result` waits for its end. Requests of the first `ramp` seconds do not count."""
 
-    def __init__(self, uri, *options, seconds=None, connections=1):
+    def __init__(self, uri, *options, seconds=None, connections=1, ramp=0):
         self.connections = connections
         command = [
             "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", "--thread", f"--numjobs={connections}",
             "--group_reporting", "--randrepeat=0", "--percentile_list=50:99:99.9", "--output-format=json", *options]
         if seconds:
             command += ["--time_based", f"--runtime={seconds * 1000:.0f}ms"]
+        if ramp:
+            command += [f"--ramp_time={ramp * 1000:.0f}ms"]
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -44,8 +47,9 @@ class Load:
             self.process.kill()
             self.process.communicate()
             seconds = time.monotonic() - self.begun
-            return {"p50": seconds, "p99": seconds, "max": seconds, "rate": 0.0, "mib_s": 0.0, "requests": 1,
-                    "cores": 0.0, "hung": True}
+            return {**NOTHING, "p50": seconds, "p99": seconds, "max": seconds, "requests": 1, "hung": True}
+        if self.process.returncode == -signal.SIGINT and not out:
+            return NOTHING  # it was still about to begin
         try:
             # A line about a signal may stand before the object.
             job = json.loads(out[out.index("{"):])["jobs"][0]

@@ -60,6 +60,9 @@ unsigned cblockio_ring_unsubmitted(const struct io_uring *ring);
 /// Submits what was prepared and lets the kernel post completions; with `wait` not before there is one. A negated errno
 /// or a number that is not.
 int cblockio_ring_submit(struct io_uring *ring, int wait);
+/// Looks, awake, for a completion or for the kernel's word that there is work which may bring one: 1 as soon as there is,
+/// 0 after so many nanoseconds. What was prepared must have been submitted.
+int cblockio_ring_watch(const struct io_uring *ring, uint64_t nanoseconds);
 /// Takes up to `count` completions.
 unsigned cblockio_ring_reap(struct io_uring *ring, struct cblockio_completion *completions, unsigned count);
 

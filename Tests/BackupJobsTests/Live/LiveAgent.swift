@@ -95,6 +95,7 @@ final class LiveAgent: Sendable {
             let job = try make()
             await listen(to: job)
             try await job.resume()
+            lookForOrphans(job)
             return job
         } catch let failure as BackupFailure {
             history.state.withLock {
@@ -103,6 +104,19 @@ final class LiveAgent: Sendable {
             }
         } catch { history.complain("the job does not come back: \(error)") }
         return nil
+    }
+
+    /// A kill may have left something in staging where no bit says so, or of what is done: no guest has made a request yet.
+    private func lookForOrphans(_ job: BackupJob) {
+        let bits = job.record.bits
+        let units = Int(history.staged.size / 512)
+        for unit in 0..<units where history.staged.value(unit) != 0 {
+            let isKnown = bits.saved.isSet(unit / 8)
+            if !isKnown || bits.done.isSet(unit / 8 / job.point.blocksPerCluster) {
+                let why = isKnown ? "done" : "not saved"
+                return history.complain("staging holds unit \(unit) after a restart, which is \(why)")
+            }
+        }
     }
 
     private func backUp(_ resumed: BackupJob?) async {
@@ -146,8 +160,11 @@ final class LiveAgent: Sendable {
         guard outcome == .some(nil) else { return }
         // What a reader of the view had pinned at the end goes with the file.
         let pinned = job.point.state.value.unpunched
+        let retired = job.point.state.value.retired
         for cluster in done.subtracting(pinned)
-        where history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 }) {
+        where !retired.holds(cluster / retired.clustersPerStretch)
+            && history.units(ofCluster: cluster).contains(where: { history.staged.value($0) != 0 })
+        {
             history.complain("staging holds something of cluster \(cluster), which is done")
         }
     }

@@ -131,6 +131,7 @@ final class LiveHistory: Sendable {
         options.saveFailure = chance.oneIn(8) ? .breakGuestWrite : .breakSnapshot
         options.saveTimeout = chance.oneIn(8) ? .milliseconds(20 + chance.below(40)) : .seconds(3600)
         options.stagingFull = chance.oneIn(3) ? .stall : .fail
+        options.givenBackTogether = [1, 2, 16][Int(seed / 3 % 3)] * clusterSize
         self.options = options
         stagingLimit = chance.oneIn(5) ? UInt64(1 + chance.below(30)) * 4096 : nil
         failingWrite = chance.oneIn(20) ? 1 + chance.below(4) : nil

@@ -1,0 +1,119 @@
+internal import BlockIO
+internal import Synchronization
+internal import TestKit
+internal import Testing
+
+@testable internal import BackupJobs
+
+/// When staging gives back what it holds of clusters that are done.
+@Suite struct GivingBackTests {
+    private static let cluster: UInt64 = 65536
+
+    /// A job between disks that answer at once, and its staging.
+    private final class Bench: Sendable {
+        let engine = SimEngine(seed: 1)
+        let drive: LiveDrive
+        let staged: SimDisk
+        let job: BackupJob
+
+        init(clusters: UInt64, sync: BackupJob.Options.Sync, together: UInt64, limit: UInt64? = nil) {
+            let disk = SimDisk(size: clusters * cluster, engine: engine)
+            for offset in stride(from: 0, to: disk.size, by: 4096) {
+                disk.setContents(at: offset, [UInt8](repeating: 7, count: 4096))
+            }
+            drive = LiveDrive(disk)
+            staged = SimDisk(size: disk.size, engine: engine)
+            let target = SimTarget(size: disk.size, clusterSize: cluster, initially: 0, sim: nil)
+            var options = BackupJob.Options(sync: sync, depth: 1, chunkSize: cluster)
+            options.givenBackTogether = together * cluster
+            job = BackupJob(
+                drive: drive, target: target, options: options,
+                record: Scratch(size: disk.size, clusterSize: cluster, engine: engine).record,
+                staging: Staging(on: staged, limit: limit), buffers: BufferPool(), clock: engine.clock)
+        }
+
+        var givenBack: [ByteRange] {
+            staged.calls.filter { $0.operation == .discard }.map(\.range).sorted { $0.offset < $1.offset }
+        }
+
+        func overwrite(_ range: ByteRange) async throws(BlockError) {
+            try await drive.write(range, from: IOBuffer(count: Int(range.length)).slice)
+        }
+
+        func run(_ body: @escaping @Sendable (Bench) async throws -> Void) -> (any Error)? {
+            let outcome = Mutex<(any Error)?>(nil)
+            let isDone = engine.drive { [self] in
+                do {
+                    try await BackupJob.fixPointInTime(of: [job])
+                    try await body(self)
+                } catch {
+                    outcome.withLock { $0 = error }
+                }
+                await job.release()
+            }
+            #expect(isDone, "it got stuck")
+            return outcome.withLock { $0 }
+        }
+    }
+
+    @Test("it gives back a stretch of the drive at once, when all of it is done")
+    func stretches() {
+        let bench = Bench(clusters: 18, sync: .full, together: 4)
+        let failure = bench.run { bench in
+            // Nothing of the third stretch.
+            for cluster: UInt64 in 0..<18 where !(8..<12).contains(cluster) {
+                try await bench.overwrite(ByteRange(offset: cluster * Self.cluster + 4096, length: 4096))
+            }
+            try await bench.job.run()
+        }
+        #expect(failure == nil)
+        #expect(
+            bench.givenBack
+                == [0..<4, 4..<8, 12..<16, 16..<18].map { (clusters: Range<UInt64>) in
+                    ByteRange(clusters.lowerBound * Self.cluster..<clusters.upperBound * Self.cluster)
+                })
+        #expect(bench.job.staging.usage.used == 0)
+    }
+
+    @Test("when it is short of space it gives back what waits before a guest's write waits or the job fails")
+    func need() {
+        let bench = Bench(clusters: 8, sync: .none, together: 8, limit: 32 * 4096)
+        let failure = bench.run { bench in
+            async let run: Void = bench.job.run()
+            try await bench.overwrite(ByteRange(offset: 0, length: 8192))
+            while !bench.job.record.bits.done.isSet(0) { await bench.engine.pass(.milliseconds(1)) }
+            #expect(bench.givenBack.isEmpty && bench.job.staging.usage.used == 8192)
+            bench.job.control.pause()
+            try await bench.overwrite(ByteRange(offset: 2 * Self.cluster, length: 32 * 4096))
+            #expect(bench.givenBack == [ByteRange(offset: 0, length: Self.cluster)])
+            bench.job.control.resume()
+            bench.job.control.finish()
+            try await run
+        }
+        #expect(failure == nil)
+    }
+
+    @Test("it does not let much wait")
+    func bound() {
+        let bench = Bench(clusters: 8, sync: .none, together: 8, limit: 32 * 4096)
+        let failure = bench.run { bench in
+            async let run: Void = bench.job.run()
+            for cluster: UInt64 in [0, 1, 4] {
+                #expect(bench.givenBack.isEmpty)
+                try await bench.overwrite(ByteRange(offset: cluster * Self.cluster, length: 4096))
+                while !bench.job.record.bits.done.isSet(Int(cluster)) {
+                    await bench.engine.pass(.milliseconds(1))
+                }
+            }
+            await bench.engine.pass(.milliseconds(1))
+            let gone = [
+                ByteRange(offset: 0, length: 2 * Self.cluster),
+                ByteRange(offset: 4 * Self.cluster, length: Self.cluster),
+            ]
+            #expect(bench.givenBack == gone)
+            bench.job.control.finish()
+            try await run
+        }
+        #expect(failure == nil)
+    }
+}

@@ -8,9 +8,9 @@ struct VigilTests {
     func shortWaits() {
         var vigil = Vigil()
         #expect(vigil.length() == 0)
-        vigil.ended(after: Vigil.longest, sawIt: nil)
+        vigil.ended(after: Vigil.short, sawIt: nil)
         #expect(vigil.length() == 0)
-        vigil.ended(after: Vigil.longest - 1, sawIt: nil)
+        vigil.ended(after: Vigil.short - 1, sawIt: nil)
         #expect(vigil.length() == Vigil.longest)
         vigil.ended(after: 1_000_000, sawIt: true)
         #expect(vigil.length() == 0)

@@ -417,6 +417,8 @@ struct CopyLoop: Sendable {
 
     /// Returns after `delay`, or before that when the signal is raised.
     private func sleep(_ delay: Duration) async {
+        point.state.value.copyKeepsPace = true
+        defer { point.state.value.copyKeepsPace = false }
         async let _: Void = raiseSignal(after: delay)
         await control.signal.raised()
         // The timer is cancelled, and its end awaited, at the end of this scope.

@@ -229,7 +229,7 @@ extension PointInTime {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
-        control.signal.raise()
+        if !state.value.copyKeepsPace { control.signal.raise() }
     }
 
     /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.

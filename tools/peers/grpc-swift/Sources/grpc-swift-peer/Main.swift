@@ -141,9 +141,9 @@ func stream(_ client: Bench.Client<HTTP2ClientTransport.Posix>, events: Int, wat
     print("{\"events\": \(delivered), \"seconds\": \(seconds)}")
 }
 
-func withClient(_ socket: String, _ body: (Bench.Client<HTTP2ClientTransport.Posix>) async throws -> Void)
-    async throws
-{
+func withClient(
+    _ socket: String, _ body: @Sendable (Bench.Client<HTTP2ClientTransport.Posix>) async throws -> Void
+) async throws {
     try await withGRPCClient(
         transport: .http2NIOPosix(target: .unixDomainSocket(path: socket), transportSecurity: .plaintext)
     ) { try await body(Bench.Client(wrapping: $0)) }

@@ -389,7 +389,7 @@ struct CopyLoop: Sendable {
             let isDone = settle(clusters, failure)
             if isDone {
                 point.noteDone(clusters)
-                await point.retire(clusters)
+                point.retire(clusters)
                 point.drive.passOnKept(in: range)
             }
             control.chunkEnded(copied: isDone ? range.length : 0)

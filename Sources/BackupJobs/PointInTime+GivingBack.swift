@@ -2,40 +2,70 @@ internal import BlockIO
 
 /// Giving back what staging holds and nobody needs (DATAPATH.md, rule C).
 extension PointInTime {
-    /// Clusters are done, and what staging holds of them is of no use: it is given back now, or together with others.
-    func retire(_ clusters: Range<Int>) async {
-        guard !staging.isEmpty else { return }
-        let length = state.value.retired.clustersPerStretch
-        for stretch in clusters.lowerBound / length...(clusters.upperBound - 1) / length {
-            let all = self.clusters(ofStretch: stretch)
-            state.value.retired.add(staging.held(in: bytes(of: all.clamped(to: clusters))), in: stretch)
-            guard state.value.retired.holds(stretch), isOver(all) else { continue }
-            state.value.retired.take(stretch)
-            await giveBack([stretch])
+    /// Clusters are done, and what staging holds of them is of no use: it is given back together with others, by a task of
+    /// its own.
+    func retire(_ clusters: Range<Int>) {
+        guard !staging.isEmpty, !clusters.isEmpty else { return }
+        for stretch in stretches(of: clusters) {
+            let part = self.clusters(ofStretch: stretch).clamped(to: clusters)
+            state.value.retired.add(staging.held(in: bytes(of: part)), in: stretch)
         }
-        if state.value.retired.isTooMuch(of: staging.usage.limit) { await giveBackRetired() }
+        giveBackWhole(clusters)
+        let (room, limit) = (staging.room, staging.usage.limit)
+        if room < UInt64(SaveBuffers.pieceSize) || state.value.retired.isTooMuch(of: limit) {
+            giveBackRetired()
+        }
     }
 
-    /// Gives back what waits for it, or returns when somebody who does that has come further; false when nothing waits.
+    /// Gives back the stretches of which these clusters were the last that were to be copied.
+    func giveBackWhole(_ clusters: Range<Int>) {
+        guard !clusters.isEmpty else { return }
+        for stretch in state.value.retired.waiting(in: stretches(of: clusters))
+        where isOver(self.clusters(ofStretch: stretch)) { state.value.retired.makeDue(stretch) }
+        giveBackDue()
+    }
+
+    /// Begins to give back all that waits for it. False when there is none, or the disk has had its time and not done it.
     @discardableResult
-    func giveBackRetired() async -> Bool {
-        let stretches = state.value.retired.takeAll()
-        if stretches.isEmpty {
-            guard state.value.givingBack > 0 else { return false }
-            await change()
-        } else {
-            await giveBack(stretches)
+    func giveBackRetired() -> Bool {
+        state.value.retired.makeAllDue()
+        if giveBackDue() { return true }
+        guard let last = state.value.lastGivenBack else { return false }
+        return options.saveTimeout == .zero || clock.now() - last < options.saveTimeout
+    }
+
+    /// True when a task for that has begun.
+    @discardableResult
+    private func giveBackDue() -> Bool {
+        guard state.value.lastGivenBack == nil, let first = state.value.retired.next() else { return false }
+        beginUse()
+        state.value.lastGivenBack = clock.now()
+        // It runs at once, up to where it has to wait: then there is room already.
+        Task.immediate(executorPreference: drive.engine) {
+            var next: Int? = first
+            while let stretch = next {
+                for run in record.bits.done.runs(in: clusters(ofStretch: stretch)) {
+                    // The file goes, or the next agent does it.
+                    if state.value.isOver || control.isSuspended { return endGivingBack() }
+                    await punch(run)
+                    state.value.lastGivenBack = clock.now()
+                }
+                next = state.value.retired.next()
+            }
+            endGivingBack()
         }
         return true
     }
 
-    private func giveBack(_ stretches: [Int]) async {
-        state.value.givingBack += 1
-        for stretch in stretches {
-            for run in record.bits.done.runs(in: clusters(ofStretch: stretch)) { await punch(run) }
-        }
-        state.value.givingBack -= 1
+    private func endGivingBack() {
+        state.value.lastGivenBack = nil
         state.value.waiters.wake()
+        endUse()
+    }
+
+    private func stretches(of clusters: Range<Int>) -> ClosedRange<Int> {
+        let length = state.value.retired.clustersPerStretch
+        return clusters.lowerBound / length...(clusters.upperBound - 1) / length
     }
 
     private func clusters(ofStretch stretch: Int) -> Range<Int> {
@@ -60,11 +90,7 @@ extension PointInTime {
         while next < clusters.upperBound {
             let end =
                 (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
-            if end > next,
-                await staging.punch(bytes(of: next..<end).expanded(toMultipleOf: JobRecord.blockSize))
-            {
-                state.value.waiters.wake()
-            }
+            if end > next { await giveBack(bytes(of: next..<end)) }
             if end < clusters.upperBound {
                 // It may have been let go while the others were punched.
                 if state.value.pins[end] == nil { next = end; continue }
@@ -82,9 +108,16 @@ extension PointInTime {
             let first = record.bits.saved.first(in: next..<blocks.upperBound, where: false)
         {
             next = record.bits.saved.first(in: first..<blocks.upperBound) ?? blocks.upperBound
-            let range = bytes(ofBlocks: first..<next).expanded(toMultipleOf: JobRecord.blockSize)
-            if await staging.punch(range) { state.value.waiters.wake() }
+            await giveBack(bytes(ofBlocks: first..<next))
         }
+    }
+
+    private func giveBack(_ range: ByteRange) async {
+        let whole = range.expanded(toMultipleOf: JobRecord.blockSize)
+        guard staging.forget(whole) else { return }
+        // There is room from now on.
+        state.value.waiters.wake()
+        await staging.punch(whole)
     }
 
     func pin(_ cluster: Int) { state.value.pins[cluster, default: 0] += 1 }

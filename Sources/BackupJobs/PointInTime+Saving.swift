@@ -62,7 +62,10 @@ extension PointInTime {
         let unit = JobRecord.blockSize
         let room = Int(min(staging.room / unit, SaveBuffers.pieceSize / unit))
         guard room > 0 else {
-            if await giveBackRetired() { return nil }
+            if giveBackRetired() {
+                if staging.room < JobRecord.blockSize, state.value.lastGivenBack != nil { await change() }
+                return nil
+            }
             // A job that is paused, or has not begun to copy, drains nothing, and from empty staging nothing can be drained.
             if options.stagingFull == .stall, state.value.isCopying, !control.isPaused, !staging.isEmpty {
                 await change()

@@ -40,8 +40,8 @@ final class PointInTime: Sendable {
         var pins: [Int: Int] = [:]
         /// Clusters that are done and whose part of staging waits to be given back with that of others.
         var retired: RetiredClusters
-        /// Who gives back space just now.
-        var givingBack = 0
+        /// When space was given back last, while there is a task that does; nil without one.
+        var lastGivenBack: Duration?
         /// Clusters that were to be given back while they were pinned.
         var unpunched: Set<Int> = []
         /// Reads and writes of staging in flight, and the view's reads of the drive.
@@ -237,9 +237,8 @@ final class PointInTime: Sendable {
 
     /// The next agent goes on from the record. False while the copy runs, or a request of the guest or a save is in flight.
     func suspend() -> Bool {
-        guard !state.value.isOver, !control.isRunning, state.value.saves.isEmpty, drive.forget(self) else {
-            return false
-        }
+        guard !state.value.isOver, !control.isRunning, state.value.stagingUsers == 0, drive.forget(self)
+        else { return false }
         state.value.isOver = true
         state.value.watchdog?.cancel()
         return true
@@ -373,6 +372,7 @@ final class PointInTime: Sendable {
     /// Clusters are done: whoever waits for one of their blocks to be saved need not any more.
     func noteDone(_ clusters: Range<Int>) {
         if record.isCancelled { record.bits.frozen.clear(clusters) }
+        giveBackWhole(clusters)
         guard !state.value.saves.isEmpty else { return }
         let blocks = clusters.lowerBound * blocksPerCluster..<clusters.upperBound * blocksPerCluster
         state.withState { state in

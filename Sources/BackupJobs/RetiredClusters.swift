@@ -12,6 +12,9 @@ struct RetiredClusters {
     let clustersPerStretch: Int
     private var waiting: [Int: UInt64] = [:]
     private var waitingBytes: UInt64 = 0
+    /// Stretches that are to be given back, the next one last, and the one that just is.
+    private var due: [Int] = []
+    private var current: Int?
 
     init(clustersPerStretch: Int) {
         self.clustersPerStretch = clustersPerStretch
@@ -24,23 +27,38 @@ struct RetiredClusters {
         waitingBytes += bytes
     }
 
-    /// Whether anything of the stretch waits.
-    func holds(_ stretch: Int) -> Bool { waiting[stretch] != nil }
+    /// The stretches of `stretches` of which anything waits.
+    func waiting(in stretches: ClosedRange<Int>) -> [Int] {
+        stretches.count < waiting.count
+            ? stretches.filter { waiting[$0] != nil } : waiting.keys.filter(stretches.contains)
+    }
+
+    /// Whether staging may still hold something of the stretch.
+    func holds(_ stretch: Int) -> Bool {
+        waiting[stretch] != nil || current == stretch || due.contains(stretch)
+    }
 
     /// Whether too much waits for staging that is bounded by `limit` bytes.
     func isTooMuch(of limit: UInt64) -> Bool {
         waitingBytes > min(Self.mostWaiting, limit / Self.mostOfLimit)
     }
 
-    /// Forgets a stretch, which is given back now.
-    mutating func take(_ stretch: Int) { waitingBytes -= waiting.removeValue(forKey: stretch) ?? 0 }
+    /// A stretch is to be given back, whatever it waits for.
+    mutating func makeDue(_ stretch: Int) {
+        guard let bytes = waiting.removeValue(forKey: stretch) else { return }
+        waitingBytes -= bytes
+        due.append(stretch)
+    }
 
-    /// Forgets all stretches, which are given back now.
-    mutating func takeAll() -> [Int] {
-        defer {
-            waiting = [:]
-            waitingBytes = 0
-        }
-        return waiting.keys.sorted()
+    mutating func makeAllDue() {
+        due += waiting.keys.sorted(by: >)
+        waiting = [:]
+        waitingBytes = 0
+    }
+
+    /// The stretch to give back now; nil when none is due.
+    mutating func next() -> Int? {
+        current = due.popLast()
+        return current
     }
 }

@@ -215,16 +215,19 @@ package final class Staging: Sendable {
         UInt64(state.value.staged.count(in: blocks(of: range))) * JobRecord.blockSize
     }
 
-    /// Gives back the space of whole blocks; true when there was any.
-    @discardableResult
-    func punch(_ range: ByteRange) async -> Bool {
+    /// The space of whole blocks is free, and is to be punched; false when nothing is there.
+    func forget(_ range: ByteRange) -> Bool {
         let blocks = blocks(of: range)
         let cleared = state.withState { $0.staged.clear(blocks) }
         guard cleared > 0 else { return false }
         used.subtract(UInt64(cleared) * JobRecord.blockSize, ordering: .relaxed)
+        return true
+    }
+
+    /// Gives the space of whole blocks back to the file system.
+    func punch(_ range: ByteRange) async {
         // Only a favour to the file system: what stays goes with the file, and the limit looks at what is free.
         try? await file.discard(range.clamped(to: file.range))
-        return true
     }
 
     /// After a restart: counts what is there.

@@ -82,7 +82,7 @@ package final class RingEngine: IOEngine {
         while true {
             inline.beginTurn()
             core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
-            if ring.inFlight == 0 && core.closeIfDone() { break }
+            if polite.isEmpty && ring.inFlight == 0 && core.closeIfDone() { break }
             if polite.isEmpty, core.queue.fallAsleep() {
                 rest()
                 core.queue.wake()

@@ -39,7 +39,9 @@ final class ServedExport: Sendable {
     func end(within patience: Duration) async -> Bool {
         let ending = transmissions.close()
         // All in one step: a client that was told knows that no other is served any more.
-        await export.device.engine.run { for transmission in ending { transmission.beginEnding() } }
+        if !ending.isEmpty {
+            await export.device.engine.run { for transmission in ending { transmission.beginEnding() } }
+        }
         if await transmissions.areGone(within: patience) { return true }
         for transmission in ending { transmission.cutOff() }
         // What is left of a connection without requests goes away at once.

@@ -51,10 +51,21 @@ extension JobManager {
         }
     }
 
+    /// Whether nothing uses the job's files any more, within the time that there is.
+    private func hasEnded(_ job: BackupJob) async -> Bool {
+        let hasEnded = OneShot<Void>()
+        // What hangs ends with the process.
+        Task {
+            await job.ended()
+            hasEnded.fulfil(())
+        }
+        return await hasEnded.wait(atMost: .milliseconds(500)) != nil
+    }
+
     private func leave(_ record: Record) async {
         logger.notice("The job \(record.spec.jobID) is suspended; it goes on when the agent is started again")
         // One with requests on their way is left as a killed agent would leave it.
-        if let hold = record.hold, let job = hold.job, await job.suspend() {
+        if let hold = record.hold, let job = hold.job, await job.suspend(), await hasEnded(job) {
             // The next agent opens it anew; an error here is one of closing a file that keeps what it has.
             try? await hold.staging.close()
             try? await hold.sums.close()  // as above

@@ -11,11 +11,11 @@ extension PointInTime {
             state.value.retired.add(staging.held(in: bytes(of: part)), in: stretch)
         }
         giveBackWhole(clusters)
-        let (room, limit) = (staging.room, staging.usage.limit)
-        if room < UInt64(SaveBuffers.pieceSize) || state.value.retired.isTooMuch(of: limit) {
-            giveBackRetired()
-        }
+        if isShortOfRoom || state.value.retired.isTooMuch(of: staging.usage.limit) { giveBackRetired() }
     }
+
+    /// The next save may find no room.
+    private var isShortOfRoom: Bool { staging.room < SaveBuffers.pieceSize }
 
     /// Gives back the stretches of which these clusters were the last that were to be copied.
     func giveBackWhole(_ clusters: Range<Int>) {
@@ -46,9 +46,11 @@ extension PointInTime {
             while let stretch = next {
                 for run in record.bits.done.runs(in: clusters(ofStretch: stretch)) {
                     // The file goes, or the next agent does it.
-                    if state.value.isOver || control.isSuspended { return endGivingBack() }
+                    guard !state.value.isOver, !control.isSuspended || isShortOfRoom else {
+                        state.value.retired.putBack()
+                        return endGivingBack()
+                    }
                     await punch(run)
-                    state.value.lastGivenBack = clock.now()
                 }
                 next = state.value.retired.next()
             }
@@ -118,6 +120,10 @@ extension PointInTime {
         // There is room from now on.
         state.value.waiters.wake()
         await staging.punch(whole)
+        if state.value.lastGivenBack != nil { state.value.lastGivenBack = clock.now() }
+        guard staging.isFull else { return }
+        await staging.lookForSpace()
+        state.value.waiters.wake()
     }
 
     func pin(_ cluster: Int) { state.value.pins[cluster, default: 0] += 1 }

@@ -237,8 +237,9 @@ final class PointInTime: Sendable {
 
     /// The next agent goes on from the record. False while the copy runs, or a request of the guest or a save is in flight.
     func suspend() -> Bool {
-        guard !state.value.isOver, !control.isRunning, state.value.stagingUsers == 0, drive.forget(self)
-        else { return false }
+        guard !state.value.isOver, !control.isRunning, state.value.saves.isEmpty, drive.forget(self) else {
+            return false
+        }
         state.value.isOver = true
         state.value.watchdog?.cancel()
         return true

@@ -56,6 +56,11 @@ struct RetiredClusters {
         waitingBytes = 0
     }
 
+    /// The stretch that is given back just now is to be so later.
+    mutating func putBack() {
+        if let stretch = current.take() { due.append(stretch) }
+    }
+
     /// The stretch to give back now; nil when none is due.
     mutating func next() -> Int? {
         current = due.popLast()

@@ -39,6 +39,8 @@ package final class Staging: Sendable {
         var staged = SparseBits()
         /// Space that is promised to saves on their way, in bytes.
         var promised: UInt64 = 0
+        /// The file system had no more to give when it was looked at last.
+        var isFull = false
     }
 
     private let file: any BlockDevice
@@ -150,13 +152,20 @@ package final class Staging: Sendable {
     func giveBack(_ bytes: UInt64) { state.value.promised -= bytes }
 
     /// The file system has no more to give, whatever it said.
-    func noteFull() { limit.store(used.load(ordering: .relaxed), ordering: .relaxed) }
+    func noteFull() {
+        state.value.isFull = true
+        limit.store(used.load(ordering: .relaxed), ordering: .relaxed)
+    }
+
+    /// The file system had no more to give, and has not been looked at since.
+    var isFull: Bool { state.value.isFull }
 
     /// Looks what the file system has to give now.
     func lookForSpace() async {
         guard let path else { return }
         let space = await file.engine.blocking { HostFile.space(at: path) }
         guard let space else { return }
+        state.value.isFull = false
         let spare = Space(total: space.total, available: space.available)
         // What is free is for all jobs of this agent.
         let sharers = UInt64(max(1, Self.count.load(ordering: .relaxed)))

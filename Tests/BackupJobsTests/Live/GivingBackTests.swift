@@ -93,6 +93,22 @@ internal import Testing
         #expect(failure == nil)
     }
 
+    @Test("also for the next agent's sake: a job that is suspended gives back what a guest needs")
+    func suspended() {
+        let bench = Bench(clusters: 16, sync: .none, together: 16, limit: 128 * 4096)
+        let failure = bench.run { bench in
+            async let run: Void = bench.job.run()
+            try await bench.overwrite(ByteRange(offset: 0, length: 8192))
+            while !bench.job.record.bits.done.isSet(0) { await bench.engine.pass(.milliseconds(1)) }
+            bench.job.control.suspend()
+            try await bench.overwrite(ByteRange(offset: 2 * Self.cluster, length: 128 * 4096))
+            #expect(bench.givenBack == [ByteRange(offset: 0, length: Self.cluster)])
+            #expect(!bench.job.record.isBroken)
+            try await run
+        }
+        #expect((failure as? BackupFailure).map { if case .suspended = $0 { true } else { false } } == true)
+    }
+
     @Test("it does not let much wait")
     func bound() {
         let bench = Bench(clusters: 8, sync: .none, together: 8, limit: 128 * 4096)

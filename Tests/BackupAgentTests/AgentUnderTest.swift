@@ -74,6 +74,11 @@ final class AgentUnderTest: Sendable {
     }
 }
 
+/// Returns when `condition` holds: what is removed in the background has no other end to wait for.
+func eventually(_ condition: () async throws -> Bool) async throws {
+    while try await !condition() { try await Task.sleep(for: .milliseconds(10)) }
+}
+
 /// What is in a directory: names, kinds, sizes, times, contents.
 func snapshot(_ directory: String) async throws -> String {
     let script = """

@@ -97,7 +97,7 @@ struct JobTests {
         let end = try await test.end(of: "vm-a")
         #expect(end.cancelled?.progress?.current == 8 << 20)
         #expect(try await jobs.get("vm-a").result == .cancelled)
-        #expect(try await snapshot(directory.path).contains("t.raw") == false)
+        try await eventually { try await !snapshot(directory.path).contains("t.raw") }
         await test.stop()
     }
 
@@ -141,7 +141,7 @@ struct JobTests {
         #expect(answer.state == .aborting || answer.state == .concluded)
         #expect(try await test.end(of: "vm-a").cancelled != nil)
         #expect(await status { _ = try await test.client.jobs.cancel("vm-a") }?.reason == "JOB_STATE")
-        #expect(try await snapshot(directory.path).contains("t.raw") == false)
+        try await eventually { try await !snapshot(directory.path).contains("t.raw") }
         #expect(try await test.backup(request()).last?.completed != nil)
         await test.stop()
     }

@@ -138,7 +138,7 @@ struct LiveJobTests {
             BackupRequest(drive: "vm1", target: target, sync: .none, format: "qcow2", speed: 1))
         _ = try await test.client.jobs.cancel("vm1", force: true)
         #expect(try await test.end(of: "vm1").cancelled != nil)
-        #expect(try await runProcess("sh", ["-c", "ls \(target)*"]).status != 0)
+        try await eventually { try await runProcess("sh", ["-c", "ls \(target)*"]).status != 0 }
         await test.stop()
     }
 

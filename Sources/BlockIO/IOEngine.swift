@@ -46,6 +46,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Returns when whatever has completed meanwhile has had its turn: to be called between long steps.
     func letOthersIn() async
 
+    /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.
+    func expectMore()
+
     /// Several drives are served from now on: the engine's own thread makes no call that the disk of one could hold up.
     func share()
 
@@ -63,6 +66,8 @@ extension IOEngine {
     package func writeAtOnce(_: Int32, _: UnsafeRawBufferPointer, at _: UInt64) -> Int? { nil }
 
     package func letOthersIn() async { await Task.yield() }
+
+    package func expectMore() {}
 
     package func share() {}
 

@@ -18,6 +18,9 @@ package final class RingEngine: IOEngine {
     private nonisolated(unsafe) let inline = InlineTransfers()
     // SAFETY: as `ring`.
     private nonisolated(unsafe) var vigil = Vigil()
+    /// `expectMore` was called since the thread waited last.
+    // SAFETY: as `inline`.
+    private nonisolated(unsafe) var isMoreExpected = false
     /// Who let others in, and goes on in the next turn.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
@@ -62,6 +65,8 @@ package final class RingEngine: IOEngine {
 
     package func isIsolatingCurrentContext() -> Bool? { isCurrent }
 
+    package func expectMore() { if core.queue.isCurrent { isMoreExpected = true } }
+
     package func letOthersIn() async {
         guard core.queue.isCurrent else { return await Task.yield() }
         await withUnsafeContinuation { polite.append($0) }
@@ -100,7 +105,8 @@ package final class RingEngine: IOEngine {
     /// Waits for something to complete: awake, where that is likely to be soon, else asleep.
     private func rest() {
         let began = cblockio_now()
-        let length = vigil.length()
+        let length = isMoreExpected ? vigil.length() : 0
+        isMoreExpected = false
         let sawIt = length > 0 ? ring.watch(nanoseconds: length) : nil
         ring.submit(wait: true)
         vigil.ended(after: cblockio_now() - began, sawIt: sawIt)

@@ -17,6 +17,9 @@ final class Transmission: Sendable {
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
     private static let maximumAtOnce = 64 << 10
 
+    /// How often in a row one request has come alone from a client that has one on its way at a time.
+    private static let lonely = 8
+
     struct State {
         var inFlight = 0
         var outgoing: [Reply] = []
@@ -151,16 +154,22 @@ final class Transmission: Sendable {
     // MARK: Receiving
 
     private func receiveRequests(_ group: inout DiscardingTaskGroup) async {
+        var timesAlone = 0
         while true {
+            var count = 0
             while input.count >= RequestHeader.byteCount {
                 guard let request = RequestHeader(input.bytes) else {
                     report("a request does not start as requests do")
                     return cutOff()
                 }
                 input.drop(RequestHeader.byteCount)
+                count += 1
                 await waitForSlot()
                 guard await begin(request, &group) else { return }
             }
+            if count > 0 { timesAlone = count == 1 ? timesAlone + 1 : 0 }
+            // Of a client with many on their way the first is not to be answered before the others are there.
+            if timesAlone >= Self.lonely { engine.expectMore() }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
             progress.moved()
         }

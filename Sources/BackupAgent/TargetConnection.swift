@@ -71,7 +71,11 @@ final class TargetConnection: Sendable {
                 send(TargetFrame(request, id: state.lastID), &state)
                 return nil
             }
-            guard let outcome else { return }
+            guard let outcome else {
+                // The process was woken, as often as not on this processor, where it would wait until this thread does: it
+                // is quick, and the disk is idle meanwhile.
+                return OwnProcess.giveWay()
+            }
             if case .abandoned = outcome { late?() }
             continuation.resume(returning: outcome)
         }
@@ -113,7 +117,8 @@ final class TargetConnection: Sendable {
     /// Takes in what the process says until it is gone; then nobody waits for it any more.
     func run(_ receiving: Task<Void, Never>) async {
         let ending = await process.end()
-        // What it said last is heard, too.
+        // What it said last is heard, too; and the disk may still be reading what the process has asked it to write: its end of
+        // the socket stays open until that is over.
         await receiving.value
         let waiting = state.withLock { state in
             state.ending = ending

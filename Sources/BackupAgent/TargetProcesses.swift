@@ -51,6 +51,8 @@ package final class TargetProcesses: TargetOpener {
     private let claims: FileClaims
     private let executable: String
     private let engine: any IOEngine
+    /// Of the engines of the processes, too.
+    private let kind: EngineKind
     private let leftovers: TargetLeftovers
     private let logger: Logger
     private let state = Mutex(State())
@@ -72,6 +74,7 @@ package final class TargetProcesses: TargetOpener {
         }
         buffers = BufferPool(in: memory)
         self.claims = claims
+        self.kind = kind
         self.executable = executable
         self.logger = logger
         leftovers = TargetLeftovers(store: store, logger: logger)
@@ -223,7 +226,7 @@ package final class TargetProcesses: TargetOpener {
         }
         guard !isShutDown else { throw Self.stopped }
         defer { hasStarted() }
-        let arguments = [TargetServer.processName(jobID: jobID), TargetServer.flag]
+        let arguments = [TargetServer.processName(jobID: jobID), TargetServer.flag, kind.rawValue]
         let (executable, memory) = (executable, memory)
         let started: Result<ChildProcess, BlockError> = await engine.blocking {
             Result { () throws(BlockError) in

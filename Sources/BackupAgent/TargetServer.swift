@@ -4,7 +4,7 @@ internal import Synchronization
 
 /// A target's process: what the agent's program is when it is started for one target.
 ///
-/// It has nothing of the agent's but a socket, the memory of the buffers and standard error. One thread reads requests and
+/// It has nothing of the agent's but a socket, the memory of the buffers and standard error. The thread that reads requests
 /// never waits for a disk, so that the process ends at once when the agent's end of the socket closes: then nobody is there
 /// any more who could count on what it does. What hangs in the kernel keeps it; its locks are held until then.
 package enum TargetServer {
@@ -13,7 +13,7 @@ package enum TargetServer {
 
     /// True when this process was started as a target's.
     package static var isWanted: Bool {
-        CommandLine.arguments.count == 2 && CommandLine.arguments[1] == flag
+        CommandLine.arguments.count == 3 && CommandLine.arguments[1] == flag
     }
 
     /// Its name in lists of processes, of which `run` makes use: the job is its last word.
@@ -21,14 +21,15 @@ package enum TargetServer {
 
     /// Serves the agent until that closes the socket. Blocks its thread.
     package static func run() -> Never {
+        let kind = EngineKind(rawValue: CommandLine.arguments[2]) ?? .threads
         let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
         OwnProcess.becomeChild(named: "target \(jobID)")
         // Guests, and who serves them, come first.
-        OwnProcess.yieldToOthers(niceness: 10)
+        if kind == .threads { OwnProcess.yieldToOthers(niceness: 10) }
         let socket = PairedSocket(adopting: ChildProcess.socketNumber)
         do throws(BlockError) {
             let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)
-            try Server(socket, memory).run()
+            try Server(socket, memory, kind).run()
             OwnProcess.end(status: 0)
         } catch {
             // The agent sees the end, and says so.
@@ -40,25 +41,58 @@ package enum TargetServer {
 private final class Server: Sendable {
     private let line: AgentLine
     private let memory: SharedMemory
-    private let engine: any IOEngine = ThreadsEngine(name: "target", writesItself: true)
+    private let engine: any IOEngine
+    /// The engine, if it is a ring.
+    private let ring: RingEngine?
     private let claims: RemoteClaims
     private let session = Mutex<(any JobTarget)?>(nil)
 
-    init(_ socket: PairedSocket, _ memory: SharedMemory) {
-        line = AgentLine(socket)
+    init(_ socket: PairedSocket, _ memory: SharedMemory, _ kind: EngineKind) throws(BlockError) {
+        ring = kind == .ring ? try RingEngine(name: "target") : nil
+        // Its thread reads requests: no call of it may wait for a disk.
+        ring?.share()
+        engine = ring ?? ThreadsEngine(name: "target", writesItself: true)
+        line = AgentLine(socket, engine)
         self.memory = memory
         claims = RemoteClaims(line)
     }
 
+    /// Takes in requests until there are no more. Blocks.
     func run() throws(BlockError) {
+        if let ring {
+            // One change of thread less for each request; what the ring does for the disk holds no thread.
+            let end = Answer<Result<Void, BlockError>>()
+            Task(executorPreference: ring) {
+                do throws(BlockError) {
+                    try self.line.socket.stayOpen(with: ring)
+                    var requests = Requests()
+                    while try self.takeIn(
+                        await self.line.socket.receive(into: requests.buffer, on: ring), &requests)
+                    {}
+                    end.give(.success(()))
+                } catch {
+                    end.give(.failure(error))
+                }
+            }
+            try end.take().get()
+        } else {
+            var requests = Requests()
+            while try takeIn(line.socket.receiveBlocking(into: requests.buffer), &requests) {}
+        }
+    }
+
+    /// What has arrived of requests.
+    private struct Requests {
         let buffer = IOBuffer(count: 16 << 10)
         var frames = TargetFrames()
-        while true {
-            let count = line.socket.receiveBlocking(into: buffer)
-            guard count > 0 else { return }
-            frames.add(UnsafeRawBufferPointer(buffer[0..<count].bytes))
-            while let frame = try frames.next() { begin(try frame.request(), id: frame.id) }
-        }
+    }
+
+    /// False at the end.
+    private func takeIn(_ count: Int, _ requests: inout Requests) throws(BlockError) -> Bool {
+        guard count > 0 else { return false }
+        requests.frames.add(UnsafeRawBufferPointer(requests.buffer[0..<count].bytes))
+        while let frame = try requests.frames.next() { begin(try frame.request(), id: frame.id) }
+        return true
     }
 
     private func begin(_ request: TargetRequest, id: UInt64) {
@@ -154,7 +188,7 @@ private final class Server: Sendable {
     }
 }
 
-/// The process's side of the socket. Who sends while another does leaves it to him.
+/// The process's side of the socket. What is said in one turn of the engine is sent together.
 private final class AgentLine: Sendable {
     private struct State {
         var outgoing: [UInt8] = []
@@ -162,9 +196,13 @@ private final class AgentLine: Sendable {
     }
 
     let socket: PairedSocket
+    private let engine: any IOEngine
     private let state = Mutex(State())
 
-    init(_ socket: PairedSocket) { self.socket = socket }
+    init(_ socket: PairedSocket, _ engine: any IOEngine) {
+        self.socket = socket
+        self.engine = engine
+    }
 
     func send(_ reply: TargetReply, id: UInt64) {
         let isFree = state.withLock { state in
@@ -173,9 +211,12 @@ private final class AgentLine: Sendable {
             return !state.isSending
         }
         guard isFree else { return }
-        while let bytes = next() {
-            // Nobody is there who would hear it: the reader ends the process.
-            guard socket.sendBlocking(bytes) else { return }
+        // Ends when all is sent.
+        Task(executorPreference: engine) {
+            while let bytes = self.next() {
+                // Nobody is there who would hear it: the reader ends the process.
+                guard self.socket.sendBlocking(bytes) else { return }
+            }
         }
     }
 

@@ -114,7 +114,9 @@ final class TargetSession: JobTarget {
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.write(range, from: buffer)
-            try await writeBack(try await TargetImage.places(of: range, in: device))
+            for place in try await TargetImage.places(of: range, in: device) where !file.bypassesCache(place) {
+                try await writeBack(place)
+            }
         }
     }
 
@@ -151,12 +153,10 @@ final class TargetSession: JobTarget {
 
     /// Sends what was written on its way to the disk, and waits where too much is on its way. An error here
     /// is one of a flush: the data may be lost (`.dataLost`).
-    private func writeBack(_ places: [ByteRange]) async throws(BlockError) {
-        for written in places {
-            let (start, due) = window.withState { $0.add(written) }
-            for range in start { try await file.startWriteback(range) }
-            for range in due { try await file.waitForWriteback(range) }
-        }
+    private func writeBack(_ written: ByteRange) async throws(BlockError) {
+        let (start, due) = window.withState { $0.add(written) }
+        for range in start { try await file.startWriteback(range) }
+        for range in due { try await file.waitForWriteback(range) }
     }
 
     // MARK: The end

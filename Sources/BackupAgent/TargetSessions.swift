@@ -380,10 +380,11 @@ private struct TargetOpening {
         _ descriptor: Int32, name: String, growable: Bool, lock: HostFile.Lock?
     ) async throws(AgentError) -> HostFile {
         try await block { () async throws(BlockError) in
-            try await HostFile(
+            let file = try await HostFile(
                 adopting: descriptor, name: name, readOnly: false, growable: growable, lock: lock,
-                keepsLocks: true,
-                engine: engine)
+                keepsLocks: true, engine: engine)
+            await file.bypassCache()
+            return file
         }
     }
 

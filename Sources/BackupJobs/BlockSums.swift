@@ -106,26 +106,96 @@ package final class BlockSums: Sendable {
         try await file.write(ByteRange(offset: offset, length: UInt64(slots.count)), from: slots.slice)
     }
 
-    // MARK: Reading
+    fileprivate var size: UInt64 { file.size }
 
-    /// What stands in a row of slots.
-    enum Slots: Sendable {
-        /// All of them are zeroes.
-        case zeroes
-        /// The digests, one behind the other, in the first bytes of the buffer.
-        case digests(IOBuffer)
+    fileprivate func read(_ range: ByteRange, into slots: IOSlice) async throws(BlockError) {
+        try await file.read(range, into: slots)
     }
 
-    /// Reads the slots of blocks, at most an extent's. `known` is what was found of the file's holes last time.
-    func slots(of blocks: Range<Int>, _ known: inout Extent?) async throws(BlockError) -> Slots {
-        let length = UInt64(algorithm.length)
+    fileprivate func extents(from offset: UInt64) async throws(BlockError) -> [Extent] {
+        try await file.extents(in: ByteRange(offset..<file.size))
+    }
+}
+
+/// Reads the digests of blocks along the drive. What is a hole in the file is not read, the rest in large pieces.
+struct BlockSumsReader {
+    /// How much is read at once, in bytes, where less is asked for.
+    private static let pieceLength: UInt64 = 64 << 10
+
+    private let sums: BlockSums
+    /// The digests of a block of zeroes, and of the drive's last one if that is shorter.
+    private let zeroes: (whole: [UInt8], last: [UInt8])
+    /// What is known of the file from where was last looked.
+    private var extents: ArraySlice<Extent> = []
+    /// What was read last, and where in the file it stands.
+    private var buffer = IOBuffer(count: 0)
+    private var piece = ByteRange(offset: 0, length: 0)
+
+    init(_ sums: BlockSums) throws(BlockError) {
+        self.sums = sums
+        let block = [UInt8](repeating: 0, count: Int(ContentDigests.blockSize))
+        let rest = Int(sums.driveSize % ContentDigests.blockSize)
+        zeroes = (
+            try sums.algorithm.digest(block),
+            try sums.algorithm.digest(rest == 0 ? block : Array(block[..<rest]))
+        )
+    }
+
+    /// The digests of blocks, one behind the other, to be used before the next call; nil where the file has a hole: all the
+    /// blocks are zero.
+    mutating func digests(of blocks: Range<Int>) async throws(BlockError) -> IOSlice? {
+        let length = UInt64(sums.algorithm.length)
         let range = ByteRange(UInt64(blocks.lowerBound) * length..<UInt64(blocks.upperBound) * length)
-        if known.map({ $0.range.offset <= range.offset && range.offset < $0.range.end }) != true {
-            known = try await file.extents(in: ByteRange(range.offset..<file.size)).first
+        if !piece.contains(range) {
+            while let first = extents.first, first.range.end <= range.offset { extents.removeFirst() }
+            if extents.first.map({ $0.range.offset <= range.offset }) != true {
+                extents = try await sums.extents(from: range.offset)[...]
+            }
+            if let first = extents.first, first.isZero, first.range.contains(range) { return nil }
+            try await read(ByteRange(offset: range.offset, length: max(range.length, Self.pieceLength)))
         }
-        if let known, known.isZero, known.range.contains(range) { return .zeroes }
-        let buffer = IOBuffer(count: Int(range.length))
-        try await file.read(range, into: buffer.slice)
-        return .digests(buffer)
+        let start = Int(range.offset - piece.offset)
+        return buffer[start..<start + Int(range.length)]
+    }
+
+    /// Whether the blocks of which these are the digests are all zero.
+    func isZero(_ blocks: Range<Int>, _ digests: IOSlice?) -> Bool {
+        guard let digests else { return true }
+        let length = sums.algorithm.length
+        return blocks.allSatisfy { block in
+            let start = (block - blocks.lowerBound) * length
+            return digests[start..<start + length].bytes.elementsEqual(zero(block))
+        }
+    }
+
+    /// The digest of a block of zeroes.
+    func zero(_ block: Int) -> [UInt8] {
+        UInt64(block + 1) * ContentDigests.blockSize > sums.driveSize ? zeroes.last : zeroes.whole
+    }
+
+    private mutating func read(_ range: ByteRange) async throws(BlockError) {
+        let range = ByteRange(range.offset..<min(range.end, sums.size))
+        let count = Int(range.length)
+        // Memory that is used again the system need not clear again.
+        if buffer.count < count { buffer = IOBuffer(count: count) }
+        piece = ByteRange(offset: 0, length: 0)
+        try await sums.read(range, into: buffer[0..<count])
+        piece = range
+        let length = sums.algorithm.length
+        let last = buffer[count - length..<count].bytes
+        if range.end == sums.size, ZeroDetection.isZero(last) { last.copyBytes(from: zeroes.last) }
+        fillIn(buffer[0..<count].bytes.bindMemory(to: UInt64.self))
+    }
+
+    /// Puts the digest of a block of zeroes where a slot of zeroes stands for it.
+    private func fillIn(_ slots: UnsafeMutableBufferPointer<UInt64>) {
+        let zero = zeroes.whole.withUnsafeBytes { Array($0.bindMemory(to: UInt64.self)) }
+        let words = zero.count
+        // Extents of very large drives have millions of blocks: no call for each of them.
+        for slot in stride(from: 0, to: slots.count, by: words) {
+            var any: UInt64 = 0
+            for word in slot..<slot + words { any |= slots[word] }
+            if any == 0 { for word in 0..<words { slots[slot + word] = zero[word] } }
+        }
     }
 }

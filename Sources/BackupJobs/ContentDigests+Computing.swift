@@ -7,9 +7,9 @@ struct ExtentDigester {
     /// What was not copied reads as zeroes, not as what lies below.
     let restIsZero: Bool
     private let content: ContentDigests
-    /// What was found last of the holes of the sums' file.
-    private var known: Extent?
-    private let zeroes: (whole: [UInt8], last: [UInt8])
+    private var reader: BlockSumsReader
+    /// What was looked at since others had their turn, in blocks.
+    private var sinceOthersRan = 0
     private let isCancelled: () -> Bool
 
     /// `isCancelled` is asked before each extent at least; once it says so, what runs throws `.cancelled`.
@@ -23,27 +23,20 @@ struct ExtentDigester {
         self.restIsZero = restIsZero
         content = ContentDigests(
             algorithm: sums.algorithm, driveSize: sums.driveSize, extentSize: extentSize)
-        let size = Int(ContentDigests.blockSize)
-        let block = [UInt8](repeating: 0, count: size)
-        let rest = Int(sums.driveSize % ContentDigests.blockSize)
-        func digest(_ count: Int) throws(BlockError) -> [UInt8] {
-            let digest: Result<[UInt8], BlockError> = block.withUnsafeBytes { bytes in
-                Result { () throws(BlockError) in
-                    try sums.algorithm.digest(UnsafeRawBufferPointer(rebasing: bytes[..<count]))
-                }
-            }
-            return try digest.get()
-        }
-        zeroes = (try digest(size), try digest(rest == 0 ? size : rest))
+        reader = try BlockSumsReader(sums)
     }
 
-    /// Between extents, and within large ones, the engine's other work, guests' requests among it, has its turn: what is found in
-    /// memory never waits by itself.
-    private func letOthersRun() async throws(BlockError) {
-        await Task.yield()
+    /// To be called before `blocks` are looked at. Now and then the engine's other work, guests' requests among it, has its turn:
+    /// what is found in memory never waits by itself.
+    private mutating func letOthersRun(_ blocks: Int) async throws(BlockError) {
         guard !isCancelled() else {
             throw BlockError(.cancelled, "Couldn't take the digests of the content: the job was given up")
         }
+        // An extent is a read and a few digests, however few blocks it has.
+        sinceOthersRan += max(blocks, 256)
+        guard sinceOthersRan >= 16384 else { return }
+        sinceOthersRan = 0
+        await Task.yield()
     }
 
     // MARK: Computing
@@ -54,10 +47,11 @@ struct ExtentDigester {
         var extent = 0
         while let found = nextCopied(from: extent) {
             extent = found + 1
-            try await letOthersRun()
             let blocks = content.blocks(of: found)
+            try await letOthersRun(blocks.count)
             guard let covered = covered(blocks) else { continue }
-            if covered.isEmpty, await isZero(blocks) {
+            let digests = try await reader.digests(of: blocks)
+            if covered.isEmpty, reader.isZero(blocks, digests) {
                 if case .zeroes(let run) = result.entries.last, run.upperBound == found {
                     result.entries[result.entries.count - 1] = .zeroes(run.lowerBound..<found + 1)
                 } else {
@@ -65,7 +59,7 @@ struct ExtentDigester {
                 }
                 continue
             }
-            let digest = try await digest(of: blocks, covered)
+            let digest = try await digest(of: blocks, covered, digests)
             result.entries.append(
                 .extent(.init(number: found, digest: digest, covered: covered.isEmpty ? nil : covered)))
         }
@@ -127,49 +121,26 @@ struct ExtentDigester {
 
     // MARK: Digests
 
-    private func zero(_ block: Int) -> [UInt8] {
-        content.bytes(ofBlocks: block..<block + 1).length == ContentDigests.blockSize
-            ? zeroes.whole : zeroes.last
-    }
-
-    private mutating func isZero(_ blocks: Range<Int>) async -> Bool {
-        // What cannot be read here is found again, and told, when its digest is computed.
-        guard let slots = try? await sums.slots(of: blocks, &known) else { return false }
-        guard case .digests(let buffer) = slots else { return true }
-        let length = sums.algorithm.length
-        return blocks.allSatisfy { block in
-            let start = (block - blocks.lowerBound) * length
-            let slot = UnsafeRawBufferPointer(buffer[start..<start + length].bytes)
-            return ZeroDetection.isZero(slot) || slot.elementsEqual(zero(block))
-        }
-    }
-
     /// The digest of the covered blocks' digests; `covered` is empty for all.
-    private mutating func digest(of blocks: Range<Int>, _ covered: [Range<Int>]) async throws(BlockError)
-        -> [UInt8]
-    {
-        let slots = try await sums.slots(of: blocks, &known)
+    private mutating func digest(
+        of blocks: Range<Int>, _ covered: [Range<Int>], _ digests: IOSlice?
+    ) async throws(BlockError) -> [UInt8] {
         let length = sums.algorithm.length
-        let runs = covered.isEmpty ? [0..<blocks.count] : covered
+        if let digests, covered.isEmpty { return try sums.algorithm.digest(UnsafeRawBufferPointer(digests.bytes)) }
         var joined: [UInt8] = []
         joined.reserveCapacity(blocks.count * length)
-        for number in runs.joined() {
-            // The extents of very large drives have millions of blocks.
-            if number % 16384 == 16383 { try await letOthersRun() }
-            let block = blocks.lowerBound + number
-            if case .digests(let buffer) = slots {
-                let slot = UnsafeRawBufferPointer(buffer[number * length..<(number + 1) * length].bytes)
-                if !ZeroDetection.isZero(slot) {
-                    joined.append(contentsOf: slot)
-                    continue
-                }
+        for run in covered.isEmpty ? [0..<blocks.count] : covered {
+            if let digests {
+                joined.append(contentsOf: digests[run.lowerBound * length..<run.upperBound * length].bytes)
+                continue
             }
-            joined.append(contentsOf: zero(block))
+            for number in run {
+                // The extents of very large drives have millions of blocks.
+                if number % 16384 == 16383 { try await letOthersRun(16384) }
+                joined.append(contentsOf: reader.zero(blocks.lowerBound + number))
+            }
         }
-        let digest: Result<[UInt8], BlockError> = joined.withUnsafeBytes { bytes in
-            Result { () throws(BlockError) in try sums.algorithm.digest(bytes) }
-        }
-        return try digest.get()
+        return try sums.algorithm.digest(joined)
     }
 
     // MARK: Comparing
@@ -179,8 +150,8 @@ struct ExtentDigester {
         var damage = ContentDamage()
         for entry in expected.entries {
             for extent in entry.extents {
-                try await letOthersRun()
                 let blocks = content.blocks(of: extent)
+                try await letOthersRun(blocks.count)
                 var covered: [Range<Int>] = []
                 if case .extent(let one) = entry { covered = one.covered ?? [] }
                 let wanted = covered.isEmpty ? [0..<blocks.count] : covered
@@ -189,10 +160,11 @@ struct ExtentDigester {
                     if !hasMissing(wanted, of: blocks) { damage.add(damaged: bytes) }
                     continue
                 }
+                let digests = try await reader.digests(of: blocks)
                 let isGood: Bool
                 switch entry {
-                case .zeroes: isGood = await isZero(blocks)
-                case .extent(let one): isGood = try await digest(of: blocks, covered) == one.digest
+                case .zeroes: isGood = reader.isZero(blocks, digests)
+                case .extent(let one): isGood = try await digest(of: blocks, covered, digests) == one.digest
                 }
                 if !isGood { damage.add(damaged: bytes) }
             }

@@ -28,7 +28,7 @@ package enum DigestAlgorithm: String, Sendable, Hashable, Codable, CaseIterable 
         precondition(output.count == length, "a digest has its length")
         switch self {
         case .xxh3:
-            let hash = XXH3_128bits(bytes.baseAddress, bytes.count)
+            let hash = cxxhash_xxh3_128(bytes.baseAddress, bytes.count)
             // The canonical form, which other programs print.
             output.storeBytes(of: hash.high64.bigEndian, as: UInt64.self)
             output.storeBytes(of: hash.low64.bigEndian, toByteOffset: 8, as: UInt64.self)
@@ -38,6 +38,14 @@ package enum DigestAlgorithm: String, Sendable, Hashable, Codable, CaseIterable 
                 throw BlockError(.unsupported, "Couldn't compute a SHA-256 digest: libcrypto refuses to")
             }
         }
+    }
+
+    /// The digest of `bytes`.
+    func digest(_ bytes: [UInt8]) throws(BlockError) -> [UInt8] {
+        let digest = bytes.withUnsafeBytes { bytes in
+            Result { () throws(BlockError) in try self.digest(bytes) }
+        }
+        return try digest.get()
     }
 
     /// The digest of `bytes`.

@@ -36,12 +36,14 @@ final class TargetRequests: Sendable {
         return await withUnsafeContinuation { copier in
             let number = state.value.next
             state.value.next += 1
-            let task = Task(executorPreference: engine) {
+            state.value.requests[number] = Request(copier: copier)
+            // What was read leaves before other chunks read: else the target waits until all of them have.
+            let task = Task.immediate(executorPreference: engine) {
                 let failure = await body()
                 self.end(number, failure)
             }
-            // The task runs on this thread, so it has not begun.
-            state.value.requests[number] = Request(copier: copier, task: task)
+            // It may have ended.
+            state.value.requests[number]?.task = task
         }
     }
 

@@ -85,6 +85,7 @@ package final class BufferPool: Sendable {
         state.withLock { state in
             state.isResting = true
             for buffer in state.free { buffer.giveBack() }
+            forgetIfIdle(&state)
         }
     }
 
@@ -129,6 +130,7 @@ package final class BufferPool: Sendable {
             share?.held -= 1
             if state.isResting { buffer.giveBack() }
             state.free.append(buffer)
+            if state.isResting { forgetIfIdle(&state) }
             return serve(&state)
         }
         for (waiter, buffer) in served { waiter.continuation.resume(returning: buffer) }
@@ -166,6 +168,18 @@ package final class BufferPool: Sendable {
     private func make(_ state: inout State) -> IOBuffer {
         defer { state.made += 1 }
         guard let memory else { return IOBuffer(count: bufferSize) }
-        return IOBuffer(in: memory, at: state.made * bufferSize, count: bufferSize)
+        let offset = state.made * bufferSize
+        // Before the first buffer in it is used.
+        if offset.isMultiple(of: SharedMemory.largePage) { memory.useLargePage(at: offset) }
+        return IOBuffer(in: memory, at: offset, count: bufferSize)
+    }
+
+    /// What is made again is made in large pages again.
+    private func forgetIfIdle(_ state: inout State) {
+        guard let memory, state.lent == 0 else { return }
+        // A large page may be more than the buffers in it.
+        memory.giveBack(0..<memory.count)
+        state.free.removeAll()
+        state.made = 0
     }
 }

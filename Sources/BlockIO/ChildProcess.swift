@@ -93,6 +93,10 @@ package final class PairedSocket: Sendable {
 
     deinit { _ = cblockio_close(descriptor) }
 
+    /// Keeps this end open until all requests of a ring have ended, also those that outlive the process: until then the other
+    /// side reads no end. Once, on the engine.
+    package func stayOpen(with engine: RingEngine) throws(BlockError) { try engine.hold(descriptor) }
+
     /// Sends what the socket takes at once: a count, which may be 0; nil when nobody can receive any more.
     package func sendNow(_ bytes: ArraySlice<UInt8>) -> Int? {
         let count = Int(bytes.withUnsafeBytes { cblockio_send_now(descriptor, $0.baseAddress, $0.count) })
@@ -154,6 +158,9 @@ package enum OwnProcess {
         // A matter of pace: who may not does without.
         _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, niceness)
     }
+
+    /// Lets other threads that are waiting for this one's processor run first.
+    package static func giveWay() { _ = sched_yield() }
 
     /// Ends it at once; what it had open is closed, what was locked is free.
     package static func end(status: Int32) -> Never { _exit(status) }

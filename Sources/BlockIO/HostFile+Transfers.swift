@@ -107,10 +107,7 @@ extension HostFile {
             let (rest, offset) = (
                 UnsafeRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
             )
-            let count =
-                isLocal
-                ? await engine.writeQuickly(descriptor, rest, at: offset)
-                : await engine.write(descriptor, rest, at: offset)
+            let count = await put(rest, at: offset)
             switch count {
             case 1...: done += count
             case Int(-EINTR), Int(-EAGAIN): continue
@@ -120,6 +117,19 @@ extension HostFile {
             }
         }
         withExtendedLifetime(buffer) {}
+    }
+
+    private func put(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+        let direct = directLength(ByteRange(offset: offset, length: UInt64(bytes.count)), bytes.baseAddress)
+        if direct > 0,
+            let count = await writeDirectly(
+                UnsafeRawBufferPointer(rebasing: bytes[..<Int(direct)]), at: offset)
+        {
+            return count
+        }
+        return isLocal
+            ? await engine.writeQuickly(descriptor, bytes, at: offset)
+            : await engine.write(descriptor, bytes, at: offset)
     }
 
     /// The best of what the file system can: a hole, unwritten blocks, or zeroes.

@@ -45,6 +45,7 @@ package final class HostFile: BlockDevice {
         var canZeroRange = true
         var canPunchHoles = true
         var canSynchronizeRange = true
+        var bypass: Bypass?
         var lock: ImageLock?
         /// Who is to know when the file was changed.
         var changeTimes: ChangeTimes?
@@ -114,6 +115,8 @@ package final class HostFile: BlockDevice {
         guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let descriptor = descriptor
         let unlocks = !keepsLocks && state.value.lock != nil
+        // Nothing is written past the page cache any more.
+        state.value.bypass = nil
         let result = await engine.blocking {
             if unlocks { ImageLock.releaseAll(descriptor) }
             return cblockio_close(descriptor)

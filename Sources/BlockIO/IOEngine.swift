@@ -49,6 +49,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.
     func expectMore()
 
+    /// Writes that bypass the page cache wait for the disk, and for each other, without holding a thread.
+    var writesAsynchronously: Bool { get }
+
     /// Several drives are served from now on: the engine's own thread makes no call that the disk of one could hold up.
     func share()
 
@@ -70,6 +73,8 @@ extension IOEngine {
     package func expectMore() {}
 
     package func share() {}
+
+    package var writesAsynchronously: Bool { false }
 
     // Engines of tests need no sockets.
     package func accept(_: Int32) async -> Int { Int(-ENOSYS) }

@@ -68,6 +68,18 @@ package struct ImageLock: Sendable {
         self.descriptor = descriptor
     }
 
+    /// Takes locks that another open file description of this process holds already on this one, too: they end when both are
+    /// closed. Throws what the system says.
+    static func share(
+        _ descriptor: Int32, holding: Permissions, unsharing: Permissions
+    ) throws(BlockError) {
+        let lock = ImageLock(path: "", descriptor: descriptor)
+        for number in Permissions.numbers {
+            if holding.contains(number: number) { try lock.take(heldBase + number, for: number) }
+            if unsharing.contains(number: number) { try lock.take(unsharedBase + number, for: number) }
+        }
+    }
+
     /// Changes what is held and unshared to exactly this; after an error it is as before.
     package mutating func change(holding: Permissions, unsharing: Permissions) throws(BlockError) {
         let old = self

@@ -72,6 +72,15 @@ package final class RingEngine: IOEngine {
         await withUnsafeContinuation { polite.append($0) }
     }
 
+    package var writesAsynchronously: Bool { true }
+
+    /// Keeps `descriptor` open until all requests of this engine have ended, also those that outlive the process: the disk may
+    /// still be reading memory that others share. Once, on the engine.
+    func hold(_ descriptor: Int32) throws(BlockError) {
+        preconditionCurrent()
+        try ring.hold(descriptor)
+    }
+
     package func share() { shared.store(true, ordering: .relaxed) }
 
     /// `share` was called: the thread writes nothing by itself.

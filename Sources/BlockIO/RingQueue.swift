@@ -61,6 +61,12 @@ final class RingQueue {
         armWakeUp()
     }
 
+    /// Keeps `descriptor` open until all requests have ended, also those that outlive this process. Once.
+    func hold(_ descriptor: Int32) throws(BlockError) {
+        let result = cblockio_ring_hold(ring, descriptor)
+        guard result == 0 else { throw BlockError("Couldn't hold a file open with a ring", errno: -result) }
+    }
+
     func end() {
         precondition(inFlight == 0, "a ring ends when nothing is in flight")
         cblockio_ring_free(ring)

@@ -9,6 +9,7 @@
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -34,6 +35,26 @@ int cblockio_close(int descriptor) {
 }
 
 int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
+
+bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory) {
+#ifdef STATX_DIOALIGN
+    struct statx status;
+    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0) return false;
+    if (!(status.stx_mask & STATX_DIOALIGN)) return false;
+    *offset = status.stx_dio_offset_align;
+    *memory = status.stx_dio_mem_align;
+    return *offset > 0 && *memory > 0;
+#else
+    (void)descriptor, (void)offset, (void)memory;
+    return false;
+#endif
+}
+
+int cblockio_open_direct(int descriptor) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    return cblockio_open(path, O_RDWR | O_DIRECT, 0);
+}
 
 uint64_t cblockio_birth_time(int descriptor) {
     struct statx status;
@@ -237,6 +258,9 @@ bool cblockio_is_zero(const void *bytes, size_t count) {
     while (count >= step) {
         const vector *v = (const vector *)at;
         vector a = v[0], b = v[1], c = v[2], d = v[3];
+        // Data shows itself at the start, mostly: then the rest of it need not be fetched.
+        vector first = a | b;
+        if (first[0] | first[1] | first[2] | first[3]) return false;
         for (size_t i = 4; i < step / sizeof(vector); i += 4) {
             a |= v[i];
             b |= v[i + 1];

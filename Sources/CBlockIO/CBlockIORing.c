@@ -48,6 +48,10 @@ int cblockio_ring_start(struct io_uring *ring) {
     return value < 0 ? -errno : 0;
 }
 
+int cblockio_ring_hold(struct io_uring *ring, int descriptor) {
+    return io_uring_register_files(ring, &descriptor, 1);
+}
+
 void cblockio_ring_free(struct io_uring *ring) {
     io_uring_queue_exit(ring);
     free(ring);

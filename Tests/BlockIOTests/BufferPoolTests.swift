@@ -55,15 +55,16 @@ struct BufferPoolTests {
         let lent = [try take(), try take(), try take()]
         pool.give(lent[0])
         pool.give(lent[1])
-        #expect(used() == 3 << 20)
+        // A large page, where there is one, has room for two buffers.
+        #expect([3 << 20, 4 << 20].contains(used()))
         pool.rest()
-        #expect(used() == 1 << 20)
+        #expect([1 << 20, 2 << 20].contains(used()))
         #expect(lent[2].bytes.allSatisfy { $0 == 7 }, "what is lent is as it was")
         pool.give(lent[2])
         #expect(used() == 0)
         let again = try take()
         pool.give(again)
-        #expect(used() == 1 << 20, "a pool that is used keeps what it has")
+        #expect([1 << 20, 2 << 20].contains(used()), "a pool that is used keeps what it has")
     }
 
     @Test("who waits is served in order; who gives up is forgotten")

@@ -25,6 +25,10 @@ int cblockio_open(const char *path, int flags, unsigned mode);
 int cblockio_close(int descriptor);
 /// fstat(2).
 int cblockio_stat(int descriptor, struct stat *result);
+/// Of what direct writes must be multiples, in bytes; false where the system does not know, or the file takes none.
+bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory);
+/// Opens the file of a descriptor once more, for reading and writing past the page cache; a descriptor or a negated errno.
+int cblockio_open_direct(int descriptor);
 /// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.
 uint64_t cblockio_birth_time(int descriptor);
 /// Whether the file lies on a file system that is known to have its disk here: ext4, xfs, btrfs, f2fs, tmpfs.

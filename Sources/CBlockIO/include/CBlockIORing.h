@@ -50,6 +50,8 @@ struct cblockio_completion {
 int cblockio_ring_make(struct io_uring **ring, unsigned entries, unsigned completions);
 /// Makes the calling thread the ring's only user.
 int cblockio_ring_start(struct io_uring *ring);
+/// Keeps a file open until all requests of the ring have ended, also those that outlive the process; 0 or a negated errno. Once.
+int cblockio_ring_hold(struct io_uring *ring, int descriptor);
 void cblockio_ring_free(struct io_uring *ring);
 /// The number of completions that fit.
 unsigned cblockio_ring_capacity(const struct io_uring *ring);

@@ -1,0 +1,78 @@
+internal import CBlockIO
+internal import Glibc
+
+/// Writing past the page cache.
+///
+/// What a backup writes nobody reads soon: in the page cache it is copied once more and drives out what guests need. Large,
+/// aligned writes can go from their buffer to the disk; small ones are better gathered by the cache. The kernel keeps the two
+/// coherent: before a direct write it writes back and drops what the cache has of its range.
+extension HostFile {
+    /// A second descriptor of the file whose writes go to the disk; closed with the last reference.
+    final class Bypass: Sendable {
+        let descriptor: Int32
+        /// Of what direct writes must be multiples, in bytes: offset and length, and the address of the memory.
+        let offsetAlignment: UInt64
+        let memoryAlignment: UInt64
+
+        init(_ descriptor: Int32, offsetAlignment: UInt64, memoryAlignment: UInt64) {
+            self.descriptor = descriptor
+            self.offsetAlignment = offsetAlignment
+            self.memoryAlignment = memoryAlignment
+        }
+
+        // An error has nobody to go to: what was written to it has been waited for, and the file is flushed by itself.
+        deinit { _ = cblockio_close(descriptor) }
+    }
+
+    /// The shortest write for which the disk is asked at once, in bytes.
+    private static let leastLength: UInt64 = 32 << 10
+
+    /// Lets large writes bypass the page cache from now on, where file system, disk and engine can do that; where they cannot,
+    /// nothing changes. For a file that is locked against all others (`.all`): a write that is on its way when this process
+    /// ends holds these locks until it has ended.
+    package func bypassCache() async {
+        guard engine.writesAsynchronously, isLocal, !isReadOnly, state.value.bypass == nil else { return }
+        let descriptor = descriptor
+        state.value.bypass = await engine.blocking { Self.openBypass(of: descriptor) }
+    }
+
+    private static func openBypass(of descriptor: Int32) -> Bypass? {
+        var (offset, memory): (UInt32, UInt32) = (0, 0)
+        guard cblockio_direct_alignment(descriptor, &offset, &memory), offset <= 4096, memory <= 4096 else {
+            return nil
+        }
+        let second = cblockio_open_direct(descriptor)
+        guard second >= 0 else { return nil }
+        do throws(BlockError) {
+            try ImageLock.share(second, holding: .all, unsharing: .all)
+        } catch {
+            _ = cblockio_close(second)
+            return nil
+        }
+        return Bypass(
+            second, offsetAlignment: UInt64(offset), memoryAlignment: UInt64(memory))
+    }
+
+    /// How many of the bytes to be written from `address` to `range` bypass the page cache, from the first on; 0 for none.
+    func directLength(_ range: ByteRange, _ address: UnsafeRawPointer?) -> UInt64 {
+        guard let bypass = state.value.bypass, range.length >= Self.leastLength,
+            range.offset % bypass.offsetAlignment == 0,
+            UInt64(UInt(bitPattern: address)) % bypass.memoryAlignment == 0
+        else { return 0 }
+        return range.length.roundedDown(toMultipleOf: bypass.offsetAlignment)
+    }
+
+    /// Whether a write of `range` from an aligned buffer leaves nothing in the page cache.
+    package func bypassesCache(_ range: ByteRange) -> Bool {
+        directLength(range, nil) == range.length
+    }
+
+    /// Writes past the page cache: a count or a negated errno; nil where that turns out to be refused, now and from now on.
+    func writeDirectly(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int? {
+        guard let bypass = state.value.bypass else { return nil }
+        let count = await engine.write(bypass.descriptor, bytes, at: offset)
+        guard count == Int(-EINVAL) || count == Int(-EOPNOTSUPP) else { return count }
+        state.value.bypass = nil
+        return nil
+    }
+}

@@ -1,0 +1,139 @@
+import Foundation
+import TestKit
+import Testing
+
+@testable import BlockIO
+
+@Suite("Writing past the page cache", .serialized)
+struct BypassTests {
+    private static let size = 4 << 20
+    private static let lock: HostFile.Lock = (holding: .all, unsharing: .all)
+
+    private static func make(_ path: String, growable: Bool, on engine: any IOEngine) async throws -> HostFile
+    {
+        try Data(count: growable ? 0 : size).write(to: URL(fileURLWithPath: path))
+        return try await HostFile.open(path, readOnly: false, growable: growable, lock: lock, on: engine)
+    }
+
+    /// Writes of all lengths and alignments, several at once, to parts of the file that no two of them share; what is there is
+    /// read between them, and after all from outside.
+    @Test(
+        "large and small, aligned and not, what was written is what is there",
+        arguments: EngineKind.allCases, [false, true])
+    func history(kind: EngineKind, growable: Bool) async throws {
+        let seed = testSeed()
+        try await onEngine(kind) { engine, directory in
+            var random = SeededGenerator(seed)
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: growable, on: engine)
+            await file.bypassCache()
+            var model = [UInt8](repeating: 0, count: Self.size)
+            for round in 0..<testRounds(60) {
+                var writes: [(range: Range<Int>, bytes: IOSlice?)] = []
+                var start = 0
+                while start < Self.size, writes.count < 12 {
+                    start += Int.random(in: 0...2 << 17, using: &random) & Self.mask(&random)
+                    let length = max(1, Int.random(in: 1...3 << 17, using: &random) & Self.mask(&random))
+                    guard start + length <= Self.size else { break }
+                    let range = start..<start + length
+                    start += length
+                    if Int.random(in: 0..<8, using: &random) == 0 {
+                        writes.append((range, nil))
+                        for place in range { model[place] = 0 }
+                        continue
+                    }
+                    let shift = Bool.random(using: &random) ? 0 : Int.random(in: 1...600, using: &random)
+                    let buffer = IOBuffer(count: shift + length)
+                    let byte = UInt8.random(in: 1...255, using: &random)
+                    for place in 0..<length {
+                        buffer.bytes[shift + place] = byte &+ UInt8(truncatingIfNeeded: place >> 9)
+                        model[range.lowerBound + place] = buffer.bytes[shift + place]
+                    }
+                    writes.append((range, buffer[shift..<shift + length]))
+                }
+                let failures = await withTaskGroup(of: BlockError?.self) { group in
+                    for (range, bytes) in writes {
+                        group.addTask(executorPreference: engine) {
+                            let range = ByteRange(UInt64(range.lowerBound)..<UInt64(range.upperBound))
+                            do throws(BlockError) {
+                                if let bytes {
+                                    try await file.write(range, from: bytes)
+                                } else {
+                                    try await file.writeZeroes(range, mayUnmap: true)
+                                }
+                                return nil
+                            } catch {
+                                return error
+                            }
+                        }
+                    }
+                    var failures: [BlockError] = []
+                    for await case let failure? in group { failures.append(failure) }
+                    return failures
+                }
+                #expect(failures.isEmpty, "seed \(seed), round \(round): \(failures)")
+                let there = IOBuffer(count: Int(file.size))
+                try await file.read(file.range, into: there.slice)
+                let isSame = there.bytes.elementsEqual(model[..<there.count])
+                #expect(isSame, "seed \(seed), round \(round)")
+                if round % 7 == 0 { try await file.flush() }
+            }
+            let length = Int(file.size)
+            try await file.flush()
+            try await file.close()
+            let content = try Data(contentsOf: URL(fileURLWithPath: path))
+            #expect(content.elementsEqual(model[..<length]), "seed \(seed)")
+        }
+    }
+
+    /// Some ranges are of whole blocks, some of sectors, some of anything.
+    private static func mask(_ random: inout SeededGenerator) -> Int {
+        [~4095, ~4095, ~511, ~0].randomElement(using: &random) ?? ~0
+    }
+
+    @Test("others are locked out until the second descriptor is closed, too")
+    func locks() async throws {
+        try await onEngine(.preferred()) { engine, directory in
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: false, on: engine)
+            await file.bypassCache()
+            // Who has a request on its way keeps it so.
+            let bypass = file.state.value.bypass
+            try await file.close()
+            if bypass != nil {
+                let error = await #expect(throws: BlockError.self) {
+                    _ = try await HostFile.open(path, readOnly: false, lock: Self.lock, on: engine)
+                }
+                #expect(error?.code == .locked)
+            }
+            withExtendedLifetime(bypass) {}
+        }
+        try await onEngine(.preferred()) { engine, directory in
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: false, on: engine)
+            await file.bypassCache()
+            try await file.close()
+            let again = try await HostFile.open(path, readOnly: false, lock: Self.lock, on: engine)
+            try await again.close()
+        }
+    }
+
+    @Test("what a ring holds open is open until the ring has ended")
+    func hold() async throws {
+        guard EngineKind.preferred() == .ring else { return }
+        let engine = try RingEngine(name: "holds")
+        var ends: [Int32] = [-1, -1]
+        try #require(
+            socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
+        let (near, far) = (ends[0], ends[1])
+        defer { close(far) }
+        try await engine.run { () async throws(BlockError) in try engine.hold(near) }
+        close(near)
+        var byte: UInt8 = 0
+        let before = recv(far, &byte, 1, Int32(MSG_DONTWAIT))
+        #expect(before == -1 && errno == EAGAIN, "the other side has read an end")
+        await engine.shutDown()
+        let after = recv(far, &byte, 1, 0)
+        #expect(after == 0)
+    }
+}

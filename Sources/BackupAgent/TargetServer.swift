@@ -62,6 +62,7 @@ private final class Server: Sendable {
         if let ring {
             // One change of thread less for each request; what the ring does for the disk holds no thread.
             let end = Answer<Result<Void, BlockError>>()
+            // Its end is waited for below.
             Task(executorPreference: ring) {
                 do throws(BlockError) {
                     try self.line.socket.stayOpen(with: ring)

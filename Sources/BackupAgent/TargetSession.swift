@@ -114,7 +114,8 @@ final class TargetSession: JobTarget {
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try await perform(.write) { () async throws(BlockError) in
             try await device.write(range, from: buffer)
-            for place in try await TargetImage.places(of: range, in: device) where !file.bypassesCache(place) {
+            for place in try await TargetImage.places(of: range, in: device)
+            where !file.bypassesCache(place) {
                 try await writeBack(place)
             }
         }

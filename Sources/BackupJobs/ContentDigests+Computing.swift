@@ -126,7 +126,9 @@ struct ExtentDigester {
         of blocks: Range<Int>, _ covered: [Range<Int>], _ digests: IOSlice?
     ) async throws(BlockError) -> [UInt8] {
         let length = sums.algorithm.length
-        if let digests, covered.isEmpty { return try sums.algorithm.digest(UnsafeRawBufferPointer(digests.bytes)) }
+        if let digests, covered.isEmpty {
+            return try sums.algorithm.digest(UnsafeRawBufferPointer(digests.bytes))
+        }
         var joined: [UInt8] = []
         joined.reserveCapacity(blocks.count * length)
         for run in covered.isEmpty ? [0..<blocks.count] : covered {

@@ -71,11 +71,7 @@ final class TargetConnection: Sendable {
                 send(TargetFrame(request, id: state.lastID), &state)
                 return nil
             }
-            guard let outcome else {
-                // The process was woken, as often as not on this processor, where it would wait until this thread does: it
-                // is quick, and the disk is idle meanwhile.
-                return OwnProcess.giveWay()
-            }
+            guard let outcome else { return }
             if case .abandoned = outcome { late?() }
             continuation.resume(returning: outcome)
         }
@@ -138,15 +134,18 @@ final class TargetConnection: Sendable {
     private func receive() async {
         let buffer = IOBuffer(count: 16 << 10)
         var frames = TargetFrames()
+        var isTrusted = true
         while true {
             let count = await process.socket.receive(into: buffer, on: engine)
             guard count > 0 else { return }
+            guard isTrusted else { continue }
             frames.add(UnsafeRawBufferPointer(buffer[0..<count].bytes))
             do throws(BlockError) {
                 while let frame = try frames.next() { take(try frame.reply(), id: frame.id) }
             } catch {
-                // Nothing that it says can be trusted; its end fails whoever waits.
-                return process.kill()
+                // Nothing that it says can be trusted; its end, which is waited for, fails whoever waits.
+                isTrusted = false
+                process.kill()
             }
         }
     }

@@ -24,8 +24,6 @@ package enum TargetServer {
         let kind = EngineKind(rawValue: CommandLine.arguments[2]) ?? .threads
         let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
         OwnProcess.becomeChild(named: "target \(jobID)")
-        // Guests, and who serves them, come first.
-        if kind == .threads { OwnProcess.yieldToOthers(niceness: 10) }
         let socket = PairedSocket(adopting: ChildProcess.socketNumber)
         do throws(BlockError) {
             let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)
@@ -47,8 +45,9 @@ private final class Server: Sendable {
     private let claims: RemoteClaims
     private let session = Mutex<(any JobTarget)?>(nil)
 
-    init(_ socket: PairedSocket, _ memory: SharedMemory, _ kind: EngineKind) throws(BlockError) {
-        ring = kind == .ring ? try RingEngine(name: "target") : nil
+    init(_ socket: PairedSocket, _ memory: SharedMemory, _ kind: EngineKind) {
+        // Refused by now, or with the socket: threads do the same work, and nothing of it outlives them.
+        ring = kind == .ring ? try? socket.makeRing(name: "target") : nil
         // Its thread reads requests: no call of it may wait for a disk.
         ring?.share()
         engine = ring ?? ThreadsEngine(name: "target", writesItself: true)
@@ -65,7 +64,6 @@ private final class Server: Sendable {
             // Its end is waited for below.
             Task(executorPreference: ring) {
                 do throws(BlockError) {
-                    try self.line.socket.stayOpen(with: ring)
                     var requests = Requests()
                     while try self.takeIn(
                         await self.line.socket.receive(into: requests.buffer, on: ring), &requests)
@@ -112,14 +110,14 @@ private final class Server: Sendable {
         case .open(let spec):
             return await refusable { () async throws(AgentError) in
                 let target = try await self.sessions.open(spec)
-                self.session.withLock { $0 = target }
+                self.take(target)
                 return .opened(OpenedTarget(target))
             }
         case .reopen(let spec):
             return await refusable { () async throws(AgentError) in
                 switch try await self.sessions.reopen(spec) {
                 case .open(let target):
-                    self.session.withLock { $0 = target }
+                    self.take(target)
                     return .opened(OpenedTarget(target))
                 case .published: return .published
                 }
@@ -159,6 +157,13 @@ private final class Server: Sendable {
             return .done
         case .claimed: return .done
         }
+    }
+
+    /// The target is open. On the engine.
+    private func take(_ target: any JobTarget) {
+        session.withLock { $0 = target }
+        // Where all that is written is copied on this thread, or on those it starts, guests and who serves them come first.
+        if (target as? TargetSession)?.bypassesCache != true { OwnProcess.yieldToOthers(niceness: 10) }
     }
 
     private var sessions: TargetSessions { TargetSessions(claims: claims, engine: engine) }
@@ -212,12 +217,16 @@ private final class AgentLine: Sendable {
             return !state.isSending
         }
         guard isFree else { return }
+        // A thread of its own goes on to do what it tells of.
+        guard engine.isCurrent else { return sendAll() }
         // Ends when all is sent.
-        Task(executorPreference: engine) {
-            while let bytes = self.next() {
-                // Nobody is there who would hear it: the reader ends the process.
-                guard self.socket.sendBlocking(bytes) else { return }
-            }
+        Task(executorPreference: engine) { self.sendAll() }
+    }
+
+    private func sendAll() {
+        while let bytes = next() {
+            // Nobody is there who would hear it: the reader ends the process.
+            guard socket.sendBlocking(bytes) else { return }
         }
     }
 

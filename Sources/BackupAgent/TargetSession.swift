@@ -107,6 +107,9 @@ final class TargetSession: JobTarget {
 
     let manifestPath: String
 
+    /// Most of what is written goes to the disk without being copied. On the engine.
+    var bypassesCache: Bool { file.bypassesCache }
+
     var failedOperation: JobIOError.Operation? { state.withLock { $0.failedOperation } }
 
     // MARK: Writing

@@ -39,7 +39,8 @@ extension CopyLoop {
             return failure
         }
         // From here on the buffer belongs to the request, which may outlive the chunk.
-        return await requests.perform { [buffers, writer, sums] in
+        let isGuestIdle = state.value.stepLength == .max
+        return await requests.perform(givingWay: isGuestIdle) { [buffers, writer, sums] in
             defer { buffers.give(buffer) }
             // While the target writes, so that it costs the copy nothing but this thread's time.
             async let noted = note(piece, slice, point.record.isCloned ? nil : sums)

@@ -31,6 +31,8 @@ struct CopyLoop: Sendable {
         var beginning = Beginning.toBegin
         var cloning = Cloning.over
         var cloneLength = CloneLength()
+        /// The buffers are as good as they can be.
+        var isPrepared = false
         /// How much of the drive is read in one step, in bytes.
         var stepLength = UInt64.max
     }
@@ -362,6 +364,10 @@ struct CopyLoop: Sendable {
         if delay > .zero {
             await sleep(delay)
         } else if await permitted(&course.pace) {
+            if !state.value.isPrepared {
+                state.value.isPrepared = true
+                await source.engine.blocking { [buffers] in buffers.prepare() }
+            }
             let most = max(clusterSize, min(chunkSize, course.pace.chunkSize))
             let length = course.limiter.chunkSize(unit: clusterSize, most: most)
             let range = point.bytes(of: clusters).prefix(length)

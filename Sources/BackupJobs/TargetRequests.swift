@@ -30,8 +30,10 @@ final class TargetRequests: Sendable {
     var isAbandoned: Bool { state.value.isAbandoned }
 
     /// Runs `body` to its end, but returns `.cancelled` before that when `abandon` is called. What `body` needs it owns.
-    /// Not after `abandon`.
-    func perform(_ body: @escaping @Sendable () async -> BackupFailure?) async -> BackupFailure? {
+    /// Not after `abandon`. `givingWay`: nobody waits for this thread but the target.
+    func perform(
+        givingWay: Bool = false, _ body: @escaping @Sendable () async -> BackupFailure?
+    ) async -> BackupFailure? {
         precondition(!state.value.isAbandoned, "an abandoned target is asked for nothing")
         return await withUnsafeContinuation { copier in
             let number = state.value.next
@@ -44,6 +46,9 @@ final class TargetRequests: Sendable {
             }
             // It may have ended.
             state.value.requests[number]?.task = task
+            // The target's process was woken, as often as not on this processor, where it would wait until this thread sleeps:
+            // it is quick, and the disk is idle meanwhile.
+            if givingWay { OwnProcess.giveWay() }
         }
     }
 

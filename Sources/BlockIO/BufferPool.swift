@@ -14,6 +14,8 @@ package final class BufferPool: Sendable {
         var lent = 0
         /// How many there are.
         var made = 0
+        /// How many have a place in large pages, or were refused one.
+        var prepared = 0
         /// Nobody has taken one since `rest`.
         var isResting = false
         var waiters: [Waiter] = []
@@ -86,6 +88,21 @@ package final class BufferPool: Sendable {
             state.isResting = true
             for buffer in state.free { buffer.giveBack() }
             forgetIfIdle(&state)
+        }
+    }
+
+    /// Puts buffers that are not made yet, as many as one share may have, into large pages where they lie in shared memory. To be
+    /// called before a job copies. Blocks: the system looks for memory, and clears it.
+    package func prepare() {
+        guard let memory else { return }
+        let places = state.withLock { state in
+            let first = max(state.prepared, state.made)
+            let end = max(first, min(maximumCount, state.made + max(1, maximumCount / 2)))
+            state.prepared = end
+            return first..<end
+        }
+        for place in places where (place * bufferSize).isMultiple(of: SharedMemory.largePage) {
+            memory.useLargePage(at: place * bufferSize)
         }
     }
 
@@ -168,10 +185,7 @@ package final class BufferPool: Sendable {
     private func make(_ state: inout State) -> IOBuffer {
         defer { state.made += 1 }
         guard let memory else { return IOBuffer(count: bufferSize) }
-        let offset = state.made * bufferSize
-        // Before the first buffer in it is used.
-        if offset.isMultiple(of: SharedMemory.largePage) { memory.useLargePage(at: offset) }
-        return IOBuffer(in: memory, at: offset, count: bufferSize)
+        return IOBuffer(in: memory, at: state.made * bufferSize, count: bufferSize)
     }
 
     /// What is made again is made in large pages again.
@@ -181,5 +195,6 @@ package final class BufferPool: Sendable {
         memory.giveBack(0..<memory.count)
         state.free.removeAll()
         state.made = 0
+        state.prepared = 0
     }
 }

@@ -10,6 +10,9 @@ package final class BufferShare: Sendable {
     /// The size of each buffer in bytes.
     package var bufferSize: Int { pool.bufferSize }
 
+    /// `BufferPool.prepare`. Blocks.
+    package func prepare() { pool.prepare() }
+
     /// Takes a buffer, waiting until there is one that the share may have. Give it back with `give`. Throws `.cancelled`
     /// when the task is cancelled.
     package func take() async throws(BlockError) -> IOBuffer { try await pool.take(for: self) }

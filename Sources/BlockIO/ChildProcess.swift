@@ -93,9 +93,11 @@ package final class PairedSocket: Sendable {
 
     deinit { _ = cblockio_close(descriptor) }
 
-    /// Keeps this end open until all requests of a ring have ended, also those that outlive the process: until then the other
-    /// side reads no end. Once, on the engine.
-    package func stayOpen(with engine: RingEngine) throws(BlockError) { try engine.hold(descriptor) }
+    /// Makes an engine that keeps this end open until all its requests have ended, also those that outlive the process: until
+    /// then the other side reads no end. Throws what `RingEngine` does.
+    package func makeRing(name: String) throws(BlockError) -> RingEngine {
+        try RingEngine(name: name, holding: descriptor)
+    }
 
     /// Sends what the socket takes at once: a count, which may be 0; nil when nobody can receive any more.
     package func sendNow(_ bytes: ArraySlice<UInt8>) -> Int? {

@@ -4,8 +4,11 @@ internal import Glibc
 /// Writing past the page cache.
 ///
 /// What a backup writes nobody reads soon: in the page cache it is copied once more and drives out what guests need. Large,
-/// aligned writes can go from their buffer to the disk; small ones are better gathered by the cache. The kernel keeps the two
-/// coherent: before a direct write it writes back and drops what the cache has of its range.
+/// aligned writes can go from their buffer to the disk; small ones are better gathered by the cache.
+///
+/// The kernel keeps the two coherent in regular files, page by page: before and after a direct write it drops what the cache
+/// has of its range. So no page is written both ways at once, and no read brings more into the cache than it asks for: pages
+/// that lie in one large folio with those of a direct write could not be dropped. Block devices are not kept coherent.
 extension HostFile {
     /// A second descriptor of the file whose writes go to the disk; closed with the last reference.
     final class Bypass: Sendable {
@@ -24,6 +27,8 @@ extension HostFile {
         deinit { _ = cblockio_close(descriptor) }
     }
 
+    /// Of the page cache, in bytes; or more.
+    private static let pageSize: UInt32 = 4096
     /// The shortest write for which the disk is asked at once, in bytes.
     private static let leastLength: UInt64 = 32 << 10
 
@@ -31,7 +36,8 @@ extension HostFile {
     /// nothing changes. For a file that is locked against all others (`.all`): a write that is on its way when this process
     /// ends holds these locks until it has ended.
     package func bypassCache() async {
-        guard engine.writesAsynchronously, isLocal, !isReadOnly, state.value.bypass == nil else { return }
+        guard engine.writesAsynchronously, isLocal, !isBlockDevice, !isReadOnly, state.value.bypass == nil
+        else { return }
         let descriptor = descriptor
         state.value.bypass = await engine.blocking { Self.openBypass(of: descriptor) }
     }
@@ -41,6 +47,7 @@ extension HostFile {
         guard cblockio_direct_alignment(descriptor, &offset, &memory), offset <= 4096, memory <= 4096 else {
             return nil
         }
+        guard cblockio_read_without_ahead(descriptor) == 0 else { return nil }
         let second = cblockio_open_direct(descriptor)
         guard second >= 0 else { return nil }
         do throws(BlockError) {
@@ -50,7 +57,7 @@ extension HostFile {
             return nil
         }
         return Bypass(
-            second, offsetAlignment: UInt64(offset), memoryAlignment: UInt64(memory))
+            second, offsetAlignment: UInt64(max(offset, pageSize)), memoryAlignment: UInt64(memory))
     }
 
     /// How many of the bytes to be written from `address` to `range` bypass the page cache, from the first on; 0 for none.
@@ -61,6 +68,9 @@ extension HostFile {
         else { return 0 }
         return range.length.roundedDown(toMultipleOf: bypass.offsetAlignment)
     }
+
+    /// Large writes bypass the page cache, as far as is known. On the engine.
+    package var bypassesCache: Bool { state.value.bypass != nil }
 
     /// Whether a write of `range` from an aligned buffer leaves nothing in the page cache.
     package func bypassesCache(_ range: ByteRange) -> Bool {

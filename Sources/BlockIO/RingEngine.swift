@@ -32,14 +32,15 @@ package final class RingEngine: IOEngine {
 
     /// Starts the engine's thread. Throws `.unsupported` or `.denied` where the system refuses io_uring.
     /// `queueDepth` is the number of requests that are submitted at once, up to 4096; four times as many can be in
-    /// flight, more wait in order.
-    package init(name: String, queueDepth: Int = 256) throws(BlockError) {
+    /// flight, more wait in order. A descriptor that is `held` stays open until all requests have ended, also those that outlive
+    /// the process: the disk may still be reading memory that others share.
+    package init(name: String, queueDepth: Int = 256, holding held: Int32? = nil) throws(BlockError) {
         let wakeDescriptor = cblockio_eventfd()
         guard wakeDescriptor >= 0 else {
             throw BlockError("Couldn't make an eventfd for a ring", errno: -wakeDescriptor)
         }
         do throws(BlockError) {
-            ring = try RingQueue(depth: queueDepth)
+            ring = try RingQueue(depth: queueDepth, holding: held)
         } catch {
             _ = cblockio_close(wakeDescriptor)
             throw error
@@ -73,13 +74,6 @@ package final class RingEngine: IOEngine {
     }
 
     package var writesAsynchronously: Bool { true }
-
-    /// Keeps `descriptor` open until all requests of this engine have ended, also those that outlive the process: the disk may
-    /// still be reading memory that others share. Once, on the engine.
-    func hold(_ descriptor: Int32) throws(BlockError) {
-        preconditionCurrent()
-        try ring.hold(descriptor)
-    }
 
     package func share() { shared.store(true, ordering: .relaxed) }
 

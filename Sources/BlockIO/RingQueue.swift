@@ -29,13 +29,21 @@ final class RingQueue {
     private var started = 0
     private var completions: [cblockio_completion]
 
-    /// Makes the ring; `start` makes it usable.
-    init(depth: Int) throws(BlockError) {
+    /// Makes the ring; `start` makes it usable. What is `held` stays open until all requests have ended, also those that outlive
+    /// this process.
+    init(depth: Int, holding held: Int32? = nil) throws(BlockError) {
         let entries = UInt32(min(max(depth, 8), 4096))
         var ring: OpaquePointer?
         let result = cblockio_ring_make(&ring, entries, entries * 4)
         guard result == 0, let ring else {
             throw BlockError("Couldn't make an io_uring", errno: -result)
+        }
+        if let held {
+            let result = cblockio_ring_hold(ring, held)
+            guard result == 0 else {
+                cblockio_ring_free(ring)
+                throw BlockError("Couldn't hold a file open with an io_uring", errno: -result)
+            }
         }
         self.ring = ring
         // Some room is left for the request that wakes us.
@@ -59,12 +67,6 @@ final class RingQueue {
         precondition(result == 0, "a ring that was made can be started (error \(-result))")
         self.wakeDescriptor = wakeDescriptor
         armWakeUp()
-    }
-
-    /// Keeps `descriptor` open until all requests have ended, also those that outlive this process. Once.
-    func hold(_ descriptor: Int32) throws(BlockError) {
-        let result = cblockio_ring_hold(ring, descriptor)
-        guard result == 0 else { throw BlockError("Couldn't hold a file open with a ring", errno: -result) }
     }
 
     func end() {

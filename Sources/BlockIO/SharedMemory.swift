@@ -45,7 +45,7 @@ package final class SharedMemory: Sendable {
     package var count: Int { bytes.count }
 
     /// Puts a large page where `offset`, a multiple of its size, is, if there is one to be had: what has fewer parts the disk
-    /// takes faster. Nobody uses it meanwhile; its contents are kept.
+    /// takes faster. Its contents are kept, also when somebody uses it meanwhile. Blocks.
     func useLargePage(at offset: Int) {
         precondition(offset % Self.largePage == 0, "a large page begins at a multiple of its size")
         guard offset + Self.largePage <= count, let start = bytes.baseAddress else { return }

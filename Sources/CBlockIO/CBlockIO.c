@@ -50,6 +50,10 @@ bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memor
 #endif
 }
 
+int cblockio_read_without_ahead(int descriptor) {
+    return -posix_fadvise(descriptor, 0, 0, POSIX_FADV_RANDOM);
+}
+
 int cblockio_open_direct(int descriptor) {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);

@@ -27,6 +27,8 @@ int cblockio_close(int descriptor);
 int cblockio_stat(int descriptor, struct stat *result);
 /// Of what direct writes must be multiples, in bytes; false where the system does not know, or the file takes none.
 bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory);
+/// Reads through this descriptor bring nothing into the page cache but what they ask for; 0 or a negated errno.
+int cblockio_read_without_ahead(int descriptor);
 /// Opens the file of a descriptor once more, for reading and writing past the page cache; a descriptor or a negated errno.
 int cblockio_open_direct(int descriptor);
 /// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.

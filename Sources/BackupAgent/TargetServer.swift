@@ -24,6 +24,8 @@ package enum TargetServer {
         let kind = EngineKind(rawValue: CommandLine.arguments[2]) ?? .threads
         let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
         OwnProcess.becomeChild(named: "target \(jobID)")
+        // On threads all that is written is copied: guests, and who serves them, come first.
+        if kind == .threads { OwnProcess.yieldToOthers(niceness: 10) }
         let socket = PairedSocket(adopting: ChildProcess.socketNumber)
         do throws(BlockError) {
             let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)
@@ -162,8 +164,8 @@ private final class Server: Sendable {
     /// The target is open. On the engine.
     private func take(_ target: any JobTarget) {
         session.withLock { $0 = target }
-        // Where all that is written is copied on this thread, or on those it starts, guests and who serves them come first.
-        if (target as? TargetSession)?.bypassesCache != true { OwnProcess.yieldToOthers(niceness: 10) }
+        // The same where the file takes no direct writes: for this thread, and those that work for its ring.
+        if ring != nil, (target as? TargetSession)?.bypassesCache != true { OwnProcess.yieldToOthers(niceness: 10) }
     }
 
     private var sessions: TargetSessions { TargetSessions(claims: claims, engine: engine) }

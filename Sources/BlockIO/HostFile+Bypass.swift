@@ -81,6 +81,7 @@ extension HostFile {
     func writeDirectly(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int? {
         guard let bypass = state.value.bypass else { return nil }
         let count = await engine.write(bypass.descriptor, bytes, at: offset)
+        withExtendedLifetime(bypass) {}
         guard count == Int(-EINVAL) || count == Int(-EOPNOTSUPP) else { return count }
         state.value.bypass = nil
         return nil

@@ -165,7 +165,9 @@ private final class Server: Sendable {
     private func take(_ target: any JobTarget) {
         session.withLock { $0 = target }
         // The same where the file takes no direct writes: for this thread, and those that work for its ring.
-        if ring != nil, (target as? TargetSession)?.bypassesCache != true { OwnProcess.yieldToOthers(niceness: 10) }
+        if ring != nil, (target as? TargetSession)?.bypassesCache != true {
+            OwnProcess.yieldToOthers(niceness: 10)
+        }
     }
 
     private var sessions: TargetSessions { TargetSessions(claims: claims, engine: engine) }

@@ -44,9 +44,8 @@ int cblockio_map_aligned(int descriptor, size_t length, size_t alignment, void *
 }
 
 int cblockio_use_large_page(void *address, size_t length) {
-    // Only where something is there is anything made larger.
-    volatile char *first = address;
-    *first = *first;
+    // Only where something is there is anything made larger. Nothing is stored: somebody may be using it by now.
+    (void)*(volatile const char *)address;
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif

@@ -27,7 +27,7 @@ package final class FileClaims: Sendable {
 
         /// What to add to a refusal because of that.
         var hanging: String {
-            abandoned.map { ": its process \($0) was abandoned and hangs in a system call" } ?? ""
+            abandoned.map { ": its process \($0) was abandoned, and what it asked for has not ended" } ?? ""
         }
     }
 

@@ -17,7 +17,7 @@ package final class TargetProcesses: TargetOpener {
 
         var sentence: String {
             isAbandoned
-                ? "it is still used by an abandoned process of the job \(jobID) (\(processID)), which hangs in a system call"
+                ? "it is still used by an abandoned process of the job \(jobID) (\(processID)), whose writes have not ended"
                 : "it is being given up by the process of the job \(jobID) (\(processID))"
         }
     }
@@ -315,8 +315,8 @@ package final class TargetProcesses: TargetOpener {
         }
         logger.warning(
             """
-            The process \(processID) of the job \(connection.jobID) hangs in a system call on its target and was \
-            abandoned; until it is gone \(paths.sorted().joined(separator: ", ")) cannot be a target
+            The process \(processID) of the job \(connection.jobID) was abandoned: what it asked of its target has not \
+            ended; until it has \(paths.sorted().joined(separator: ", ")) cannot be a target
             """)
     }
 

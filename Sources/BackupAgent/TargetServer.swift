@@ -1,5 +1,6 @@
 internal import BackupJobs
 internal import BlockIO
+internal import Logging
 internal import Synchronization
 
 /// A target's process: what the agent's program is when it is started for one target.
@@ -24,8 +25,6 @@ package enum TargetServer {
         let kind = EngineKind(rawValue: CommandLine.arguments[2]) ?? .threads
         let jobID = CommandLine.arguments.first?.split(separator: " ").last.map(String.init) ?? ""
         OwnProcess.becomeChild(named: "target \(jobID)")
-        // On threads all that is written is copied: guests, and who serves them, come first.
-        if kind == .threads { OwnProcess.yieldToOthers(niceness: 10) }
         let socket = PairedSocket(adopting: ChildProcess.socketNumber)
         do throws(BlockError) {
             let memory = try SharedMemory(adopting: ChildProcess.memoryNumber)
@@ -48,14 +47,22 @@ private final class Server: Sendable {
     private let session = Mutex<(any JobTarget)?>(nil)
 
     init(_ socket: PairedSocket, _ memory: SharedMemory, _ kind: EngineKind) {
-        // Refused by now, or with the socket: threads do the same work, and nothing of it outlives them.
-        ring = kind == .ring ? try? socket.makeRing(name: "target") : nil
+        ring = kind == .ring ? Self.makeRing(socket) : nil
         // Its thread reads requests: no call of it may wait for a disk.
         ring?.share()
         engine = ring ?? ThreadsEngine(name: "target", writesItself: true)
         line = AgentLine(socket, engine)
         self.memory = memory
         claims = RemoteClaims(line)
+    }
+
+    private static func makeRing(_ socket: PairedSocket) -> RingEngine? {
+        do throws(BlockError) { return try socket.makeRing(name: "target") } catch {
+            // The agent's rings were not refused, when it started. Threads do the same work.
+            Logger(label: "target") { _ in AgentLog(level: .warning) }
+                .warning("\(error.message): threads write this target")
+            return nil
+        }
     }
 
     /// Takes in requests until there are no more. Blocks.
@@ -164,8 +171,8 @@ private final class Server: Sendable {
     /// The target is open. On the engine.
     private func take(_ target: any JobTarget) {
         session.withLock { $0 = target }
-        // The same where the file takes no direct writes: for this thread, and those that work for its ring.
-        if ring != nil, (target as? TargetSession)?.bypassesCache != true {
+        // Where all that is written is copied, by this thread or by those that it starts, guests and who serves them come first.
+        if (target as? TargetSession)?.bypassesCache != true {
             OwnProcess.yieldToOthers(niceness: 10)
         }
     }

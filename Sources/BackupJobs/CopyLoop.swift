@@ -359,15 +359,16 @@ struct CopyLoop: Sendable {
         _ clusters: Range<Int>, _ course: inout Course, _ chunks: inout DiscardingTaskGroup,
         take: (inout CopyPlan, UInt64) -> Void
     ) async {
+        guard state.value.isPrepared else {
+            // Then the loop looks at everything again.
+            state.value.isPrepared = true
+            return await source.engine.blocking { [buffers] in buffers.prepare() }
+        }
         course.limiter.setSpeed(control.speedBytesPerSecond, now: clock.now())
         let delay = course.limiter.delay(now: clock.now())
         if delay > .zero {
             await sleep(delay)
         } else if await permitted(&course.pace) {
-            if !state.value.isPrepared {
-                state.value.isPrepared = true
-                await source.engine.blocking { [buffers] in buffers.prepare() }
-            }
             let most = max(clusterSize, min(chunkSize, course.pace.chunkSize))
             let length = course.limiter.chunkSize(unit: clusterSize, most: most)
             let range = point.bytes(of: clusters).prefix(length)

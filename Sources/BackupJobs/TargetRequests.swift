@@ -48,7 +48,7 @@ final class TargetRequests: Sendable {
             state.value.requests[number]?.task = task
             // The target's process was woken, as often as not on this processor, where it would wait until this thread sleeps:
             // it is quick, and the disk is idle meanwhile.
-            if givingWay { OwnProcess.giveWay() }
+            if givingWay { OwnThread.giveWay() }
         }
     }
 

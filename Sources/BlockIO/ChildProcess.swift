@@ -161,9 +161,6 @@ package enum OwnProcess {
         _ = setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, niceness)
     }
 
-    /// Lets other threads that are waiting for this one's processor run first.
-    package static func giveWay() { _ = sched_yield() }
-
     /// Ends it at once; what it had open is closed, what was locked is free.
     package static func end(status: Int32) -> Never { _exit(status) }
 }

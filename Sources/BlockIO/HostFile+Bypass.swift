@@ -13,28 +13,21 @@ extension HostFile {
     /// A second descriptor of the file whose writes go to the disk; closed with the last reference.
     final class Bypass: Sendable {
         let descriptor: Int32
-        /// Of what direct writes must be multiples, in bytes: offset and length, and the address of the memory.
-        let offsetAlignment: UInt64
-        let memoryAlignment: UInt64
 
-        init(_ descriptor: Int32, offsetAlignment: UInt64, memoryAlignment: UInt64) {
-            self.descriptor = descriptor
-            self.offsetAlignment = offsetAlignment
-            self.memoryAlignment = memoryAlignment
-        }
+        init(_ descriptor: Int32) { self.descriptor = descriptor }
 
         // An error has nobody to go to: what was written to it has been waited for, and the file is flushed by itself.
         deinit { _ = cblockio_close(descriptor) }
     }
 
-    /// Of the page cache, in bytes; or more.
-    private static let pageSize: UInt32 = 4096
+    /// Of what offset, length and memory of direct writes are multiples, in bytes: pages of the cache, and what every disk takes.
+    private static let unit: UInt64 = 4096
     /// The shortest write for which the disk is asked at once, in bytes.
     private static let leastLength: UInt64 = 32 << 10
 
     /// Lets large writes bypass the page cache from now on, where file system, disk and engine can do that; where they cannot,
     /// nothing changes. For a file that is locked against all others (`.all`): a write that is on its way when this process
-    /// ends holds these locks until it has ended.
+    /// ends holds these locks until it has ended. On the engine.
     package func bypassCache() async {
         guard engine.writesAsynchronously, isLocal, !isBlockDevice, !isReadOnly, state.value.bypass == nil
         else { return }
@@ -44,7 +37,7 @@ extension HostFile {
 
     private static func openBypass(of descriptor: Int32) -> Bypass? {
         var (offset, memory): (UInt32, UInt32) = (0, 0)
-        guard cblockio_direct_alignment(descriptor, &offset, &memory), offset <= 4096, memory <= 4096 else {
+        guard cblockio_direct_alignment(descriptor, &offset, &memory), offset <= unit, memory <= unit else {
             return nil
         }
         guard cblockio_read_without_ahead(descriptor) == 0 else { return nil }
@@ -56,17 +49,15 @@ extension HostFile {
             _ = cblockio_close(second)
             return nil
         }
-        return Bypass(
-            second, offsetAlignment: UInt64(max(offset, pageSize)), memoryAlignment: UInt64(memory))
+        return Bypass(second)
     }
 
     /// How many of the bytes to be written from `address` to `range` bypass the page cache, from the first on; 0 for none.
     func directLength(_ range: ByteRange, _ address: UnsafeRawPointer?) -> UInt64 {
-        guard let bypass = state.value.bypass, range.length >= Self.leastLength,
-            range.offset % bypass.offsetAlignment == 0,
-            UInt64(UInt(bitPattern: address)) % bypass.memoryAlignment == 0
+        guard bypassesCache, range.length >= Self.leastLength, range.offset % Self.unit == 0,
+            UInt64(UInt(bitPattern: address)) % Self.unit == 0
         else { return 0 }
-        return range.length.roundedDown(toMultipleOf: bypass.offsetAlignment)
+        return range.length.roundedDown(toMultipleOf: Self.unit)
     }
 
     /// Large writes bypass the page cache, as far as is known. On the engine.

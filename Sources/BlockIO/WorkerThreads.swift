@@ -118,6 +118,12 @@ final class Semaphore: Sendable {
     }
 }
 
+/// The thread that runs this.
+package enum OwnThread {
+    /// Lets others that wait for this thread's processor run first.
+    package static func giveWay() { _ = sched_yield() }
+}
+
 /// Starts a thread of that name (at most 15 bytes are kept) which runs `body`; nil when the system has none to give.
 func startThread(named name: String, _ body: @escaping @Sendable () -> Void) -> pthread_t? {
     final class Start {

@@ -11,20 +11,24 @@ import Testing
 /// Where targets are opened.
 enum TargetHome: Sendable, CaseIterable {
     case thisProcess, ownProcesses
+    /// Processes that have a ring each, where the system allows one.
+    case ownRings
 
     func opener(_ claims: FileClaims = FileClaims(), store: StateStore? = nil) throws -> any TargetOpener {
         switch self {
         case .thisProcess: TargetSessions(claims: claims)
         case .ownProcesses: try processes(claims, store: store)
+        case .ownRings: try processes(claims, store: store, kind: .preferred())
         }
     }
 }
 
 private func processes(
-    _ claims: FileClaims = FileClaims(), store: StateStore? = nil, patience: Duration = .milliseconds(400)
+    _ claims: FileClaims = FileClaims(), store: StateStore? = nil, kind: EngineKind = .threads,
+    patience: Duration = .milliseconds(400)
 ) throws -> TargetProcesses {
     try TargetProcesses(
-        claims: claims, store: store, executable: try agentProgram(), patience: patience,
+        claims: claims, store: store, executable: try agentProgram(), kind: kind, patience: patience,
         logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
 }
 

@@ -124,9 +124,19 @@ internal import Testing
         let pieces = (0..<64).map { SimDrive.Stretch.data($0 << 18..<($0 + 1) << 18) }
         let run = SimRun(pieces)
         #expect(run.play().failure == nil)
-        #expect(run.target.depth > 2)
         #expect(run.target.requests == 16)
         #expect(run.target.largest == 1 << 20)
+        // How many there are at once does not depend on how long each takes when none ends.
+        let slow = SimRun(pieces, hanging: 0)
+        let result = slow.play { run in
+            await run.engine.pass(.seconds(5))
+            run.control.cancel()
+        }
+        #expect(result.failure == .cancelled)
+        #expect(slow.target.depth > 4)
+        slow.target.release()
+        let isDone = slow.engine.drive { [job = slow.job] in await job.leftBehindEnded() }
+        #expect(isDone)
     }
 
     @Test("8 MiB at 1 MiB a second take six to nine seconds, and no second passes without progress")

@@ -28,7 +28,7 @@ struct BypassTests {
             let file = try await Self.make(path, growable: growable, on: engine)
             await file.bypassCache()
             var model = [UInt8](repeating: 0, count: Self.size)
-            for round in 0..<testRounds(60) {
+            for round in 0..<testRounds(24) {
                 var writes: [(range: Range<Int>, bytes: IOSlice?)] = []
                 var start = 0
                 while start < Self.size, writes.count < 12 {
@@ -89,6 +89,43 @@ struct BypassTests {
     /// Some ranges are of whole blocks, some of sectors, some of anything.
     private static func mask(_ random: inout SeededGenerator) -> Int {
         [~4095, ~4095, ~511, ~0].randomElement(using: &random) ?? ~0
+    }
+
+    /// Where the kernel and the file system are known to be able to.
+    @Test("what is large and aligned leaves nothing in the page cache, and what is short does")
+    func cache() async throws {
+        guard EngineKind.preferred() == .ring else { return }
+        try await onEngine(.ring) { engine, directory in
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: true, on: engine)
+            try await file.setSize(UInt64(Self.size))
+            await file.bypassCache()
+            let system = try await runProcess("stat", ["--file-system", "--format=%T", path]).output
+            let isKnown = system.hasPrefix("ext2/ext3") || system.hasPrefix("xfs")
+            #expect(
+                file.bypassesCache || !isKnown, "a file system that takes direct writes is not asked for any")
+            guard file.bypassesCache else { return try await file.close() }
+            let buffer = IOBuffer(count: 1 << 20)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+            try await file.write(ByteRange(offset: 1 << 20, length: 1 << 20), from: buffer.slice)
+            #expect(Self.cached(path) == [])
+            try await file.write(ByteRange(offset: 3 << 20, length: 4096), from: buffer[0..<4096])
+            #expect(Self.cached(path) == [768])
+            try await file.close()
+        }
+    }
+
+    /// The numbers of a file's pages that the page cache has.
+    private static func cached(_ path: String) -> [Int] {
+        let descriptor = open(path, O_RDONLY)
+        defer { close(descriptor) }
+        guard let map = mmap(nil, size, PROT_READ, MAP_SHARED, descriptor, 0), map != MAP_FAILED else {
+            return [-1]
+        }
+        defer { munmap(map, size) }
+        var pages = [UInt8](repeating: 0, count: size / 4096)
+        guard mincore(map, size, &pages) == 0 else { return [-1] }
+        return pages.indices.filter { pages[$0] & 1 != 0 }
     }
 
     @Test("others are locked out until the second descriptor is closed, too")

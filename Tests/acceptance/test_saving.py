@@ -46,8 +46,9 @@ def files(staging):
 
 
 def let_saving_fail(staging, fails):
-    """Writes fail of those who have the files open, too."""
-    subprocess.run(["chattr", "+i" if fails else "-i", *files(staging)], check=True)
+    """Writes of old content fail, of those who have the file open, too; the job's checksums, beside it, can be written."""
+    contents = [path for path in files(staging) if path.suffix == ".staging"]
+    subprocess.run(["chattr", "+i" if fails else "-i", *contents], check=True)
 
 
 def overwrite(verb="write"):

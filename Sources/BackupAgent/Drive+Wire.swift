@@ -9,6 +9,7 @@ extension DriveInfo {
         drive.format = format?.rawValue ?? ""
         drive.size = Int64(clamping: size)
         drive.readOnly = isReadOnly
+        drive.cache = cache.rawValue
         drive.backing = backing.map { layer in
             var file = DriveBackupWire.BackingFile()
             file.file = layer.file
@@ -32,7 +33,8 @@ extension DriveOption {
         try PathPolicy.checkSyntax(request.file)
         self.init(
             id: request.id, file: request.file,
-            format: try ImageFormat(field: "format", word: request.format), isReadOnly: request.readOnly)
+            format: try ImageFormat(field: "format", word: request.format), isReadOnly: request.readOnly,
+            cache: try CacheMode(field: "cache", word: request.cache) ?? .writeback)
     }
 }
 
@@ -46,5 +48,19 @@ extension ImageFormat {
                 subject: field)
         }
         self = format
+    }
+}
+
+extension CacheMode {
+    /// The cache mode a client named; nil for the empty word.
+    init?(field: String, word: String) throws(AgentError) {
+        guard !word.isEmpty else { return nil }
+        guard let mode = CacheMode(rawValue: word) else {
+            throw AgentError(
+                .fieldInvalid,
+                "The cache mode \(Identifier.quoted(word)) is not known: writeback and none are",
+                subject: field)
+        }
+        self = mode
     }
 }

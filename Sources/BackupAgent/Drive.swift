@@ -17,6 +17,7 @@ package struct DriveInfo: Sendable, Hashable {
     /// In bytes.
     package var size: UInt64 = 0
     package var isReadOnly: Bool
+    package var cache: CacheMode
     /// Nearest first.
     package var backing: [BackingFile] = []
     /// In bytes; 0 for raw.

@@ -1,24 +1,27 @@
 package import DiskImages
 
-/// A drive as the command line names it: `id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]`.
+/// A drive as the command line names it: `id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]
+/// [,cache=writeback|none]`.
 package struct DriveOption: Sendable, Hashable {
     package var id: String
     package var file: String
     /// nil: found out once.
     package var format: ImageFormat?
     package var isReadOnly: Bool
+    package var cache: CacheMode
     /// `format` is raw, and was found out rather than stated: what the guest writes must not make the image look like
     /// another format.
     package var isProbedRaw: Bool
 
     package init(
         id: String, file: String, format: ImageFormat? = nil, isReadOnly: Bool = false,
-        isProbedRaw: Bool = false
+        cache: CacheMode = .writeback, isProbedRaw: Bool = false
     ) {
         self.id = id
         self.file = file
         self.format = format
         self.isReadOnly = isReadOnly
+        self.cache = cache
         self.isProbedRaw = isProbedRaw
     }
 
@@ -33,7 +36,7 @@ package struct DriveOption: Sendable, Hashable {
 
     private static func parse(_ text: String) throws(OptionText.Refusal) -> DriveOption {
         let values = try OptionText(
-            OptionText.split(text), keys: ["id", "file", "format", "read-only"])
+            OptionText.split(text), keys: ["id", "file", "format", "read-only", "cache"])
         guard let id = values["id"] else { throw OptionText.Refusal(why: "'id' is missing") }
         guard Identifier.isValid(id) else {
             throw OptionText.Refusal(
@@ -47,7 +50,15 @@ package struct DriveOption: Sendable, Hashable {
             }
             format = known
         }
+        var cache = CacheMode.writeback
+        if let word = values["cache"] {
+            guard let known = CacheMode(rawValue: word) else {
+                throw OptionText.Refusal(why: "'\(word)' is no cache mode (writeback and none are)")
+            }
+            cache = known
+        }
         return DriveOption(
-            id: id, file: file, format: format, isReadOnly: try values.flag("read-only") ?? false)
+            id: id, file: file, format: format, isReadOnly: try values.flag("read-only") ?? false,
+            cache: cache)
     }
 }

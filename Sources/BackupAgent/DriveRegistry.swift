@@ -79,7 +79,7 @@ package actor DriveRegistry {
         for drive in stored where drives[drive.id] == nil {
             let option = DriveOption(
                 id: drive.id, file: drive.file, format: drive.format, isReadOnly: drive.isReadOnly,
-                isProbedRaw: drive.isProbedRaw)
+                cache: drive.cache, isProbedRaw: drive.isProbedRaw)
             drives[drive.id] = Drive(option: option, isFromCommandLine: false)
             do throws(AgentError) {
                 finish(drive.id, try await open(option, access: access))
@@ -116,7 +116,7 @@ package actor DriveRegistry {
                 try await store?.add(
                     StateStore.StoredDrive(
                         id: option.id, file: option.file, format: image.format,
-                        isReadOnly: option.isReadOnly,
+                        isReadOnly: option.isReadOnly, cache: option.cache,
                         isProbedRaw: image.wasProbed && image.format == .raw))
             } catch {
                 await close(image, of: option.id)
@@ -341,7 +341,8 @@ package actor DriveRegistry {
                 () async throws(BlockError) in
                 try await OpenImage.open(
                     path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
-                    journalDirectory: self.journalDirectory, isProbedRaw: option.isProbedRaw,
+                    cache: option.cache, journalDirectory: self.journalDirectory,
+                    isProbedRaw: option.isProbedRaw,
                     examine: { await admission?.examine($0) }, on: engine)
             }
         } catch {
@@ -421,7 +422,7 @@ package actor DriveRegistry {
     private static func info(_ drive: Drive) -> DriveInfo {
         var info = DriveInfo(
             id: drive.option.id, file: drive.option.file, format: drive.image?.format ?? drive.option.format,
-            isReadOnly: drive.option.isReadOnly, jobID: drive.jobID,
+            isReadOnly: drive.option.isReadOnly, cache: drive.option.cache, jobID: drive.jobID,
             isFromCommandLine: drive.isFromCommandLine, problem: drive.problem?.message,
             exports: drive.exports.sorted())
         guard let image = drive.image else { return info }

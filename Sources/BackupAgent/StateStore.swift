@@ -11,6 +11,7 @@ package final class StateStore: Sendable {
         package var file: String
         package var format: ImageFormat
         package var isReadOnly: Bool
+        package var cache: CacheMode
         /// The format is raw and was found out when the drive was added, not stated.
         package var isProbedRaw: Bool
     }
@@ -90,6 +91,7 @@ package final class StateStore: Sendable {
         registerHistory(in: &migrator)
         migrator.registerMigration("4: running jobs", migrate: makeRunningJobs)
         registerLeftovers(in: &migrator)
+        registerCacheModes(in: &migrator)
         return migrator
     }
 
@@ -123,15 +125,24 @@ package final class StateStore: Sendable {
         }
     }
 
+    private static func registerCacheModes(in migrator: inout DatabaseMigrator) {
+        migrator.registerMigration("6: cache modes of drives") { database in
+            try database.alter(table: "drive") { table in
+                table.add(column: "cache", .text).notNull().defaults(to: "writeback")
+            }
+        }
+    }
+
     /// All stored drives, by id.
     package func drives() async throws(AgentError) -> [StoredDrive] {
         try await read("read the drives in") { database in
-            let sql = "SELECT id, file, format, readOnly, probedRaw FROM drive ORDER BY id"
+            let sql = "SELECT id, file, format, readOnly, cache, probedRaw FROM drive ORDER BY id"
             return try Row.fetchAll(database, sql: sql).map { row in
                 // A word that this version does not know cannot be there: hasBeenSuperseded was checked.
                 StoredDrive(
                     id: row["id"], file: row["file"], format: ImageFormat(rawValue: row["format"]) ?? .raw,
-                    isReadOnly: row["readOnly"], isProbedRaw: row["probedRaw"])
+                    isReadOnly: row["readOnly"], cache: CacheMode(rawValue: row["cache"]) ?? .writeback,
+                    isProbedRaw: row["probedRaw"])
             }
         }
     }
@@ -141,10 +152,12 @@ package final class StateStore: Sendable {
         try await write("keep the drive \(drive.id) in") { database in
             try database.execute(
                 sql: """
-                    INSERT OR REPLACE INTO drive (id, file, format, readOnly, probedRaw) VALUES (?, ?, ?, ?, ?)
+                    INSERT OR REPLACE INTO drive (id, file, format, readOnly, cache, probedRaw)
+                    VALUES (?, ?, ?, ?, ?, ?)
                     """,
                 arguments: [
-                    drive.id, drive.file, drive.format.rawValue, drive.isReadOnly, drive.isProbedRaw,
+                    drive.id, drive.file, drive.format.rawValue, drive.isReadOnly, drive.cache.rawValue,
+                    drive.isProbedRaw,
                 ])
         }
     }

@@ -29,7 +29,8 @@ extension HostFile {
     /// nothing changes. For a file that is locked against all others (`.all`): a write that is on its way when this process
     /// ends holds these locks until it has ended. On the engine.
     package func bypassCache() async {
-        guard engine.writesAsynchronously, isLocal, !isBlockDevice, !isReadOnly, state.value.bypass == nil
+        guard engine.writesAsynchronously, isLocal, !isBlockDevice, !isReadOnly, directUnit == nil,
+            state.value.bypass == nil
         else { return }
         let descriptor = descriptor
         state.value.bypass = await engine.blocking { Self.openBypass(of: descriptor) }

@@ -13,9 +13,11 @@ extension HostFile {
         let granularity: UInt64
         /// On a file system that keeps its files on a disk of this host.
         let isLocal: Bool
+        /// Of what direct transfers are multiples, in bytes; nil: they go through the page cache.
+        let directUnit: UInt64?
         let lock: ImageLock?
 
-        init(path: String, readOnly: Bool, lock: Lock?) throws(BlockError) {
+        init(path: String, readOnly: Bool, direct: Bool, lock: Lock?) throws(BlockError) {
             guard !path.isEmpty, !path.utf8.contains(0) else {
                 throw BlockError(.invalid, "Couldn't open \"\(path)\": it is empty or contains a NUL byte")
             }
@@ -26,13 +28,16 @@ extension HostFile {
                 let purpose = readOnly ? "" : " for writing"
                 throw BlockError("Couldn't open \(path)\(purpose)", errno: -descriptor)
             }
-            try self.init(adopting: descriptor, name: path, readOnly: readOnly, lock: lock)
+            try self.init(adopting: descriptor, name: path, readOnly: readOnly, direct: direct, lock: lock)
         }
 
         /// Closes `descriptor` when it throws.
-        init(adopting descriptor: Int32, name: String, readOnly: Bool, lock: Lock?) throws(BlockError) {
+        init(
+            adopting descriptor: Int32, name: String, readOnly: Bool, direct: Bool = false, lock: Lock?
+        ) throws(BlockError) {
             do throws(BlockError) {
-                try self.init(examining: descriptor, name: name, readOnly: readOnly, lock: lock)
+                try self.init(
+                    examining: descriptor, name: name, readOnly: readOnly, direct: direct, lock: lock)
             } catch {
                 _ = cblockio_close(descriptor)
                 throw error
@@ -40,7 +45,7 @@ extension HostFile {
         }
 
         private init(
-            examining descriptor: Int32, name: String, readOnly: Bool, lock: Lock?
+            examining descriptor: Int32, name: String, readOnly: Bool, direct: Bool, lock: Lock?
         ) throws(BlockError) {
             self.descriptor = descriptor
             var status = stat()
@@ -65,6 +70,7 @@ extension HostFile {
                 size = UInt64(max(0, status.st_size))
             }
             isLocal = isBlockDevice || cblockio_is_local(descriptor)
+            directUnit = direct ? try Self.goDirect(descriptor, name: name) : nil
             let block = UInt64(max(0, status.st_blksize))
             granularity = block.nonzeroBitCount == 1 && block >= 512 && block <= 65536 ? block : 4096
             if let lock {
@@ -88,6 +94,22 @@ extension HostFile {
             try check(
                 cblockio_set_flags(descriptor, flags & ~(O_APPEND | O_NONBLOCK)),
                 "Couldn't set up \(name)")
+        }
+
+        /// All transfers bypass the page cache from now on. What they are multiples of, in bytes.
+        private static func goDirect(_ descriptor: Int32, name: String) throws(BlockError) -> UInt64 {
+            let refusal =
+                "Couldn't use \(name) past the page cache: its file system or its disk does not take that (use "
+                + "it with cache=writeback)"
+            var (offset, memory): (UInt32, UInt32) = (0, 0)
+            guard cblockio_direct_alignment(descriptor, &offset, &memory) else {
+                throw BlockError(.unsupported, refusal)
+            }
+            let unit = max(offset, memory)
+            guard unit.nonzeroBitCount == 1, unit <= IOBuffer.alignment,
+                cblockio_go_direct(descriptor) == 0
+            else { throw BlockError(.unsupported, refusal) }
+            return UInt64(unit)
         }
 
         private static func check(_ result: Int32, _ what: String) throws(BlockError) {

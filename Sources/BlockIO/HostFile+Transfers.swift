@@ -15,18 +15,21 @@ extension HostFile {
         try check(range, to: "read")
         // Copies of `buffer` keep the memory alive over the awaits.
         let bytes = buffer.bytes
+        if let directUnit, !isAligned(range, bytes.baseAddress, directUnit) {
+            return try await readAround(range, into: bytes, directUnit)
+        }
         var done = 0
         while done < bytes.count {
-            let count = await engine.read(
-                descriptor, UnsafeMutableRawBufferPointer(rebasing: bytes[done...]),
-                at: range.offset + UInt64(done))
+            let (rest, offset) = (
+                UnsafeMutableRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
+            )
+            let count =
+                directUnit == nil
+                ? await engine.read(descriptor, rest, at: offset)
+                : await engine.readDirectly(descriptor, rest, at: offset)
             switch count {
             case 1...: done += count
-            case 0:
-                throw BlockError(
-                    .inputOutput,
-                    "Couldn't read \(range) of \(name): it has become shorter than the \(size) bytes it had",
-                    range: range)
+            case 0: throw hasBecomeShorter(range)
             case Int(-EINTR), Int(-EAGAIN): continue
             default: throw failure("read", range, count)
             }
@@ -35,11 +38,12 @@ extension HostFile {
     }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
-        range.end <= size && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
+        directUnit == nil && range.end <= size
+            && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
-        guard isLocal, !isReadOnly, range.end <= size else { return false }
+        guard isLocal, directUnit == nil, !isReadOnly, range.end <= size else { return false }
         beginChange()
         defer { endChange() }
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
@@ -60,8 +64,8 @@ extension HostFile {
         guard !range.isEmpty else { return }
         beginChange()
         defer { endChange() }
-        if isBlockDevice {
-            // Devices take whole blocks only; 4 KiB suits all of them.
+        if isBlockDevice || directUnit != nil {
+            // Devices take whole blocks only; 4 KiB suits all of them. Parts of blocks would go through the page cache.
             let start = min(range.offset.roundedUp(toMultipleOf: 4096), range.end)
             let end = max(start, range.end.roundedDown(toMultipleOf: 4096))
             try await fillWithZeroes(ByteRange(range.offset..<start))
@@ -82,7 +86,7 @@ extension HostFile {
         guard !isReadOnly else { throw readOnlyError("discard", range) }
         try check(range, to: "discard")
         var whole = range
-        if isBlockDevice {
+        if isBlockDevice || directUnit != nil {
             let start = min(range.offset.roundedUp(toMultipleOf: 4096), range.end)
             whole = ByteRange(start..<max(start, range.end.roundedDown(toMultipleOf: 4096)))
         }
@@ -102,6 +106,8 @@ extension HostFile {
 
     private func transfer(_ range: ByteRange, from buffer: IOSlice, verb: String) async throws(BlockError) {
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
+        let turn = await beginDirectWrite(range)
+        defer { endDirectWrite(turn) }
         var done = 0
         while done < bytes.count {
             let (rest, offset) = (
@@ -120,6 +126,7 @@ extension HostFile {
     }
 
     private func put(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+        if let directUnit { return await putDirectly(bytes, at: offset, directUnit) }
         let direct = directLength(ByteRange(offset: offset, length: UInt64(bytes.count)), bytes.baseAddress)
         if direct > 0,
             let count = await writeDirectly(
@@ -156,6 +163,8 @@ extension HostFile {
     }
 
     private func allocate(_ mode: Int32, _ range: ByteRange) async -> Int {
+        let turn = await beginDirectWrite(range)
+        defer { endDirectWrite(turn) }
         while true {
             let result = await engine.allocate(descriptor, mode: mode, range)
             if result != Int(-EINTR) && result != Int(-EAGAIN) { return result }
@@ -197,6 +206,13 @@ extension HostFile {
     private func readOnlyError(_ verb: String, _ range: ByteRange) -> BlockError {
         BlockError(
             .invalid, "Couldn't \(verb) \(range) of \(name): it is open for reading only", range: range)
+    }
+
+    func hasBecomeShorter(_ range: ByteRange) -> BlockError {
+        BlockError(
+            .inputOutput,
+            "Couldn't read \(range) of \(name): it has become shorter than the \(size) bytes it had",
+            range: range)
     }
 
     func failure(_ verb: String, _ range: ByteRange, _ result: Int) -> BlockError {

@@ -24,6 +24,8 @@ package final class HostFile: BlockDevice {
     let isLocal: Bool
     /// Writes beyond the end make the file longer instead of being refused.
     package let isGrowable: Bool
+    /// Of what transfers must be multiples, as all of them bypass the page cache, in bytes; nil where none need.
+    package let directUnit: UInt64?
     /// For what has no method here (locks). It is open until `close`.
     package let descriptor: Int32
 
@@ -46,6 +48,7 @@ package final class HostFile: BlockDevice {
         var canPunchHoles = true
         var canSynchronizeRange = true
         var bypass: Bypass?
+        var directWrites = DirectWrites()
         var lock: ImageLock?
         /// Who is to know when the file was changed.
         var changeTimes: ChangeTimes?
@@ -55,13 +58,17 @@ package final class HostFile: BlockDevice {
 
     /// Opens an existing file, and takes `lock` on it; nothing is created or changed.
     ///
-    /// Throws `.unsupported` for anything but a regular file or a block device, `.locked` when others use it in a way
-    /// that does not go with `lock`.
+    /// With `direct` all that is read and written bypasses the page cache, whatever its alignment. Throws `.unsupported`
+    /// for anything but a regular file or a block device and where `direct` cannot be, `.locked` when others use it in a
+    /// way that does not go with `lock`.
     package static func open(
-        _ path: String, readOnly: Bool, growable: Bool = false, lock: Lock? = nil, on engine: any IOEngine
+        _ path: String, readOnly: Bool, growable: Bool = false, direct: Bool = false, lock: Lock? = nil,
+        on engine: any IOEngine
     ) async throws(BlockError) -> HostFile {
         let opened: Result<Opened, BlockError> = await engine.blocking {
-            Result { () throws(BlockError) in try Opened(path: path, readOnly: readOnly, lock: lock) }
+            Result { () throws(BlockError) in
+                try Opened(path: path, readOnly: readOnly, direct: direct, lock: lock)
+            }
         }
         return HostFile(try opened.get(), name: path, isReadOnly: readOnly, isGrowable: growable, engine)
     }
@@ -95,6 +102,7 @@ package final class HostFile: BlockDevice {
         self.isGrowable = isGrowable && !opened.isBlockDevice
         isBlockDevice = opened.isBlockDevice
         isLocal = opened.isLocal
+        directUnit = opened.directUnit
         descriptor = opened.descriptor
         identity = opened.identity
         aliases = opened.aliases

@@ -15,6 +15,10 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     var isCurrent: Bool { get }
 
     func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int
+    /// The same of a descriptor that is read past the page cache: an engine must not make its own thread wait for the disk,
+    /// which is to have the request at once.
+    func readDirectly(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async
+        -> Int
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
     /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
     /// its own thread, unless that serves several drives.
@@ -60,6 +64,10 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 }
 
 extension IOEngine {
+    package func readDirectly(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
+    ) async -> Int { await read(descriptor, bytes, at: offset) }
+
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int { await write(descriptor, bytes, at: offset) }

@@ -37,17 +37,20 @@ int cblockio_close(int descriptor) {
 int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
 
 bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory) {
+    *offset = *memory = 0;
 #ifdef STATX_DIOALIGN
     struct statx status;
-    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0) return false;
-    if (!(status.stx_mask & STATX_DIOALIGN)) return false;
-    *offset = status.stx_dio_offset_align;
-    *memory = status.stx_dio_mem_align;
-    return *offset > 0 && *memory > 0;
-#else
-    (void)descriptor, (void)offset, (void)memory;
-    return false;
+    if (statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && status.stx_mask & STATX_DIOALIGN) {
+        *offset = status.stx_dio_offset_align;
+        *memory = status.stx_dio_mem_align;
+        return *offset > 0 && *memory > 0;
+    }
 #endif
+    // Of block devices Linux says it so from 6.11 on only.
+    int sector = 0;
+    if (ioctl(descriptor, BLKSSZGET, &sector) != 0 || sector <= 0) return false;
+    *offset = *memory = (uint32_t)sector;
+    return true;
 }
 
 int cblockio_read_without_ahead(int descriptor) {
@@ -58,6 +61,11 @@ int cblockio_open_direct(int descriptor) {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
     return cblockio_open(path, O_RDWR | O_DIRECT, 0);
+}
+
+int cblockio_go_direct(int descriptor) {
+    int flags = fcntl(descriptor, F_GETFL);
+    return result(flags < 0 ? -1 : fcntl(descriptor, F_SETFL, flags | O_DIRECT));
 }
 
 uint64_t cblockio_birth_time(int descriptor) {

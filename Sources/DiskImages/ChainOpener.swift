@@ -15,6 +15,8 @@ struct ChainOpener {
     let options: Qcow2Options
     /// The top is raw because it was probed, now or once.
     let isProbedRaw: Bool
+    /// Of all files.
+    var cache = CacheMode.writeback
     /// What the top lies on is not opened.
     var isLayerOnly = false
     /// Sees the top file before anything is written to it.
@@ -119,7 +121,8 @@ struct ChainOpener {
         _ path: String, format: ImageFormat?, readOnly: Bool
     ) async throws(BlockError) -> Link {
         let file = try await HostFile.open(
-            path, readOnly: readOnly, lock: readOnly ? OpenImage.readerLock : OpenImage.ownerLock, on: engine)
+            path, readOnly: readOnly, direct: cache == .none,
+            lock: readOnly ? OpenImage.readerLock : OpenImage.ownerLock, on: engine)
         var link = Link(
             file: file,
             layer: ImageLayer(
@@ -139,6 +142,12 @@ struct ChainOpener {
             link.layer.clusterSize = header.clusterSize
             link.layer.backingName = header.backingName
             link.layer.backingFormat = header.backingFormat
+        } else if !readOnly, let unit = file.directUnit, file.size % unit != 0 {
+            // Its last bytes could not be written without making the disk longer.
+            throw BlockError(
+                .unsupported,
+                "Couldn't use \(path) past the page cache: its size, \(file.size) bytes, is not a multiple of \(unit) (use "
+                    + "it with cache=writeback)")
         }
         links[links.count - 1] = link
         return link

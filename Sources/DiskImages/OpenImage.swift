@@ -73,17 +73,19 @@ package final class OpenImage: Sendable {
     ///
     /// `examine` sees the top file when it is locked, and nothing has been written to it yet, replay included.
     ///
+    /// `cache` is for all files of the chain; `.unsupported` where they cannot be used past the page cache.
+    ///
     /// A raw image whose format was probed, here or (`isProbedRaw`) when it was first added, refuses guest requests
     /// that would make its first sector look like another format's.
     package static func open(
         _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate,
-        journalDirectory: String? = nil, isProbedRaw: Bool = false,
+        cache: CacheMode = .writeback, journalDirectory: String? = nil, isProbedRaw: Bool = false,
         examine: @escaping @Sendable (HostFile) async -> Void = { _ in }, on engine: any IOEngine
     ) async throws(BlockError) -> OpenImage {
         let options = Qcow2Options(role: .drive, journalDirectory: journalDirectory)
         return try await open(
-            path, format: format, readOnly: readOnly, gate: gate, options: options, isProbedRaw: isProbedRaw,
-            examine: examine, on: engine)
+            path, format: format, readOnly: readOnly, cache: cache, gate: gate, options: options,
+            isProbedRaw: isProbedRaw, examine: examine, on: engine)
     }
 
     /// Opens an image of `format` for reading, and not what it lies on: reading what it does not itself hold throws
@@ -100,13 +102,15 @@ package final class OpenImage: Sendable {
     }
 
     static func open(
-        _ path: String, format: ImageFormat?, readOnly: Bool, gate: ImageGate, options: Qcow2Options,
-        isProbedRaw: Bool = false, examine: @escaping @Sendable (HostFile) async -> Void = { _ in },
+        _ path: String, format: ImageFormat?, readOnly: Bool, cache: CacheMode = .writeback,
+        gate: ImageGate, options: Qcow2Options, isProbedRaw: Bool = false,
+        examine: @escaping @Sendable (HostFile) async -> Void = { _ in },
         on engine: any IOEngine
     ) async throws(BlockError) -> OpenImage {
         try await engine.run { () async throws(BlockError) -> OpenImage in
             var opener = ChainOpener(
                 gate: gate, options: options, isProbedRaw: isProbedRaw, examine: examine, engine: engine)
+            opener.cache = cache
             return try await opener.open(path, format: format, readOnly: readOnly)
         }
     }

@@ -89,11 +89,19 @@ struct DriveAddCommand: ToolCommand {
     @Flag(help: "Never write to it.")
     var readOnly = false
 
+    @Option(
+        help:
+            "writeback (default): through the host's page cache; none: past it, for guests that cache themselves."
+    )
+    var cache: CacheWord?
+
     func run(in session: Session) async throws(CommandFailure) -> ExitStatus {
         let path = try session.surroundings.absolute(file)
         let what = "couldn't add the drive \(id)"
         let drive = try await session.withAgent(what) { client throws(RPCStatus) in
-            try await client.drives.add(id, file: path, format: format?.rawValue ?? "", readOnly: readOnly)
+            try await client.drives.add(
+                id, file: path, format: format?.rawValue ?? "", readOnly: readOnly,
+                cache: cache?.rawValue ?? "")
         }
         if session.json { session.print(drive) } else { session.console.print(DriveText.line(drive)) }
         return .done

@@ -34,6 +34,7 @@ enum DriveText {
             add("on", "\(backing.file), \(backing.format), \(ByteSize.text(backing.size))")
         }
         if drive.clusterSize > 0 { add("clusters", ByteSize.text(drive.clusterSize)) }
+        if drive.cache == "none" { add("cache", "none: past the host's page cache") }
         if !drive.jobID.isEmpty { add("job", drive.jobID) }
         if !drive.exports.isEmpty { add("exports", drive.exports.joined(separator: ", ")) }
         if drive.fromCommandLine { add("from", "the agent's command line") }

@@ -70,6 +70,11 @@ enum FormatWord: String, CaseIterable, ExpressibleByArgument {
     case raw, qcow2
 }
 
+/// What `--cache` takes.
+enum CacheWord: String, CaseIterable, ExpressibleByArgument {
+    case writeback, none
+}
+
 /// What `--mode` takes.
 enum ModeWord: String, CaseIterable, ExpressibleByArgument {
     case absolutePaths = "absolute-paths"

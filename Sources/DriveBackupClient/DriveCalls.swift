@@ -24,16 +24,19 @@ public struct DriveCalls: Sendable {
     ///   - file: the image's absolute path on the agent's host.
     ///   - format: `raw` or `qcow2`; empty to find out once. A guest that writes a raw disk can make it look like
     ///     another format, so say it where it is known.
-    /// - Throws: `alreadyExists` if the id is taken, `failedPrecondition` if the image is in use or not valid,
+    ///   - readOnly: nobody writes to it.
+    ///   - cache: `none` to read and write its files past the host's page cache (O_DIRECT); else `writeback`, or empty.
+    /// - Throws: `alreadyExists` if the id is taken, `failedPrecondition` if the image is in use, not valid or not to be used so,
     ///   `permissionDenied` if it is outside the allowed directories.
     public func add(
-        _ id: String, file: String, format: String = "", readOnly: Bool = false
+        _ id: String, file: String, format: String = "", readOnly: Bool = false, cache: String = ""
     ) async throws(RPCStatus) -> Drive {
         var request = AddDriveRequest()
         request.id = id
         request.file = file
         request.format = format
         request.readOnly = readOnly
+        request.cache = cache
         return try await client.call(DrivesMethods.add, request)
     }
 

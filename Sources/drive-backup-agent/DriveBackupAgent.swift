@@ -66,8 +66,8 @@ struct DriveBackupAgent: AsyncParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A drive: id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off]. May be repeated. A comma in a value \
-            is doubled.
+            A drive: id=ID,file=PATH[,format=raw|qcow2][,read-only=on|off][,cache=writeback|none]. cache=none reads and \
+            writes its files past the host's page cache. May be repeated. A comma in a value is doubled.
             """, valueName: "drive"))
     var drive: [String] = []
 

@@ -18,6 +18,8 @@ struct OptionTests {
                 DriveOption(id: "v", file: "/a=b", format: .qcow2, isReadOnly: true)
             ),
             ("id=v,file=a,read-only=off", DriveOption(id: "v", file: "a")),
+            ("id=v,file=a,cache=writeback", DriveOption(id: "v", file: "a")),
+            ("cache=none,id=v,file=a", DriveOption(id: "v", file: "a", cache: .none)),
         ])
     func driveOption(text: String, option: DriveOption) throws {
         #expect(try DriveOption(parsing: text) == option)
@@ -27,7 +29,8 @@ struct OptionTests {
         "a drive option that makes no sense is refused",
         arguments: [
             "", "vm1", "id=vm1", "file=/a", "id=,file=/a", "id=1a,file=/a", "id=a b,file=/a", "id=a,file=",
-            "id=a,file=/a,format=vmdk", "id=a,file=/a,read-only=yes", "id=a,id=b,file=/a", "id=a,file=/a,x=y",
+            "id=a,file=/a,format=vmdk", "id=a,file=/a,cache=off", "id=a,file=/a,read-only=yes",
+            "id=a,id=b,file=/a", "id=a,file=/a,x=y",
             "id=a,file=/a,",
         ])
     func badDriveOption(text: String) {

@@ -9,31 +9,47 @@ struct BypassTests {
     private static let size = 4 << 20
     private static let lock: HostFile.Lock = (holding: .all, unsharing: .all)
 
-    private static func make(_ path: String, growable: Bool, on engine: any IOEngine) async throws -> HostFile
-    {
+    private static func make(
+        _ path: String, growable: Bool, direct: Bool = false, on engine: any IOEngine
+    ) async throws -> HostFile {
         try Data(count: growable ? 0 : size).write(to: URL(fileURLWithPath: path))
-        return try await HostFile.open(path, readOnly: false, growable: growable, lock: lock, on: engine)
+        return try await HostFile.open(
+            path, readOnly: false, growable: growable, direct: direct, lock: lock, on: engine)
+    }
+
+    /// Of a file's writes.
+    enum Way: CaseIterable {
+        /// Large ones past the cache; the file has its length, or grows.
+        case bypass, growingBypass
+        /// All, and all reads.
+        case direct
+
+        static let possible = allCases.filter { $0 != .direct || temporaryFilesTakeDirectTransfers }
     }
 
     /// Writes of all lengths and alignments, several at once, to parts of the file that no two of them share; what is there is
     /// read between them, and after all from outside.
     @Test(
         "large and small, aligned and not, what was written is what is there",
-        arguments: EngineKind.allCases, [false, true])
-    func history(kind: EngineKind, growable: Bool) async throws {
+        arguments: EngineKind.allCases, Way.possible)
+    func history(kind: EngineKind, way: Way) async throws {
         let seed = testSeed()
         try await onEngine(kind) { engine, directory in
             var random = SeededGenerator(seed)
             let path = directory.file("a.raw")
-            let file = try await Self.make(path, growable: growable, on: engine)
+            let file = try await Self.make(
+                path, growable: way == .growingBypass, direct: way == .direct, on: engine)
             await file.bypassCache()
             var model = [UInt8](repeating: 0, count: Self.size)
             for round in 0..<testRounds(24) {
                 var writes: [(range: Range<Int>, bytes: IOSlice?)] = []
                 var start = 0
                 while start < Self.size, writes.count < 12 {
-                    start += Int.random(in: 0...2 << 17, using: &random) & Self.mask(&random)
-                    let length = max(1, Int.random(in: 1...3 << 17, using: &random) & Self.mask(&random))
+                    // Neighbours in one block must not lose each other's bytes.
+                    let isNext = Bool.random(using: &random)
+                    start += isNext ? 0 : Int.random(in: 0...2 << 17, using: &random) & Self.mask(&random)
+                    let most = Bool.random(using: &random) ? 3 << 17 : 3000
+                    let length = max(1, Int.random(in: 1...most, using: &random) & Self.mask(&random))
                     guard start + length <= Self.size else { break }
                     let range = start..<start + length
                     start += length
@@ -111,6 +127,38 @@ struct BypassTests {
             #expect(Self.cached(path) == [])
             try await file.write(ByteRange(offset: 3 << 20, length: 4096), from: buffer[0..<4096])
             #expect(Self.cached(path) == [768])
+            try await file.close()
+        }
+    }
+
+    @Test(
+        "what is used past the page cache leaves nothing there, whatever its alignment",
+        .enabled(if: temporaryFilesTakeDirectTransfers), arguments: EngineKind.allCases)
+    func direct(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: false, direct: true, on: engine)
+            try #require(file.directUnit != nil)
+            try await runProcess("sync", [path])
+            let evict = open(path, O_RDONLY)
+            posix_fadvise(evict, 0, 0, POSIX_FADV_DONTNEED)
+            close(evict)
+            #expect(Self.cached(path) == [])
+            let buffer = IOBuffer(count: 1 << 20)
+            for (offset, length) in [(0, 1 << 20), (5 << 18, 4096), (3 << 20, 100), (12_345, 77_777)] {
+                let range = ByteRange(offset: UInt64(offset), length: UInt64(length))
+                buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+                try await file.write(range, from: buffer[0..<length])
+                buffer.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+                #expect(!file.readAtOnce(range, into: buffer[0..<length]))
+                #expect(!file.writeAtOnce(range, from: buffer[0..<length]))
+                try await file.read(range, into: buffer[0..<length])
+                let isThere = buffer[0..<length].bytes.allSatisfy { $0 == 7 }
+                #expect(isThere, "\(range)")
+            }
+            try await file.writeZeroes(ByteRange(offset: 2_000_001, length: 100_000), mayUnmap: false)
+            try await file.discard(ByteRange(offset: 3_000_001, length: 100_000))
+            #expect(Self.cached(path) == [])
             try await file.close()
         }
     }

@@ -29,6 +29,40 @@ struct ConformanceTests {
         }
     }
 
+    @Test(
+        "a file that is used past the page cache conforms", .enabled(if: temporaryFilesTakeDirectTransfers),
+        arguments: [false, true])
+    func directFile(allocatesNothing: Bool) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        let size: UInt64 = 1_048_576 + 3 * 4096
+        let make: Conformance.Maker = { engine in
+            try Data(count: Int(size)).write(to: URL(fileURLWithPath: path))
+            let engine: any IOEngine = allocatesNothing ? FaultyEngine(engine, .allocatesNothing) : engine
+            return try await HostFile.open(path, readOnly: false, direct: true, on: engine)
+        }
+        try await Conformance(size: size).check(of: make) { engine in
+            try await HostFile.open(path, readOnly: true, direct: true, on: engine)
+        }
+    }
+
+    @Test(
+        "a file of any length is read past the page cache", .enabled(if: temporaryFilesTakeDirectTransfers),
+        arguments: [1, 511, 4097, 300_001])
+    func oddLength(size: Int) async throws {
+        let directory = try TemporaryDirectory()
+        let path = directory.file("a.raw")
+        var generator = SeededGenerator(8)
+        let contents = (0..<size).map { _ in UInt8.random(in: 0...255, using: &generator) }
+        try Data(contents).write(to: URL(fileURLWithPath: path))
+        var conformance = Conformance(size: UInt64(size))
+        conformance.contents = contents
+        conformance.rounds = 8
+        try await conformance.check { engine in
+            try await HostFile.open(path, readOnly: true, direct: true, on: engine)
+        }
+    }
+
     @Test("a read-only file conforms and refuses writes")
     func readOnlyFile() async throws {
         let directory = try TemporaryDirectory()

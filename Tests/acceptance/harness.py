@@ -178,8 +178,9 @@ class Agent:
             command += ["--listen", address]
         for directory in self.allow:
             command += ["--allow-directory", directory]
+        cache = os.environ.get("DRIVE_BACKUP_TEST_CACHE")
         for drive in self.drives:
-            command += ["--drive", drive]
+            command += ["--drive", f"{drive},cache={cache}" if cache and "cache=" not in drive else drive]
         return command + self.arguments
 
     def start(self):

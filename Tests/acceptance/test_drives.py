@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 from harness import Agent, untouched
-from images import KiB, MiB, create, held_for_writing, info, qemu_img, qemu_io, raw, same
+from images import KiB, MiB, create, held_for_writing, info, qemu_img, qemu_io, raw, run, same
+from test_cases import uri
 
 SIZE = 2 * MiB
 
@@ -222,6 +223,59 @@ def test_images_that_are_not_understood_are_refused_by_name(start_agent, images,
     with untouched(images):
         agent.refused("drive", "add", "vm1", path, says="strange.img")
     assert agent.ok("drive", "list").objects == []
+
+
+# Past the page cache.
+
+
+@pytest.fixture
+def direct(images):
+    """A directory for images, on a file system that lets its files be used past the page cache."""
+    system = run("stat", "--file-system", "--format=%T", images).stdout.strip()
+    if system not in ("ext2/ext3", "xfs", "btrfs"):
+        pytest.skip(f"{system} is not known for direct I/O")
+    return images
+
+
+def cached(path):
+    """How many bytes of a file the page cache has."""
+    return int(run("fincore", "--bytes", "--noheadings", "--output", "res", path).stdout)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_drive_is_used_past_the_page_cache(start_agent, direct, targets, image_format):
+    base = raw(direct / "d.raw", SIZE, [(0, SIZE)])
+    path = base if image_format == "raw" else create(direct / "q.qcow2", SIZE, backing=(base, "raw"))
+    agent = start_agent()
+    added = agent.ok("drive", "add", "vm1", path, "--format", image_format, "--cache", "none").object
+    assert added["cache"] == "none"
+    agent.terminate()
+    agent.start()
+    assert agent.ok("drive", "show", "vm1").object["cache"] == "none"
+    assert "past the host's page cache" in agent.ok("drive", "show", "vm1", as_json=False).out
+    address = f"unix:{agent.directory}/vm1.nbd"
+    agent.ok("export", "add", "vm1", address)
+    for file in {base, path}:
+        run("sync", file)
+        run("dd", f"if={file}", "iflag=nocache", "count=0")
+    # Aligned and not, into clusters that are there and that are not, and where nothing is left of it.
+    qemu_io(uri(address), "raw", "write -P 1 64k 128k", "write -P 2 333 777", "write -P 3 1M 100k", "write -z 1500k 33k",
+            "read -P 2 333 777", "read -P 3 1M 512", "discard 1100k 5k")
+    agent.backup("vm1", targets / "t", "--format", "raw")
+    # What qcow2 has of its own to say at the end of the file may go by memory.
+    assert cached(base) == 0 and cached(path) == 0
+    agent.terminate()
+    same(path, image_format, targets / "t", "raw")
+
+
+def test_what_cannot_be_used_past_the_page_cache_is_refused(start_agent, direct):
+    odd = raw(direct / "odd.raw", SIZE + 100, [(0, SIZE)])
+    agent = start_agent()
+    with untouched(direct):
+        agent.refused("drive", "add", "vm1", odd, "--format", "raw", "--cache", "none", says="cache=writeback")
+        agent.refused("drive", "add", "vm1", odd, "--cache", "off", code=64, says="off")
+    agent.ok("drive", "add", "vm1", odd, "--format", "raw", "--read-only", "--cache", "none")
+    assert agent.ok("drive", "add", "vm2", create(direct / "a.qcow2", SIZE)).object["cache"] == "writeback"
 
 
 # Locks, as QEMU takes them.

@@ -8,11 +8,19 @@ from servers import Drive
 # Not a multiple of a block, nor of any cluster.
 SIZE = 16 * MiB + 5 * 512
 
+# What takes no parts of sectors, on any disk.
+DIRECT_SIZE = 16 * MiB + 3 * 4096
+
 KINDS = ("raw", "overlay-64K", "overlay-4K", "overlay-2M", "plain-64K")
 
 
 def make(directory, drive_kind, seed, identifier="vm1", size=SIZE):
-    """A raw drive, a qcow2 overlay on a raw base, or a qcow2 image alone, half full of random data."""
+    """A raw drive, a qcow2 overlay on a raw base, or a qcow2 image alone, half full of random data; what is called `-direct`
+    is used past the page cache."""
+    if drive_kind.endswith("-direct"):
+        drive = make(directory, drive_kind.removesuffix("-direct"), seed, identifier, DIRECT_SIZE)
+        drive.cache = "none"
+        return drive
     chance = random.Random(seed)
     pieces = [(start, chance.randrange(MiB)) for start in range(0, size, MiB)]
     form, _, cluster = drive_kind.partition("-")

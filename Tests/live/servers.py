@@ -27,6 +27,7 @@ class Drive:
     id: str
     path: Path
     format: str
+    cache: str = "writeback"
 
 
 @dataclass
@@ -48,7 +49,8 @@ class AgentServer:
 
     def __init__(self, drives):
         self.drives = list(drives)
-        self.agent = Agent([f"id={drive.id},file={drive.path},format={drive.format}" for drive in drives])
+        self.agent = Agent([
+            f"id={drive.id},file={drive.path},format={drive.format},cache={drive.cache}" for drive in drives])
         for drive in drives:
             self.agent.arguments += [
                 "--export", f"drive={drive.id},listen=unix:{self.endpoint(drive).socket}"]

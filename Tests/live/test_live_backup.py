@@ -14,6 +14,8 @@ def cases():
         for sync in SYNCS:
             if sync != "top" or drive_kind.startswith("overlay"):
                 yield pytest.param(drive_kind, sync, id=f"{drive_kind}-{sync}")
+    for drive_kind, sync in (("raw-direct", "full"), ("raw-direct", "none"), ("overlay-64K-direct", "top")):
+        yield pytest.param(drive_kind, sync, id=f"{drive_kind}-{sync}")
 
 
 @pytest.mark.parametrize("drive_kind,sync", cases())

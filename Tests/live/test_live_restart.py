@@ -19,9 +19,11 @@ pytestmark = pytest.mark.skipif(IS_PEER, reason="the peer's jobs do not outlive 
 CASES = [
     pytest.param("raw", "full", "raw", 4, id="raw-full-raw"),
     pytest.param("raw", "full", "qcow2", 4, id="raw-full-qcow2"),
+    pytest.param("raw-direct", "full", "raw", 2, id="raw-direct-full-raw"),
     pytest.param("raw", "none", "qcow2", 6, id="raw-none-qcow2"),
     pytest.param("overlay-64K", "full", "raw", 4, id="overlay-full-raw"),
     pytest.param("overlay-64K", "top", "qcow2", 12, id="overlay-top-qcow2"),
+    pytest.param("overlay-64K-direct", "top", "qcow2", 2, id="overlay-direct-top-qcow2"),
     pytest.param("overlay-64K", "none", "qcow2", 6, id="overlay-none-qcow2"),
 ]
 

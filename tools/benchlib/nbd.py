@@ -21,7 +21,6 @@ ROWS = {
 RATE_GOALS = {1: 1.1, 16: 1.5, 64: 1.8}  # by depth
 CPU_GOALS = {"read": 0.6, "write": 0.8}
 LARGE_GOALS = {"read": 1.2, "write": 1.0}
-NO_DIRECT = "not measured: our drives have no direct mode, all their I/O goes through the page cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ def process(address, *command):
 
 @contextlib.contextmanager
 def ours(bench, directory, path, cell):
-    with Agent(bench, directory, [("bench", path, cell.form)], exports=True) as agent:
+    with Agent(bench, directory, [("bench", path, cell.form)], exports=True, direct=cell.direct) as agent:
         yield agent.pid, agent.uri("bench")
 
 
@@ -138,9 +137,6 @@ def measure(row, bench):
     for cell in cells(row, bench.options):
         way, small = row.rsplit("-", 1)[1], row.startswith("nbd-4k")
         goal = Goal.ratio_at_least(RATE_GOALS[cell.depth] if small else LARGE_GOALS[way])
-        if cell.direct:
-            yield Figure(row, f"{cell}", "requests/s" if small else "MiB/s", [], goals=goal, notes=[NO_DIRECT])
-            continue
         bench.say(f"{row}, {cell}")
         path = images.drive(bench, cell.form, small)
         with bench.directory(row) as directory:

@@ -25,12 +25,12 @@ def stop(process, patience=10):
 class Agent:
     """drive-backup-agent with default settings, its runtime directory on tmpfs as the manual wants it. A context.
 
-    `drives` are (id, file, format); each is exported when `exports` is set, see `uri`.
+    `drives` are (id, file, format), with cache=none where `direct`; each is exported when `exports` is set, see `uri`.
     """
 
     name = "us"
 
-    def __init__(self, bench, directory, drives, exports=False, arguments=()):
+    def __init__(self, bench, directory, drives, exports=False, direct=False, arguments=()):
         self.client = os.path.join(bench.binaries, "drive-backup")
         self.directory = directory
         self.address = f"unix:{directory}/agent.sock"
@@ -38,7 +38,7 @@ class Agent:
         command = [os.path.join(bench.binaries, "drive-backup-agent"), "--listen", self.address,
                    "--state-directory", f"{directory}/state", "--log-level", "error", *arguments]
         for name, file, form in drives:
-            command += ["--drive", f"id={name},file={file},format={form}"]
+            command += ["--drive", f"id={name},file={file},format={form},cache={'none' if direct else 'writeback'}"]
             if exports:
                 command += ["--export", f"drive={name},listen=unix:{directory}/{name}.nbd"]
         self.command = command

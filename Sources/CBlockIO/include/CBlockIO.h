@@ -25,12 +25,14 @@ int cblockio_open(const char *path, int flags, unsigned mode);
 int cblockio_close(int descriptor);
 /// fstat(2).
 int cblockio_stat(int descriptor, struct stat *result);
-/// Of what direct writes must be multiples, in bytes; false where the system does not know, or the file takes none.
+/// Of what direct transfers must be multiples, in bytes; false where the system does not know, or the file takes none.
 bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory);
 /// Reads through this descriptor bring nothing into the page cache but what they ask for; 0 or a negated errno.
 int cblockio_read_without_ahead(int descriptor);
 /// Opens the file of a descriptor once more, for reading and writing past the page cache; a descriptor or a negated errno.
 int cblockio_open_direct(int descriptor);
+/// All transfers of this descriptor bypass the page cache from now on; -EINVAL where its file cannot.
+int cblockio_go_direct(int descriptor);
 /// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.
 uint64_t cblockio_birth_time(int descriptor);
 /// Whether the file lies on a file system that is known to have its disk here: ext4, xfs, btrfs, f2fs, tmpfs.

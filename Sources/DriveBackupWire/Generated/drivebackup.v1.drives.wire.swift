@@ -27,6 +27,8 @@ public struct Drive: WireMessage {
     public var problem: String = ""
     /// The names of its exports, points in time included, in order.
     public var exports: [String] = []
+    /// How its files are used: "writeback", through the page cache, or "none", past it.
+    public var cache: String = ""
 
     public init() {}
 
@@ -41,7 +43,8 @@ public struct Drive: WireMessage {
         jobID: String = "",
         fromCommandLine: Bool = false,
         problem: String = "",
-        exports: [String] = []
+        exports: [String] = [],
+        cache: String = ""
     ) {
         self.id = id
         self.file = file
@@ -54,6 +57,7 @@ public struct Drive: WireMessage {
         self.fromCommandLine = fromCommandLine
         self.problem = problem
         self.exports = exports
+        self.cache = cache
     }
 
     public static let messageName = "drivebackup.v1.Drive"
@@ -74,6 +78,7 @@ public struct Drive: WireMessage {
         coder.bool(9, "from_command_line", &fromCommandLine)
         coder.string(10, "problem", &problem)
         coder.strings(11, "exports", &exports)
+        coder.string(12, "cache", &cache)
     }
 }
 
@@ -182,6 +187,9 @@ public struct AddDriveRequest: WireMessage {
     public var format: String = ""
     /// Open it for reading only.
     public var readOnly: Bool = false
+    /// "writeback": its files are used through the page cache (the default, when empty); "none": past it
+    /// (O_DIRECT).
+    public var cache: String = ""
 
     public init() {}
 
@@ -189,12 +197,14 @@ public struct AddDriveRequest: WireMessage {
         id: String = "",
         file: String = "",
         format: String = "",
-        readOnly: Bool = false
+        readOnly: Bool = false,
+        cache: String = ""
     ) {
         self.id = id
         self.file = file
         self.format = format
         self.readOnly = readOnly
+        self.cache = cache
     }
 
     public static let messageName = "drivebackup.v1.AddDriveRequest"
@@ -208,6 +218,7 @@ public struct AddDriveRequest: WireMessage {
         coder.string(2, "file", &file)
         coder.string(3, "format", &format)
         coder.bool(4, "read_only", &readOnly)
+        coder.string(5, "cache", &cache)
     }
 }
 

@@ -367,7 +367,7 @@ void   drivebackup__v1__remove_drive_response__free_unpacked
   assert(message->base.descriptor == &drivebackup__v1__remove_drive_response__descriptor);
   protobuf_c_message_free_unpacked ((ProtobufCMessage*)message, allocator);
 }
-static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[11] =
+static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[12] =
 {
   {
     "id",
@@ -501,9 +501,22 @@ static const ProtobufCFieldDescriptor drivebackup__v1__drive__field_descriptors[
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "cache",
+    12,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__Drive, cache),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__drive__field_indices_by_name[] = {
   5,   /* field[5] = backing */
+  11,   /* field[11] = cache */
   6,   /* field[6] = cluster_size */
   10,   /* field[10] = exports */
   1,   /* field[1] = file */
@@ -518,7 +531,7 @@ static const unsigned drivebackup__v1__drive__field_indices_by_name[] = {
 static const ProtobufCIntRange drivebackup__v1__drive__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 11 }
+  { 0, 12 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__drive__descriptor =
 {
@@ -528,7 +541,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__drive__descriptor =
   "Drivebackup__V1__Drive",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__Drive),
-  11,
+  12,
   drivebackup__v1__drive__field_descriptors,
   drivebackup__v1__drive__field_indices_by_name,
   1,  drivebackup__v1__drive__number_ranges,
@@ -693,7 +706,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__get_drive_request__descriptor 
   (ProtobufCMessageInit) drivebackup__v1__get_drive_request__init,
   NULL,NULL,NULL    /* reserved[123] */
 };
-static const ProtobufCFieldDescriptor drivebackup__v1__add_drive_request__field_descriptors[4] =
+static const ProtobufCFieldDescriptor drivebackup__v1__add_drive_request__field_descriptors[5] =
 {
   {
     "id",
@@ -743,8 +756,21 @@ static const ProtobufCFieldDescriptor drivebackup__v1__add_drive_request__field_
     0,             /* flags */
     0,NULL,NULL    /* reserved1,reserved2, etc */
   },
+  {
+    "cache",
+    5,
+    PROTOBUF_C_LABEL_NONE,
+    PROTOBUF_C_TYPE_STRING,
+    0,   /* quantifier_offset */
+    offsetof(Drivebackup__V1__AddDriveRequest, cache),
+    NULL,
+    &protobuf_c_empty_string,
+    0,             /* flags */
+    0,NULL,NULL    /* reserved1,reserved2, etc */
+  },
 };
 static const unsigned drivebackup__v1__add_drive_request__field_indices_by_name[] = {
+  4,   /* field[4] = cache */
   1,   /* field[1] = file */
   2,   /* field[2] = format */
   0,   /* field[0] = id */
@@ -753,7 +779,7 @@ static const unsigned drivebackup__v1__add_drive_request__field_indices_by_name[
 static const ProtobufCIntRange drivebackup__v1__add_drive_request__number_ranges[1 + 1] =
 {
   { 1, 0 },
-  { 0, 4 }
+  { 0, 5 }
 };
 const ProtobufCMessageDescriptor drivebackup__v1__add_drive_request__descriptor =
 {
@@ -763,7 +789,7 @@ const ProtobufCMessageDescriptor drivebackup__v1__add_drive_request__descriptor 
   "Drivebackup__V1__AddDriveRequest",
   "drivebackup.v1",
   sizeof(Drivebackup__V1__AddDriveRequest),
-  4,
+  5,
   drivebackup__v1__add_drive_request__field_descriptors,
   drivebackup__v1__add_drive_request__field_indices_by_name,
   1,  drivebackup__v1__add_drive_request__number_ranges,

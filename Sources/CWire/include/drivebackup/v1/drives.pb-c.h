@@ -82,10 +82,14 @@ struct  Drivebackup__V1__Drive
    */
   size_t n_exports;
   char **exports;
+  /*
+   * How its files are used: "writeback", through the page cache, or "none", past it.
+   */
+  char *cache;
 };
 #define DRIVEBACKUP__V1__DRIVE__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__drive__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0,NULL }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, 0, 0,NULL, 0, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string, 0,NULL, (char *)protobuf_c_empty_string }
 
 
 /*
@@ -164,10 +168,14 @@ struct  Drivebackup__V1__AddDriveRequest
    * Open it for reading only.
    */
   protobuf_c_boolean read_only;
+  /*
+   * "writeback": its files are used through the page cache (the default, when empty); "none": past it (O_DIRECT).
+   */
+  char *cache;
 };
 #define DRIVEBACKUP__V1__ADD_DRIVE_REQUEST__INIT \
  { PROTOBUF_C_MESSAGE_INIT (&drivebackup__v1__add_drive_request__descriptor) \
-    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0 }
+    , (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, (char *)protobuf_c_empty_string, 0, (char *)protobuf_c_empty_string }
 
 
 struct  Drivebackup__V1__RemoveDriveRequest

@@ -27,7 +27,8 @@ class Drive:
     id: str
     path: Path
     format: str
-    cache: str = "writeback"
+    # What the agent has without, or the environment asks for.
+    cache: str | None = None
 
 
 @dataclass
@@ -50,7 +51,8 @@ class AgentServer:
     def __init__(self, drives):
         self.drives = list(drives)
         self.agent = Agent([
-            f"id={drive.id},file={drive.path},format={drive.format},cache={drive.cache}" for drive in drives])
+            f"id={drive.id},file={drive.path},format={drive.format}" + (f",cache={drive.cache}" if drive.cache else "")
+            for drive in drives])
         for drive in drives:
             self.agent.arguments += [
                 "--export", f"drive={drive.id},listen=unix:{self.endpoint(drive).socket}"]

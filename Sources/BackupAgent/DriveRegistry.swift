@@ -66,7 +66,7 @@ package actor DriveRegistry {
         }
         drives[option.id] = Drive(option: option, isFromCommandLine: true)
         do throws(AgentError) {
-            finish(option.id, try await open(option, access: .everything))
+            finish(option.id, try await open(option, access: .everything, isStart: true))
         } catch {
             drives[option.id] = nil
             throw AgentError(error.reason, "Drive \(option.id): \(error.message)", subject: option.id)
@@ -82,7 +82,7 @@ package actor DriveRegistry {
                 cache: drive.cache, isProbedRaw: drive.isProbedRaw)
             drives[drive.id] = Drive(option: option, isFromCommandLine: false)
             do throws(AgentError) {
-                finish(drive.id, try await open(option, access: access))
+                finish(drive.id, try await open(option, access: access, isStart: true))
             } catch {
                 logger.warning("The drive \(drive.id) is not available: \(error.message)")
                 drives[drive.id]?.problem = error
@@ -308,15 +308,18 @@ package actor DriveRegistry {
         drives[id]?.isInTransition = false
     }
 
-    private func open(_ option: DriveOption, access: PathAccess) async throws(AgentError) -> OpenImage {
-        do throws(AgentError) { return try await openClaimed(option, access: access) } catch {
+    private func open(
+        _ option: DriveOption, access: PathAccess, isStart: Bool = false
+    ) async throws(AgentError) -> OpenImage {
+        do throws(AgentError) { return try await openClaimed(option, access: access, isStart: isStart) } catch
+        {
             claims.release(.drive(option.id))
             throw error
         }
     }
 
     private func openClaimed(
-        _ option: DriveOption, access: PathAccess
+        _ option: DriveOption, access: PathAccess, isStart: Bool
     ) async throws(AgentError) -> OpenImage {
         let engine: any IOEngine
         do throws(BlockError) { engine = try engines.engine() } catch {
@@ -337,7 +340,10 @@ package actor DriveRegistry {
         let image: OpenImage
         let admission = admissions[option.id]
         do throws(BlockError) {
-            image = try await patiently(admission == nil ? .zero : Self.patience) {
+            // Who was killed before this start may have left something on its way to the disk, which has the locks.
+            let isDirect = option.cache == .none
+            let waits = isStart && (admission != nil || isDirect)
+            image = try await patiently(waits ? Self.patience(direct: isDirect) : .zero) {
                 () async throws(BlockError) in
                 try await OpenImage.open(
                     path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
@@ -365,8 +371,9 @@ package actor DriveRegistry {
         return image
     }
 
-    /// How long an agent that was killed may take to let go of a drive whose job goes on.
-    private static let patience = Duration.seconds(3)
+    /// How long an agent that was killed may take to let go of a drive: what is on its way to the page cache is there soon,
+    /// to a disk when the disk has time for it.
+    private static func patience(direct: Bool) -> Duration { direct ? .seconds(10) : .seconds(3) }
 
     /// Does `body` again for a while where somebody else has the lock.
     private func patiently(

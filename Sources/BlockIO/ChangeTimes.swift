@@ -63,6 +63,11 @@ extension HostFile {
         }
     }
 
+    /// A change that has begun is about to be submitted, after having waited.
+    func renewChange() {
+        state.withState { $0.changeTimes?.begin(inFlight: $0.changesInFlight) }
+    }
+
     func endChange() {
         state.withState { state in
             state.changesInFlight -= 1

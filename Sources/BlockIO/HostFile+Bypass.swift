@@ -38,7 +38,8 @@ extension HostFile {
 
     private static func openBypass(of descriptor: Int32) -> Bypass? {
         var (offset, memory): (UInt32, UInt32) = (0, 0)
-        guard cblockio_direct_alignment(descriptor, &offset, &memory), offset <= unit, memory <= unit else {
+        guard cblockio_direct_alignment(descriptor, &offset, &memory) == 0, offset <= unit, memory <= unit
+        else {
             return nil
         }
         guard cblockio_read_without_ahead(descriptor) == 0 else { return nil }

@@ -6,59 +6,111 @@ internal import Synchronization
 /// memory and the disk, in multiples of `directUnit`.
 ///
 /// What is not aligned goes through memory that is: a read takes what it lies in, a write changes a part of what it lies
-/// in. Nothing of such a file ever goes through the page cache, so that the two need not agree about it.
+/// in. So nothing that is asked for here goes through the page cache, and the two need not agree. (A file system may use it
+/// by itself, as xfs does for parts of blocks that files share.)
 extension HostFile {
-    /// Writes on their way to a direct file.
+    /// What is changed in a direct file at the moment, and who waits to change it.
     ///
     /// A write of a part of a unit reads the unit first: what others write to it meanwhile would be lost, so that it has
-    /// its units for itself.
+    /// its units for itself. First come, first served, where two want the same.
     struct DirectWrites: Sendable {
         struct Turn: Sendable {
-            let number: UInt64
+            fileprivate let number: UInt64
             /// Whole units.
             let range: ByteRange
             let isAlone: Bool
+
+            func excludes(_ other: Turn) -> Bool {
+                (isAlone || other.isAlone) && range.overlaps(other.range)
+            }
         }
 
-        var running: [Turn] = []
-        var waiting: [UnsafeContinuation<Void, Never>] = []
-        var next: UInt64 = 0
+        private var running: [Turn] = []
+        private var waiting: [(turn: Turn, caller: UnsafeContinuation<Void, Never>)] = []
+        private var next: UInt64 = 0
 
-        func mayBegin(_ range: ByteRange, alone: Bool) -> Bool {
-            !running.contains { ($0.isAlone || alone) && $0.range.overlaps(range) }
+        mutating func newTurn(_ range: ByteRange, alone isAlone: Bool) -> Turn {
+            next += 1
+            return Turn(number: next, range: range, isAlone: isAlone)
+        }
+
+        /// False when the turn has to wait.
+        mutating func begin(_ turn: Turn) -> Bool {
+            guard !running.contains(where: turn.excludes),
+                !waiting.contains(where: { turn.excludes($0.turn) })
+            else { return false }
+            running.append(turn)
+            return true
+        }
+
+        mutating func wait(_ turn: Turn, _ caller: UnsafeContinuation<Void, Never>) {
+            waiting.append((turn, caller))
+        }
+
+        /// Returns those whose turns have begun with that.
+        mutating func end(_ turn: Turn) -> [UnsafeContinuation<Void, Never>] {
+            if let index = running.firstIndex(where: { $0.number == turn.number }) {
+                running.swapAt(index, running.count - 1)
+                running.removeLast()
+            }
+            guard !waiting.isEmpty else { return [] }
+            var begun: [UnsafeContinuation<Void, Never>] = []
+            let candidates = waiting
+            waiting = []
+            for (turn, caller) in candidates {
+                if begin(turn) { begun.append(caller) } else { wait(turn, caller) }
+            }
+            return begun
         }
     }
 
     /// The longest piece that goes through aligned memory at once, in bytes.
     private static let longestPiece: UInt64 = 256 << 10
 
-    /// Waits until `range` may be changed; nil where nobody has to wait for anybody.
-    func beginDirectWrite(_ range: ByteRange) async -> DirectWrites.Turn? {
+    /// All transfers of the descriptor bypass the page cache from now on. Returns what they are multiples of, in bytes, a
+    /// power of two. Throws `.unsupported`. Blocks.
+    static func goDirect(_ descriptor: Int32, size: UInt64, name: String) throws(BlockError) -> UInt64 {
+        var (offset, memory): (UInt32, UInt32) = (0, 0)
+        let known = cblockio_direct_alignment(descriptor, &offset, &memory)
+        // Where nothing is said of it, by older kernels and some file systems, whole pages go if anything does.
+        if known == -ENODATA { (offset, memory) = (UInt32(IOBuffer.alignment), UInt32(IOBuffer.alignment)) }
+        var unit = UInt64(max(offset, memory))
+        guard known == 0 || known == -ENODATA, unit.nonzeroBitCount == 1, unit <= IOBuffer.alignment,
+            cblockio_go_direct(descriptor) == 0, reads(unit, descriptor)
+        else {
+            throw BlockError(
+                .unsupported,
+                "Couldn't use \(name) past the page cache: its file system or its disk does not take that (use it with "
+                    + "cache=writeback)")
+        }
+        // A file that has come to share blocks takes larger units best; its end may have been made for the disk's.
+        if size % unit != 0, size % 512 == 0, reads(512, descriptor) { unit = 512 }
+        return unit
+    }
+
+    /// Whether the second unit of a file can be read by itself, or there is nothing to read.
+    private static func reads(_ unit: UInt64, _ descriptor: Int32) -> Bool {
+        let buffer = IOBuffer(count: IOBuffer.alignment)
+        // What else is wrong with it is not about direct transfers.
+        return ![-Int64(EINVAL), -Int64(EOPNOTSUPP)].contains(
+            cblockio_pread(descriptor, buffer.bytes.baseAddress, Int(unit), unit))
+    }
+
+    /// Waits until `range` may be changed, by nobody else if it is `alone` or not of whole units; nil where nobody waits for
+    /// anybody.
+    func beginDirectWrite(_ range: ByteRange, alone: Bool = false) async -> DirectWrites.Turn? {
         guard let directUnit, !range.isEmpty else { return nil }
         let whole = range.expanded(toMultipleOf: directUnit)
-        let isAlone = whole != range
-        while !state.value.directWrites.mayBegin(whole, alone: isAlone) {
-            await withUnsafeContinuation { state.value.directWrites.waiting.append($0) }
-        }
-        return state.withState { state in
-            let turn = DirectWrites.Turn(number: state.directWrites.next, range: whole, isAlone: isAlone)
-            state.directWrites.next += 1
-            state.directWrites.running.append(turn)
-            return turn
-        }
+        let turn = state.value.directWrites.newTurn(whole, alone: alone || whole != range)
+        guard !state.value.directWrites.begin(turn) else { return turn }
+        await withUnsafeContinuation { state.value.directWrites.wait(turn, $0) }
+        renewChange()
+        return turn
     }
 
     func endDirectWrite(_ turn: DirectWrites.Turn?) {
         guard let turn else { return }
-        let waiting = state.withState { state in
-            if let index = state.directWrites.running.firstIndex(where: { $0.number == turn.number }) {
-                state.directWrites.running.swapAt(index, state.directWrites.running.count - 1)
-                state.directWrites.running.removeLast()
-            }
-            defer { state.directWrites.waiting = [] }
-            return state.directWrites.waiting
-        }
-        for one in waiting { one.resume() }
+        for caller in state.withState({ $0.directWrites.end(turn) }) { caller.resume() }
     }
 
     func isAligned(_ range: ByteRange, _ address: UnsafeRawPointer?, _ unit: UInt64) -> Bool {
@@ -90,7 +142,8 @@ extension HostFile {
         if isAligned(range, bytes.baseAddress, unit) {
             return await engine.write(descriptor, bytes, at: offset)
         }
-        let piece = range.prefix(Self.longestPiece)
+        // Only the first and the last piece of a long one have parts of units.
+        let piece = range.prefix(Self.longestPiece - range.offset % unit)
         let whole = piece.expanded(toMultipleOf: unit)
         let around = IOBuffer(count: Int(whole.length))
         // What the write leaves of its first and its last unit.
@@ -111,6 +164,7 @@ extension HostFile {
         }
         UnsafeMutableRawBufferPointer(rebasing: around.bytes[Int(piece.offset - whole.offset)...]).copyMemory(
             from: UnsafeRawBufferPointer(rebasing: bytes[..<Int(piece.length)]))
+        renewChange()
         let result = await writeUnits(whole, from: around)
         guard result >= 0 else { return result }
         if whole.end > size {

@@ -17,7 +17,7 @@ extension HostFile {
         let directUnit: UInt64?
         let lock: ImageLock?
 
-        init(path: String, readOnly: Bool, direct: Bool, lock: Lock?) throws(BlockError) {
+        init(path: String, readOnly: Bool, direct leastUnit: UInt64?, lock: Lock?) throws(BlockError) {
             guard !path.isEmpty, !path.utf8.contains(0) else {
                 throw BlockError(.invalid, "Couldn't open \"\(path)\": it is empty or contains a NUL byte")
             }
@@ -28,16 +28,17 @@ extension HostFile {
                 let purpose = readOnly ? "" : " for writing"
                 throw BlockError("Couldn't open \(path)\(purpose)", errno: -descriptor)
             }
-            try self.init(adopting: descriptor, name: path, readOnly: readOnly, direct: direct, lock: lock)
+            try self.init(adopting: descriptor, name: path, readOnly: readOnly, direct: leastUnit, lock: lock)
         }
 
         /// Closes `descriptor` when it throws.
         init(
-            adopting descriptor: Int32, name: String, readOnly: Bool, direct: Bool = false, lock: Lock?
+            adopting descriptor: Int32, name: String, readOnly: Bool, direct leastUnit: UInt64? = nil,
+            lock: Lock?
         ) throws(BlockError) {
             do throws(BlockError) {
                 try self.init(
-                    examining: descriptor, name: name, readOnly: readOnly, direct: direct, lock: lock)
+                    examining: descriptor, name: name, readOnly: readOnly, direct: leastUnit, lock: lock)
             } catch {
                 _ = cblockio_close(descriptor)
                 throw error
@@ -45,7 +46,7 @@ extension HostFile {
         }
 
         private init(
-            examining descriptor: Int32, name: String, readOnly: Bool, direct: Bool, lock: Lock?
+            examining descriptor: Int32, name: String, readOnly: Bool, direct leastUnit: UInt64?, lock: Lock?
         ) throws(BlockError) {
             self.descriptor = descriptor
             var status = stat()
@@ -70,7 +71,11 @@ extension HostFile {
                 size = UInt64(max(0, status.st_size))
             }
             isLocal = isBlockDevice || cblockio_is_local(descriptor)
-            directUnit = direct ? try Self.goDirect(descriptor, name: name) : nil
+            if let leastUnit {
+                directUnit = max(leastUnit, try HostFile.goDirect(descriptor, size: size, name: name))
+            } else {
+                directUnit = nil
+            }
             let block = UInt64(max(0, status.st_blksize))
             granularity = block.nonzeroBitCount == 1 && block >= 512 && block <= 65536 ? block : 4096
             if let lock {
@@ -94,22 +99,6 @@ extension HostFile {
             try check(
                 cblockio_set_flags(descriptor, flags & ~(O_APPEND | O_NONBLOCK)),
                 "Couldn't set up \(name)")
-        }
-
-        /// All transfers bypass the page cache from now on. What they are multiples of, in bytes.
-        private static func goDirect(_ descriptor: Int32, name: String) throws(BlockError) -> UInt64 {
-            let refusal =
-                "Couldn't use \(name) past the page cache: its file system or its disk does not take that (use "
-                + "it with cache=writeback)"
-            var (offset, memory): (UInt32, UInt32) = (0, 0)
-            guard cblockio_direct_alignment(descriptor, &offset, &memory) else {
-                throw BlockError(.unsupported, refusal)
-            }
-            let unit = max(offset, memory)
-            guard unit.nonzeroBitCount == 1, unit <= IOBuffer.alignment,
-                cblockio_go_direct(descriptor) == 0
-            else { throw BlockError(.unsupported, refusal) }
-            return UInt64(unit)
         }
 
         private static func check(_ result: Int32, _ what: String) throws(BlockError) {

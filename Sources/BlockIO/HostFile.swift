@@ -58,16 +58,18 @@ package final class HostFile: BlockDevice {
 
     /// Opens an existing file, and takes `lock` on it; nothing is created or changed.
     ///
-    /// With `direct` all that is read and written bypasses the page cache, whatever its alignment. Throws `.unsupported`
+    /// With `direct` all that is read and written bypasses the page cache, whatever its alignment, in units of the disk's or of
+    /// `leastUnit` bytes, a power of two up to 4096. Throws `.unsupported`
     /// for anything but a regular file or a block device and where `direct` cannot be, `.locked` when others use it in a
     /// way that does not go with `lock`.
     package static func open(
-        _ path: String, readOnly: Bool, growable: Bool = false, direct: Bool = false, lock: Lock? = nil,
-        on engine: any IOEngine
+        _ path: String, readOnly: Bool, growable: Bool = false, direct: Bool = false, leastUnit: UInt64 = 1,
+        lock: Lock? = nil, on engine: any IOEngine
     ) async throws(BlockError) -> HostFile {
         let opened: Result<Opened, BlockError> = await engine.blocking {
             Result { () throws(BlockError) in
-                try Opened(path: path, readOnly: readOnly, direct: direct, lock: lock)
+                try Opened(
+                    path: path, readOnly: readOnly, direct: direct ? leastUnit : nil, lock: lock)
             }
         }
         return HostFile(try opened.get(), name: path, isReadOnly: readOnly, isGrowable: growable, engine)
@@ -167,6 +169,10 @@ package final class HostFile: BlockDevice {
         state.value.needsFullFlush = true
         beginChange()
         defer { endChange() }
+        // Who changes a part of the last unit makes the file longer.
+        let from = min(bytes, size)
+        let turn = await beginDirectWrite(ByteRange(from..<UInt64(Int64.max)), alone: true)
+        defer { endDirectWrite(turn) }
         let result = await engine.blocking { cblockio_truncate(descriptor, bytes) }
         guard result == 0 else {
             throw BlockError("Couldn't set the size of \(name) to \(bytes) bytes", errno: -result)

@@ -36,21 +36,20 @@ int cblockio_close(int descriptor) {
 
 int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
 
-bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory) {
-    *offset = *memory = 0;
+int cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory) {
 #ifdef STATX_DIOALIGN
     struct statx status;
     if (statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && status.stx_mask & STATX_DIOALIGN) {
         *offset = status.stx_dio_offset_align;
         *memory = status.stx_dio_mem_align;
-        return *offset > 0 && *memory > 0;
+        return *offset > 0 && *memory > 0 ? 0 : -EOPNOTSUPP;
     }
 #endif
     // Of block devices Linux says it so from 6.11 on only.
     int sector = 0;
-    if (ioctl(descriptor, BLKSSZGET, &sector) != 0 || sector <= 0) return false;
+    if (ioctl(descriptor, BLKSSZGET, &sector) != 0 || sector <= 0) return -ENODATA;
     *offset = *memory = (uint32_t)sector;
-    return true;
+    return 0;
 }
 
 int cblockio_read_without_ahead(int descriptor) {

@@ -103,6 +103,13 @@ struct DriveAddCommand: ToolCommand {
                 id, file: path, format: format?.rawValue ?? "", readOnly: readOnly,
                 cache: cache?.rawValue ?? "")
         }
+        // An agent that does not know the word takes no notice of it.
+        if cache == CacheWord.none, drive.cache != "none" {
+            throw CommandFailure(
+                .failed,
+                "\(what): the agent is older than cache=none and uses it through the page cache (remove it again with "
+                    + "'\(session.prefix) drive remove \(id)', or upgrade the agent)")
+        }
         if session.json { session.print(drive) } else { session.console.print(DriveText.line(drive)) }
         return .done
     }

@@ -31,18 +31,18 @@ struct ConformanceTests {
 
     @Test(
         "a file that is used past the page cache conforms", .enabled(if: temporaryFilesTakeDirectTransfers),
-        arguments: [false, true])
-    func directFile(allocatesNothing: Bool) async throws {
+        arguments: [false, true], [UInt64(1), 4096])
+    func directFile(allocatesNothing: Bool, unit: UInt64) async throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("a.raw")
         let size: UInt64 = 1_048_576 + 3 * 4096
         let make: Conformance.Maker = { engine in
             try Data(count: Int(size)).write(to: URL(fileURLWithPath: path))
             let engine: any IOEngine = allocatesNothing ? FaultyEngine(engine, .allocatesNothing) : engine
-            return try await HostFile.open(path, readOnly: false, direct: true, on: engine)
+            return try await HostFile.open(path, readOnly: false, direct: true, leastUnit: unit, on: engine)
         }
         try await Conformance(size: size).check(of: make) { engine in
-            try await HostFile.open(path, readOnly: true, direct: true, on: engine)
+            try await HostFile.open(path, readOnly: true, direct: true, leastUnit: unit, on: engine)
         }
     }
 

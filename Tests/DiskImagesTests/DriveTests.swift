@@ -33,7 +33,7 @@ struct DriveTests {
         arguments: [
             Way(.ring, .writeback), Way(.threads, .writeback), Way(.ring, .none), Way(.threads, .none),
         ].filter { $0.cache != .none || temporaryFilesTakeDirectTransfers },
-        ["4k", "64k", "2M"])
+        ["512", "4k", "64k", "2M"])
     func stress(way: Way, clusterSize: String) async throws {
         let directory = try TemporaryDirectory()
         let (base, middle, path) = (

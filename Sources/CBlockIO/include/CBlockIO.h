@@ -25,8 +25,9 @@ int cblockio_open(const char *path, int flags, unsigned mode);
 int cblockio_close(int descriptor);
 /// fstat(2).
 int cblockio_stat(int descriptor, struct stat *result);
-/// Of what direct transfers must be multiples, in bytes; false where the system does not know, or the file takes none.
-bool cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory);
+/// Of what direct transfers must be multiples, in bytes; -ENODATA where the system does not say, -EOPNOTSUPP where the file
+/// takes none.
+int cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory);
 /// Reads through this descriptor bring nothing into the page cache but what they ask for; 0 or a negated errno.
 int cblockio_read_without_ahead(int descriptor);
 /// Opens the file of a descriptor once more, for reading and writing past the page cache; a descriptor or a negated errno.

@@ -96,9 +96,7 @@ struct BypassTests {
                 #expect(failures.isEmpty, "seed \(seed), round \(round): \(failures)")
                 let there = IOBuffer(count: Int(file.size))
                 try await file.read(file.range, into: there.slice)
-                let isSame = model.withUnsafeBytes {
-                    memcmp($0.baseAddress, there.bytes.baseAddress, there.count) == 0
-                }
+                let isSame = Data(there.bytes) == Data(model[..<there.count])
                 #expect(isSame, "seed \(seed), round \(round)")
                 if round % 5 == 0 { try await file.flush() }
             }

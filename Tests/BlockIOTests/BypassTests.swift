@@ -47,7 +47,7 @@ struct BypassTests {
                 on: engine)
             await file.bypassCache()
             var model = [UInt8](repeating: 0, count: Self.size)
-            for round in 0..<testRounds(12) {
+            for round in 0..<testRounds(40) {
                 var writes: [(range: Range<Int>, bytes: IOSlice?)] = []
                 var start = 0
                 while start < Self.size, writes.count < 12 {

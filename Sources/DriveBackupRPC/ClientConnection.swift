@@ -177,26 +177,39 @@ final class ClientConnection: Connection {
 
     // MARK: Calls
 
+    /// A CALL that is to be sent.
+    struct Opening {
+        var payload: [UInt8]
+        var isUnary: Bool
+        /// In nanoseconds of the transport's clock.
+        var deadline: Int64?
+    }
+
     /// Sends a CALL as soon as there is room, and returns its stream.
-    func open(_ payload: [UInt8], isUnary: Bool, deadline: Int64?) async throws(RPCStatus) -> UInt32 {
+    func open(_ opening: Opening) async throws(RPCStatus) -> UInt32 {
         while true {
-            let (opening, wake) = state.withLock { state in
-                let opening = state.machine.open(payload, deadline: deadline, now: RPCClock.now)
-                guard case .opened(let stream) = opening else { return (opening, nil as Wake?) }
-                state.calls[stream] = Call(isUnary: isUnary)
-                return (opening, state.wakeUp())
+            if let stream = try openAtOnce(opening) { return stream }
+            await mayOpen()
+            if Task.isCancelled { throw RPCStatus(.cancelled, "The call was cancelled.") }
+            if let deadline = opening.deadline, RPCClock.now >= deadline {
+                throw RPCStatus(.deadlineExceeded, "The agent did not take the call in time.")
             }
-            wake?()
-            switch opening {
-            case .opened(let stream): return stream
-            case .refused(let status): throw status
-            case .wait:
-                await mayOpen()
-                if Task.isCancelled { throw RPCStatus(.cancelled, "The call was cancelled.") }
-                if let deadline, RPCClock.now >= deadline {
-                    throw RPCStatus(.deadlineExceeded, "The agent did not take the call in time.")
-                }
-            }
+        }
+    }
+
+    /// The same if there is room; nil when it has to wait.
+    func openAtOnce(_ opening: Opening) throws(RPCStatus) -> UInt32? {
+        let (outcome, wake) = state.withLock { state in
+            let outcome = state.machine.open(opening.payload, deadline: opening.deadline, now: RPCClock.now)
+            guard case .opened(let stream) = outcome else { return (outcome, nil as Wake?) }
+            state.calls[stream] = Call(isUnary: opening.isUnary)
+            return (outcome, state.wakeUp())
+        }
+        wake?()
+        switch outcome {
+        case .opened(let stream): return stream
+        case .refused(let status): throw status
+        case .wait: return nil
         }
     }
 
@@ -216,9 +229,8 @@ final class ClientConnection: Connection {
         }
     }
 
-    /// The one message of a unary call, once the call has ended with OK. Cancelling the task cancels the call.
-    func answer(on stream: UInt32, of method: String) async throws(RPCStatus) -> [UInt8] {
-        await wait(for: stream)
+    /// The one message of a unary call that has ended with OK; `wait` has returned.
+    func takeAnswer(on stream: UInt32, of method: String) throws(RPCStatus) -> [UInt8] {
         let call = state.withLock { $0.calls.removeValue(forKey: stream) }
         guard let call else { preconditionFailure("two tasks wait for the answer on stream \(stream)") }
         guard let status = call.status else {
@@ -235,15 +247,14 @@ final class ClientConnection: Connection {
         return message
     }
 
-    /// The call's next messages, or how it ended. Cancelling the task cancels the call. One task at a time.
-    func next(_ stream: UInt32) async -> Next {
-        await wait(for: stream)
-        return state.withLock { state in
+    /// The call's next messages, or how it ended; nil when there is nothing of it yet.
+    func takeNext(_ stream: UInt32) -> Next? {
+        state.withLock { state in
             guard let index = state.calls.index(forKey: stream) else {
                 return .ended(RPCStatus(.cancelled, "The call was cancelled."))
             }
-            if state.calls.values[index].messages.isEmpty, let status = state.calls.values[index].status {
-                return .ended(status)
+            if state.calls.values[index].messages.isEmpty {
+                return state.calls.values[index].status.map { .ended($0) }
             }
             var messages: [[UInt8]] = []
             swap(&messages, &state.calls.values[index].messages)
@@ -251,8 +262,8 @@ final class ClientConnection: Connection {
         }
     }
 
-    /// Returns when there is something of the call to be taken; it is cancelled with the task.
-    private func wait(for stream: UInt32) async {
+    /// Returns when there is something of the call to be taken; it is cancelled with the task. One task at a time.
+    func wait(for stream: UInt32) async {
         await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
                 let waits = state.withLock { state in

@@ -55,15 +55,21 @@ public final class RPCConnection: Sendable {
     public func call<Request, Response>(
         _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
     ) async throws(RPCStatus) -> Response {
-        let stream = try await start(method, request, isUnary: true, options)
-        return try ClientCall.response(await connection.answer(on: stream, of: method.name))
+        let opening = try opening(method, request, isUnary: true, options)
+        // Each function that may wait costs a change of executor, so one that need not wait is not called.
+        let stream =
+            if let stream = try connection.openAtOnce(opening) { stream } else {
+                try await connection.open(opening)
+            }
+        await connection.wait(for: stream)
+        return try ClientCall.response(connection.takeAnswer(on: stream, of: method.name))
     }
 
     /// Calls a method that has any number of responses. Returns when the call has been sent.
     public func stream<Request, Response>(
         _ method: RPCMethod<Request, Response>, _ request: Request, options: CallOptions = CallOptions()
     ) async throws(RPCStatus) -> RPCResponses<Response> {
-        let stream = try await start(method, request, isUnary: false, options)
+        let stream = try await connection.open(opening(method, request, isUnary: false, options))
         return RPCResponses(ClientCall(connection, stream: stream, owner: self))
     }
 
@@ -99,9 +105,9 @@ public final class RPCConnection: Sendable {
         await connection.disconnection()
     }
 
-    private func start<Request, Response>(
+    private func opening<Request, Response>(
         _ method: RPCMethod<Request, Response>, _ request: Request, isUnary: Bool, _ options: CallOptions
-    ) async throws(RPCStatus) -> UInt32 {
+    ) throws(RPCStatus) -> ClientConnection.Opening {
         var frame = Frames.Call()
         frame.method = method.name
         frame.metadata = options.metadata.map(\.frame)
@@ -116,6 +122,6 @@ public final class RPCConnection: Sendable {
             deadline = RPCClock.now.adding(timeout)
         }
         let payload = try frame.bytesToSend(limit: connection.maxRequest, what: "request")
-        return try await connection.open(payload, isUnary: isUnary, deadline: deadline)
+        return ClientConnection.Opening(payload: payload, isUnary: isUnary, deadline: deadline)
     }
 }

@@ -92,11 +92,14 @@ final class ClientCall: Sendable {
 
     /// The next messages, at least one; nil when the call has ended with OK.
     func next() async throws(RPCStatus) -> [[UInt8]]? {
-        switch await connection.next(stream) {
-        case .messages(let messages): return messages
-        case .ended(let status):
-            if status.code == .ok { return nil }
-            throw status
+        while true {
+            switch connection.takeNext(stream) {
+            case .messages(let messages): return messages
+            case .ended(let status):
+                if status.code == .ok { return nil }
+                throw status
+            case nil: await connection.wait(for: stream)
+            }
         }
     }
 

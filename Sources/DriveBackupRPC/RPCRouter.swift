@@ -84,7 +84,10 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
     /// Throws `cancelled` once the call has ended, and `resourceExhausted` for a message that is larger than
     /// the client takes.
     public func write(_ response: Response) async throws(RPCStatus) {
-        try await call.send(response.bytesToSend(limit: call.connection.maxMessage, what: "response"))
+        let (connection, stream) = (call.connection, call.stream)
+        let message = try response.bytesToSend(limit: connection.maxMessage, what: "response")
+        // As in `RPCConnection.call`.
+        if try !connection.sendAtOnce(message, on: stream) { try await connection.send(message, on: stream) }
     }
 }
 
@@ -92,8 +95,4 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
 struct ServerCall: Sendable {
     let connection: ServerConnection
     let stream: UInt32
-
-    func send(_ message: [UInt8]) async throws(RPCStatus) {
-        try await connection.send(message, on: stream)
-    }
 }

@@ -95,34 +95,32 @@ final class ServerConnection: Connection {
 
     /// Sends a message of a call as soon as it may.
     func send(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
-        while true {
-            let sending = state.withLock { $0.machine.send(message, on: stream, now: RPCClock.now) }
-            switch sending {
-            case .sent:
-                wakeTransport()
-                return
-            case .ended:
-                throw RPCStatus(.cancelled, "The call has ended.")
-            case .wait:
-                await mayHaveChanged(stream)
-                if Task.isCancelled { throw RPCStatus(.cancelled, "The call has ended.") }
-            }
+        while try !sendAtOnce(message, on: stream) {
+            await mayHaveChanged(stream)
+            if Task.isCancelled { throw RPCStatus(.cancelled, "The call has ended.") }
         }
     }
 
-    /// Sends a unary call's one message and ends the call, as soon as that may be.
-    private func answer(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
+    /// The same if it may be sent now; false when it has to wait.
+    func sendAtOnce(_ message: [UInt8], on stream: UInt32) throws(RPCStatus) -> Bool {
+        switch state.withLock({ $0.machine.send(message, on: stream, now: RPCClock.now) }) {
+        case .sent:
+            wakeTransport()
+            return true
+        case .ended: throw RPCStatus(.cancelled, "The call has ended.")
+        case .wait: return false
+        }
+    }
+
+    /// Sends a unary call's one message and ends the call, if that may be now; false when it has to wait.
+    private func answerAtOnce(_ message: [UInt8], on stream: UInt32) -> Bool {
         let outcome = state.withLock { state in
             let outcome = state.machine.answer(message, on: stream, now: RPCClock.now)
             if outcome == .sent { state.tasks[stream] = nil }
             return outcome
         }
-        if outcome == .sent {
-            wakeTransport()
-        } else {
-            try await send(message, on: stream)
-            ended(stream, .ok)
-        }
+        if outcome == .sent { wakeTransport() }
+        return outcome == .sent
     }
 
     /// Returns when it is worth trying again to send, or the task is cancelled.
@@ -177,7 +175,10 @@ final class ServerConnection: Connection {
             do throws(RPCStatus) {
                 switch handler {
                 case .unary(let respond):
-                    try await answer(respond(context, maxMessage), on: call.stream)
+                    let message = try await respond(context, maxMessage)
+                    if answerAtOnce(message, on: call.stream) { return }
+                    try await send(message, on: call.stream)
+                    ended(call.stream, .ok)
                 case .stream(let respond):
                     try await respond(context, serverCall)
                     ended(call.stream, .ok)

@@ -118,9 +118,11 @@ struct WireCheck {
     ) -> UnsafePointer<ProtobufCFieldDescriptor>? {
         let fields = UnsafeBufferPointer(
             start: descriptor.pointee.fields, count: Int(descriptor.pointee.n_fields))
-        guard let index = fields.firstIndex(where: { $0.id == number }), let start = fields.baseAddress else {
-            return nil
+        guard let start = fields.baseAddress else { return nil }
+        // Mostly they are numbered from 1 on without gaps.
+        if number > 0, number <= fields.count, fields[Int(number) - 1].id == number {
+            return start + Int(number) - 1
         }
-        return start + index
+        return fields.firstIndex { $0.id == number }.map { start + $0 }
     }
 }

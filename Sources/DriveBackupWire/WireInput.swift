@@ -51,7 +51,16 @@ struct WireInput {
     }
 
     /// A number of at most 64 bits.
-    mutating func varint(mostBytes: Int = 10) throws(WireError) -> UInt64 {
+    @inline(__always) mutating func varint(mostBytes: Int = 10) throws(WireError) -> UInt64 {
+        // Most numbers have one byte.
+        if offset < bytes.count, bytes[offset] < 0x80 {
+            defer { offset += 1 }
+            return UInt64(bytes[offset])
+        }
+        return try longVarint(mostBytes: mostBytes)
+    }
+
+    private mutating func longVarint(mostBytes: Int) throws(WireError) -> UInt64 {
         var result: UInt64 = 0
         for index in 0..<mostBytes {
             guard offset < bytes.count else { throw Self.truncated }

@@ -33,6 +33,7 @@ package actor DriveRegistry {
     }
 
     private var drives: [String: Drive] = [:]
+    private let started = ContinuousClock.now
     private let engines: EnginePool
     private let claims: FileClaims
     private let store: StateStore?
@@ -340,10 +341,9 @@ package actor DriveRegistry {
         let image: OpenImage
         let admission = admissions[option.id]
         do throws(BlockError) {
-            // Who was killed before this start may have left something on its way to the disk, which has the locks.
-            let isDirect = option.cache == .none
-            let waits = isStart && (admission != nil || isDirect)
-            image = try await patiently(waits ? Self.patience(direct: isDirect) : .zero) {
+            image = try await patiently(
+                isStart ? patience(admission != nil, direct: option.cache == .none) : .zero
+            ) {
                 () async throws(BlockError) in
                 try await OpenImage.open(
                     path ?? file, format: option.format, readOnly: option.isReadOnly, gate: access.gate,
@@ -371,9 +371,13 @@ package actor DriveRegistry {
         return image
     }
 
-    /// How long an agent that was killed may take to let go of a drive: what is on its way to the page cache is there soon,
-    /// to a disk when the disk has time for it.
-    private static func patience(direct: Bool) -> Duration { direct ? .seconds(10) : .seconds(3) }
+    /// How long to wait for an agent that was killed to let go of a drive. What is on its way to the page cache is there soon;
+    /// what is on its way to a disk when the disk has time for it, and for that all drives together wait so long after the
+    /// start: others may have them for good.
+    private func patience(_ hasJob: Bool, direct isDirect: Bool) -> Duration {
+        let forDisks = isDirect ? max(.zero, .seconds(10) - (ContinuousClock.now - started)) : .zero
+        return max(hasJob ? .seconds(3) : .zero, forDisks)
+    }
 
     /// Does `body` again for a while where somebody else has the lock.
     private func patiently(

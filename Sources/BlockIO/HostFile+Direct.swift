@@ -74,26 +74,29 @@ extension HostFile {
         let known = cblockio_direct_alignment(descriptor, &offset, &memory)
         // Where nothing is said of it, by older kernels and some file systems, whole pages go if anything does.
         if known == -ENODATA { (offset, memory) = (UInt32(IOBuffer.alignment), UInt32(IOBuffer.alignment)) }
-        var unit = UInt64(max(offset, memory))
+        if known == 0, Int(offset) > IOBuffer.alignment || size % UInt64(offset) != 0 {
+            // A file that has come to share blocks takes whole ones best, but its end was made for the disk's sectors.
+            let sector = cblockio_sector_size(descriptor)
+            if sector > 0, sector < offset { offset = sector }
+        }
+        let unit = max(offset, memory)
         guard known == 0 || known == -ENODATA, unit.nonzeroBitCount == 1, unit <= IOBuffer.alignment,
-            cblockio_go_direct(descriptor) == 0, reads(unit, descriptor)
+            cblockio_go_direct(descriptor) == 0, known == 0 || takesPages(descriptor)
         else {
             throw BlockError(
                 .unsupported,
                 "Couldn't use \(name) past the page cache: its file system or its disk does not take that (use it with "
                     + "cache=writeback)")
         }
-        // A file that has come to share blocks takes larger units best; its end may have been made for the disk's.
-        if size % unit != 0, size % 512 == 0, reads(512, descriptor) { unit = 512 }
-        return unit
+        return UInt64(unit)
     }
 
-    /// Whether the second unit of a file can be read by itself, or there is nothing to read.
-    private static func reads(_ unit: UInt64, _ descriptor: Int32) -> Bool {
-        let buffer = IOBuffer(count: IOBuffer.alignment)
+    /// Whether a page of the file can be read, or there is none.
+    private static func takesPages(_ descriptor: Int32) -> Bool {
+        let page = IOBuffer(count: IOBuffer.alignment)
         // What else is wrong with it is not about direct transfers.
         return ![-Int64(EINVAL), -Int64(EOPNOTSUPP)].contains(
-            cblockio_pread(descriptor, buffer.bytes.baseAddress, Int(unit), unit))
+            cblockio_pread(descriptor, page.bytes.baseAddress, page.count, 0))
     }
 
     /// Waits until `range` may be changed, by nobody else if it is `alone` or not of whole units; nil where nobody waits for
@@ -139,6 +142,7 @@ extension HostFile {
     /// Writes the start of `bytes`, whatever its alignment: a count or a negated errno. Its turn has begun.
     func putDirectly(_ bytes: UnsafeRawBufferPointer, at offset: UInt64, _ unit: UInt64) async -> Int {
         let range = ByteRange(offset: offset, length: UInt64(bytes.count))
+        renewChange()
         if isAligned(range, bytes.baseAddress, unit) {
             return await engine.write(descriptor, bytes, at: offset)
         }

@@ -62,12 +62,20 @@ extension HostFile {
             }
             try Self.checkAccess(descriptor, name: name, readOnly: readOnly)
             (identity, aliases) = FileIdentity.of(status, descriptor)
+            if let lock {
+                self.lock = try ImageLock.acquire(
+                    descriptor, holding: lock.holding, unsharing: lock.unsharing, path: name)
+            } else {
+                self.lock = nil
+            }
+            // Not before: who had it may have changed it until then.
             if isBlockDevice {
                 var bytes: UInt64 = 0
                 try Self.check(
                     cblockio_block_device_size(descriptor, &bytes), "Couldn't find the size of \(name)")
                 size = bytes
             } else {
+                try Self.check(cblockio_stat(descriptor, &status), "Couldn't examine \(name)")
                 size = UInt64(max(0, status.st_size))
             }
             isLocal = isBlockDevice || cblockio_is_local(descriptor)
@@ -78,12 +86,6 @@ extension HostFile {
             }
             let block = UInt64(max(0, status.st_blksize))
             granularity = block.nonzeroBitCount == 1 && block >= 512 && block <= 65536 ? block : 4096
-            if let lock {
-                self.lock = try ImageLock.acquire(
-                    descriptor, holding: lock.holding, unsharing: lock.unsharing, path: name)
-            } else {
-                self.lock = nil
-            }
         }
 
         /// O_APPEND would ignore our offsets, and io_uring would not wait for a disk with O_NONBLOCK.

@@ -177,6 +177,8 @@ package final class HostFile: BlockDevice {
         guard result == 0 else {
             throw BlockError("Couldn't set the size of \(name) to \(bytes) bytes", errno: -result)
         }
+        // A flush that came meanwhile has not been of this.
+        state.value.needsFullFlush = true
         currentSize.store(bytes, ordering: .releasing)
     }
 }

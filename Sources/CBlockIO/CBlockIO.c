@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -50,6 +51,24 @@ int cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory
     if (ioctl(descriptor, BLKSSZGET, &sector) != 0 || sector <= 0) return -ENODATA;
     *offset = *memory = (uint32_t)sector;
     return 0;
+}
+
+unsigned cblockio_sector_size(int descriptor) {
+    struct stat status;
+    if (fstat(descriptor, &status) != 0) return 0;
+    dev_t device = S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev;
+    // A partition has the queue of its disk, one level up.
+    static const char *const places[] = {"queue", "../queue"};
+    unsigned size = 0;
+    for (size_t i = 0; size == 0 && i < sizeof places / sizeof places[0]; i++) {
+        char path[96];
+        snprintf(path, sizeof path, "/sys/dev/block/%u:%u/%s/logical_block_size", major(device), minor(device), places[i]);
+        FILE *file = fopen(path, "re");
+        if (file == NULL) continue;
+        if (fscanf(file, "%u", &size) != 1) size = 0;
+        fclose(file);
+    }
+    return size;
 }
 
 int cblockio_read_without_ahead(int descriptor) {

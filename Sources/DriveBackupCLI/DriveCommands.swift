@@ -105,10 +105,12 @@ struct DriveAddCommand: ToolCommand {
         }
         // An agent that does not know the word takes no notice of it.
         if cache == CacheWord.none, drive.cache != "none" {
-            throw CommandFailure(
-                .failed,
-                "\(what): the agent is older than cache=none and uses it through the page cache (remove it again with "
-                    + "'\(session.prefix) drive remove \(id)', or upgrade the agent)")
+            try await session.withAgent(
+                "\(what) past the page cache, which this agent is too old for; removing it again failed"
+            ) {
+                client throws(RPCStatus) in try await client.drives.remove(id)
+            }
+            throw CommandFailure(.failed, "\(what) past the page cache: this agent is too old for that")
         }
         if session.json { session.print(drive) } else { session.console.print(DriveText.line(drive)) }
         return .done

@@ -278,6 +278,25 @@ struct CommandTests {
         #expect(run.capture.output.contains("\"read_only\":true"))
     }
 
+    @Test(
+        "an agent too old for a cache mode keeps no drive that is used otherwise", arguments: [false, true])
+    func olderAgent(knows: Bool) async throws {
+        let removed = Mutex<[String]>([])
+        let router = RPCRouter.with { router in
+            router.unary(DrivesMethods.add) { request, _ throws(RPCStatus) in
+                Drive(id: request.id, file: request.file, cache: knows ? request.cache : "")
+            }
+            router.unary(DrivesMethods.remove) { request, _ throws(RPCStatus) in
+                removed.withLock { $0.append(request.id) }
+                return RemoveDriveResponse()
+            }
+        }
+        let run = try await ScriptedAgent.run("drive add d ./x.img --cache none", router)
+        #expect(run.status == (knows ? .done : .failed))
+        #expect(run.capture.errorLines.count == (knows ? 0 : 1))
+        #expect(removed.withLock { $0 } == (knows ? [] : ["d"]))
+    }
+
     @Test("events are shown until there are no more, and ping tells the time")
     func eventsAndPing() async throws {
         let router = RPCRouter.with { router in

@@ -32,6 +32,8 @@ int cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory
 int cblockio_read_without_ahead(int descriptor);
 /// Opens the file of a descriptor once more, for reading and writing past the page cache; a descriptor or a negated errno.
 int cblockio_open_direct(int descriptor);
+/// What the disk below a file or a block device addresses, in bytes; 0 where that is not known.
+unsigned cblockio_sector_size(int descriptor);
 /// All transfers of this descriptor bypass the page cache from now on; -EINVAL where its file cannot.
 int cblockio_go_direct(int descriptor);
 /// When the file was made, in nanoseconds since 1970; 0 where the file system does not know.

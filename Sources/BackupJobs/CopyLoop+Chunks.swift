@@ -67,7 +67,7 @@ extension CopyLoop {
             var done: UInt64 = 0
             while done < piece.length {
                 // A guest that waits for one answer at a time notices every long step.
-                if done > 0 { await source.engine.letOthersIn() }
+                if done > 0 { await letGuestIn() }
                 let step = piece.dropFirst(done).prefix(state.value.stepLength)
                 try await source.read(step, into: slice[Int(done)..<Int(done + step.length)])
                 done += step.length
@@ -100,6 +100,14 @@ extension CopyLoop {
             }
         }
         return nil
+    }
+
+    /// Whatever the guest has sent has its turn; how much that was says how many requests it has on their way.
+    private func letGuestIn() async {
+        let before = point.drive.activity.requests
+        await source.engine.letOthersIn()
+        let requests = point.drive.activity.requests &- before
+        state.withState { $0.requestsPerTurn = max(requests, $0.requestsPerTurn / 2) }
     }
 
     /// Part of the drive cannot be read: block by block what was saved does not need to be, and the rest is missing, after a

@@ -35,6 +35,8 @@ struct CopyLoop: Sendable {
         var isPrepared = false
         /// How much of the drive is read in one step, in bytes.
         var stepLength = UInt64.max
+        /// How many requests of the guest come in one turn of the engine, lately.
+        var requestsPerTurn: UInt64 = 0
     }
 
     /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
@@ -130,8 +132,8 @@ struct CopyLoop: Sendable {
         // The guest is not let go: it is the next agent that goes on.
         if control.isSuspended { return await waitUntilIdle() }
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
-        course.pace.note(point.drive.requestCount)
-        state.value.stepLength = course.pace.stepLength
+        course.pace.note(point.drive.activity, perTurn: state.value.requestsPerTurn)
+        state.value.stepLength = course.pace.allowance.stepLength
         if options.sync == .none, control.isFinishing { point.freeze() }
         if case .next(let cluster) = state.value.cloning {
             await startClone(from: cluster, &chunks)
@@ -264,7 +266,7 @@ struct CopyLoop: Sendable {
         }
         if targetReadsAsZero {
             await pass(part, &course.plan, copied: part.length, notNeeded: 0)
-        } else if await permitted(&course.pace) {
+        } else if await permitted(course.pace) {
             start(point.clusters(of: course.plan.take(part.length)), &chunks, writeZeroes)
         }
     }
@@ -368,8 +370,8 @@ struct CopyLoop: Sendable {
         let delay = course.limiter.delay(now: clock.now())
         if delay > .zero {
             await sleep(delay)
-        } else if await permitted(&course.pace) {
-            let most = max(clusterSize, min(chunkSize, course.pace.chunkSize))
+        } else if await permitted(course.pace) {
+            let most = max(clusterSize, min(chunkSize, course.pace.allowance.chunkSize))
             let length = course.limiter.chunkSize(unit: clusterSize, most: most)
             let range = point.bytes(of: clusters).prefix(length)
             course.limiter.spend(range.length, now: clock.now())
@@ -379,8 +381,8 @@ struct CopyLoop: Sendable {
     }
 
     /// Whether a chunk may start; then it counts as in flight. If not, returns after something has changed.
-    private func permitted(_ pace: inout GuestPace) async -> Bool {
-        if control.startChunk(atMost: pace.depth) { return true }
+    private func permitted(_ pace: GuestPace) async -> Bool {
+        if control.startChunk(atMost: pace.allowance.depth) { return true }
         await control.signal.raised()
         return false
     }

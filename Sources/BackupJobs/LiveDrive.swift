@@ -7,6 +7,13 @@ package import BlockIO
 /// a write or zero is: note it; let go of discards that were kept there; wait for requests of before; have the old
 /// content saved; pass it on. docs/architecture.md tells why in this order.
 package final class LiveDrive: BlockDevice {
+    /// Numbers that grow with each request of the guest; who compares them knows what the guest is doing.
+    struct Activity {
+        var requests: UInt64 = 0
+        /// Those that change something, among them.
+        var changes: UInt64 = 0
+    }
+
     struct State {
         var requests = RequestsInFlight()
         var kept = KeptDiscards()
@@ -16,8 +23,7 @@ package final class LiveDrive: BlockDevice {
         /// Passes on kept discards, by the ranges in which they may not be needed any more.
         var passer: Task<Void, Never>?
         var toPassOn: [ByteRange] = []
-        /// Grows with each request of the guest; who compares it knows whether the guest is busy.
-        var requestCount: UInt64 = 0
+        var activity = Activity()
     }
 
     /// The drive's image, below.
@@ -41,12 +47,12 @@ package final class LiveDrive: BlockDevice {
     // MARK: The guest's requests
 
     package func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        state.value.requestCount &+= 1
+        state.value.activity.requests &+= 1
         try await device.read(range, into: buffer)
     }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
-        state.value.requestCount &+= 1
+        state.value.activity.requests &+= 1
         return device.readAtOnce(range, into: buffer)
     }
 
@@ -54,7 +60,8 @@ package final class LiveDrive: BlockDevice {
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard range.end <= size else { return false }
         let (isClear, point) = state.withState { state in
-            state.requestCount &+= 1
+            state.activity.requests &+= 1
+            state.activity.changes &+= 1
             return (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
         }
         guard isClear, point?.saveAtOnce(range) ?? true else { return false }
@@ -116,7 +123,8 @@ package final class LiveDrive: BlockDevice {
     /// and counts it as one of before.
     private func begin(_ range: ByteRange) -> (request: Int, point: PointInTime?) {
         state.withState { state in
-            state.requestCount &+= 1
+            state.activity.requests &+= 1
+            state.activity.changes &+= 1
             return (state.requests.begin(range), state.point)
         }
     }
@@ -154,8 +162,7 @@ package final class LiveDrive: BlockDevice {
         await withUnsafeContinuation { continuation in state.value.waiters.add(continuation) }
     }
 
-    /// A number that grows with each request of the guest.
-    var requestCount: UInt64 { state.value.requestCount }
+    var activity: Activity { state.value.activity }
 
     // MARK: The job
 

@@ -275,3 +275,51 @@ internal import Testing
         signal.raise()
     }
 }
+
+@Suite struct GuestPaceTests {
+    /// What the pace allows after steps between which a guest did this.
+    private func allowance(
+        steps: Int, requests: UInt64, changes: UInt64, perTurn: UInt64, then quiet: Int = 0
+    ) -> GuestPace.Allowance {
+        var pace = GuestPace()
+        var activity = LiveDrive.Activity()
+        pace.note(activity, perTurn: 0)
+        for _ in 0..<steps {
+            activity.requests += requests
+            activity.changes += changes
+            pace.note(activity, perTurn: perTurn)
+        }
+        for _ in 0..<quiet { pace.note(activity, perTurn: perTurn) }
+        return pace.allowance
+    }
+
+    @Test("the copy takes what the guest leaves it")
+    func paces() {
+        let long = GuestPace.patience
+        #expect(allowance(steps: 0, requests: 0, changes: 0, perTurn: 0) == .idle)
+        #expect(allowance(steps: 1, requests: 1, changes: 0, perTurn: 1) == .few)
+        // Slow steps, with many requests of one after the other between them.
+        #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: 1) == .few)
+        #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many - 1) == .few)
+        #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many) == .manyReads)
+        #expect(allowance(steps: long, requests: 100, changes: 1, perTurn: 16) == .manyChanges)
+        #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long - 1) == .manyChanges)
+        #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long) == .idle)
+    }
+
+    @Test("beside readers the copy holds back after a change, for a while")
+    func change() {
+        var pace = GuestPace()
+        var activity = LiveDrive.Activity()
+        var allowed: [GuestPace.Allowance] = []
+        for step in 0..<GuestPace.patience + 3 {
+            activity.requests += 16
+            if step == 1 { activity.changes += 1 }
+            pace.note(activity, perTurn: 16)
+            allowed.append(pace.allowance)
+        }
+        // The first step has nothing to compare with.
+        #expect(allowed.dropFirst().prefix(GuestPace.patience).allSatisfy { $0 == .manyChanges })
+        #expect(allowed.suffix(2) == [.manyReads, .manyReads])
+    }
+}

@@ -52,20 +52,25 @@ package final class LiveDrive: BlockDevice {
     }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        guard device.readAtOnce(range, into: buffer) else { return false }
         state.value.activity.requests &+= 1
-        return device.readAtOnce(range, into: buffer)
+        return true
     }
 
     /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard range.end <= size else { return false }
         let (isClear, point) = state.withState { state in
+            (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
+        }
+        guard isClear, point?.saveAtOnce(range) ?? true, device.writeAtOnce(range, from: buffer) else {
+            return false
+        }
+        state.withState { state in
             state.activity.requests &+= 1
             state.activity.changes &+= 1
-            return (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
         }
-        guard isClear, point?.saveAtOnce(range) ?? true else { return false }
-        return device.writeAtOnce(range, from: buffer)
+        return true
     }
 
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {

@@ -42,6 +42,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Sends to a stream socket: a count of at least 1, often short. At most 1024 parts; they and the bytes they name stay
     /// as they are until this returns. shutdown(2) of the socket ends the wait with an error.
     func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int
+    /// The same in this step, as far as the socket has room: a count or a negated errno; nil when it has none, or the engine
+    /// does not do that by itself.
+    func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int?
 
     /// Runs a call that may block (open, lseek, rename, ioctl, locks) on a thread of this engine that may, and
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
@@ -90,6 +93,7 @@ extension IOEngine {
         Int(-ENOSYS)
     }
     package func send(_: Int32, _: UnsafeMutableBufferPointer<iovec>) async -> Int { Int(-ENOSYS) }
+    package func sendAtOnce(_: Int32, _: UnsafeMutableBufferPointer<iovec>) -> Int? { nil }
 
     /// Runs `body` on this engine's executor and returns to the caller's.
     package func run<Result: Sendable, Failure: Error>(

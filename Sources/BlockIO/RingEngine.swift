@@ -238,8 +238,12 @@ package final class RingEngine: IOEngine {
                 offset: 0, length: UInt64(bytes.count), flags: all ? 1 : 0, token: 0))
     }
 
+    package func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int? {
+        core.queue.isCurrent ? inline.send(socket, parts) : nil
+    }
+
     package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {
-        if core.queue.isCurrent, let count = inline.send(socket, parts) { return count }
+        if let count = sendAtOnce(socket, parts) { return count }
         return await perform(
             RingQueue.Request(
                 operation: CBLOCKIO_SEND, descriptor: socket, address: parts.baseAddress, message: nil,

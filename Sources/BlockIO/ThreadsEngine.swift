@@ -128,10 +128,14 @@ package final class ThreadsEngine: IOEngine {
         }
     }
 
+    package func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int? {
+        let count = Int(cblockio_send(socket, parts.baseAddress, parts.count))
+        return count == Int(-EAGAIN) ? nil : count
+    }
+
     package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {
         while true {
-            let count = Int(cblockio_send(socket, parts.baseAddress, parts.count))
-            guard count == Int(-EAGAIN) else { return count }
+            if let count = sendAtOnce(socket, parts) { return count }
             let ready = await core.wait { self.sockets.wait(for: socket, .writing, $0) }
             if ready < 0 { return ready }
         }

@@ -10,6 +10,8 @@ final class ReplySender: Sendable {
 
     // SAFETY: the addresses never change; what is there is used by one task at a time.
     private nonisolated(unsafe) let parts: UnsafeMutableBufferPointer<iovec>
+    // SAFETY: as `parts`, what of them has not left yet.
+    private nonisolated(unsafe) var unsent = 0..<0
     private let heads = IOBuffer(count: ReplySender.headBytes)
     private let socket: Socket
     private let engine: any IOEngine
@@ -25,15 +27,16 @@ final class ReplySender: Sendable {
 
     deinit { parts.deallocate() }
 
-    /// Sends the first of `replies`, at least one; returns how many, or nil when the client cannot be reached any more.
-    func send(_ replies: ArraySlice<Reply>) async -> Int? {
+    /// Makes the first of `replies` ready to be sent, at least one; returns how many. They stay as they are until they have
+    /// left.
+    func gather(_ replies: ArraySlice<Reply>) -> Int {
         var count = 0
         var used = 0
         var taken = 0
-        for reply in replies {
+        for index in replies.indices {
             guard used + Reply.maximumHead <= Self.headBytes, count + 2 <= Self.maximumParts else { break }
             let room = UnsafeMutableRawBufferPointer(rebasing: heads.bytes[used...])
-            let length = reply.encodeHead(into: room)
+            let length = replies[index].encodeHead(into: room)
             if count > 0,
                 parts[count - 1].iov_base
                     == heads.bytes.baseAddress.map({ $0 + used - parts[count - 1].iov_len })
@@ -45,40 +48,57 @@ final class ReplySender: Sendable {
                 count += 1
             }
             used += length
-            if let payload = reply.payload, payload.count > 0 {
+            if let payload = replies[index].payload, payload.count > 0 {
                 parts[count] = iovec(iov_base: payload.bytes.baseAddress, iov_len: payload.count)
                 count += 1
             }
             taken += 1
         }
-        return await sendParts(count) ? taken : nil
+        unsent = 0..<count
+        return taken
+    }
+
+    /// Sends in this step what the socket has room for; true when that was all that is ready. An error is met again by `send`.
+    func sendAtOnce() -> Bool {
+        if let sent = engine.sendAtOnce(socket.descriptor, rest), sent > 0 { drop(sent) }
+        return unsent.isEmpty
+    }
+
+    /// Sends what is ready; false when the client cannot be reached any more.
+    func send() async -> Bool {
+        while !unsent.isEmpty {
+            let sent = await engine.send(socket.descriptor, rest)
+            if sent == Int(-EINTR) || sent == Int(-EAGAIN) { continue }
+            guard sent > 0 else { return false }
+            drop(sent)
+        }
+        return true
     }
 
     /// Sends bytes as they are; false when the client cannot be reached any more.
     func send(_ slice: IOSlice) async -> Bool {
         guard slice.count > 0 else { return true }
         parts[0] = iovec(iov_base: slice.bytes.baseAddress, iov_len: slice.count)
-        return await sendParts(1)
+        unsent = 0..<1
+        return await send()
     }
 
-    private func sendParts(_ count: Int) async -> Bool {
-        var first = 0
-        while first < count {
-            let rest = UnsafeMutableBufferPointer(rebasing: parts[first..<count])
-            var sent = await engine.send(socket.descriptor, rest)
-            if sent == Int(-EINTR) || sent == Int(-EAGAIN) { continue }
-            guard sent > 0 else { return false }
-            progressed()
-            // Sends come back short.
-            while first < count, sent >= parts[first].iov_len {
-                sent -= parts[first].iov_len
-                first += 1
-            }
-            if sent > 0 {
-                parts[first].iov_base = parts[first].iov_base.map { $0 + sent }
-                parts[first].iov_len -= sent
-            }
+    private var rest: UnsafeMutableBufferPointer<iovec> {
+        UnsafeMutableBufferPointer(rebasing: parts[unsent])
+    }
+
+    /// So many bytes have left; sends come back short.
+    private func drop(_ bytes: Int) {
+        progressed()
+        var (left, first) = (bytes, unsent.lowerBound)
+        while first < unsent.upperBound, left >= parts[first].iov_len {
+            left -= parts[first].iov_len
+            first += 1
         }
-        return true
+        if left > 0 {
+            parts[first].iov_base = parts[first].iov_base.map { $0 + left }
+            parts[first].iov_len -= left
+        }
+        unsent = first..<unsent.upperBound
     }
 }

@@ -68,7 +68,7 @@ extension Transmission {
         } catch {
             return fail(request, error, giving: buffer)
         }
-        guard piece.length < range.length else { return leaveData(request, slice, buffer) }
+        guard piece.length < range.length else { return leave(dataReply(request, slice, buffer)) }
         if agreement.hasStructuredReplies {
             await readFragments(request, range, buffer)
         } else {
@@ -119,10 +119,13 @@ extension Transmission {
             }
             // Only then is it the client that is waited for, and not the device.
             progress.beginWait()
-            let isSent =
-                isFirst
-                ? await sender.send([Reply(cookie: request.cookie, form: .simpleData(slice))]) != nil
-                : await sender.send(slice)
+            let isSent: Bool
+            if isFirst {
+                _ = sender.gather([Reply(cookie: request.cookie, form: .simpleData(slice))])
+                isSent = await sender.send()
+            } else {
+                isSent = await sender.send(slice)
+            }
             progress.endWait()
             if !isSent { breakOff() }
             isFirst = false

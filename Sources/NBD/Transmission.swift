@@ -23,6 +23,8 @@ final class Transmission: Sendable {
     struct State {
         var inFlight = 0
         var outgoing: [Reply] = []
+        /// How many of `outgoing` the socket has begun to take.
+        var gathered = 0
         /// The receiver, which waits for a request to be over.
         var waitingForSlot: UnsafeContinuation<Void, Never>?
         /// The sender, which waits for replies.
@@ -164,9 +166,14 @@ final class Transmission: Sendable {
                 }
                 input.drop(RequestHeader.byteCount)
                 count += 1
+                // Functions that may wait cost a change of executor even when they do not: most requests need none.
+                var buffer: IOBuffer?
+                if serveAtOnce(request, &buffer) { continue }
+                sendAtOnce()
                 await waitForSlot()
-                guard await begin(request, &group) else { return }
+                guard await begin(request, buffer, &group) else { return }
             }
+            sendAtOnce()
             if count > 0 { timesAlone = count == 1 ? timesAlone + 1 : 0 }
             // Of a client with many on their way the first is not to be answered before the others are there.
             if timesAlone >= Self.lonely { engine.expectMore() }
@@ -181,11 +188,48 @@ final class Transmission: Sendable {
         }
     }
 
-    /// False when nothing more is to be received.
-    private func begin(_ request: RequestHeader, _ group: inout DiscardingTaskGroup) async -> Bool {
+    private func judge(_ request: RequestHeader) -> RequestRules.Verdict {
         var rules = rules
         rules.isEnding = state.value.isEnding
-        switch rules.judge(request) {
+        return rules.judge(request)
+    }
+
+    /// Serves a short read or write in this step, when nothing has to be waited for; false when something has to. `buffer`
+    /// is then memory for it, if there was some.
+    private func serveAtOnce(_ request: RequestHeader, _ buffer: inout IOBuffer?) -> Bool {
+        let count = Int(request.length)
+        guard count > 0, count <= Self.maximumAtOnce, state.value.inFlight < Self.maximumInFlight,
+            case .serve(let command) = judge(request)
+        else { return false }
+        switch command {
+        case .write:
+            // From where it was received.
+            guard let payload = input.slice(count), writeAtOnce(request, payload) else { return false }
+            input.drop(count)
+        case .read:
+            guard let memory = memory.takeIfAvailable(count, for: account) else { return false }
+            buffer = memory
+            let range = ByteRange(offset: request.offset, length: UInt64(count))
+            guard device.readAtOnce(range, into: memory[0..<count]) else { return false }
+            leaveNew(dataReply(request, memory[0..<count], memory))
+        default: return false
+        }
+        return true
+    }
+
+    /// False when the device would have to wait.
+    private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
+        let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
+        guard !request.flags.contains(.fua), device.writeAtOnce(range, from: payload) else { return false }
+        leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))
+        return true
+    }
+
+    /// False when nothing more is to be received. `buffer` is memory that was taken for the request.
+    private func begin(
+        _ request: RequestHeader, _ buffer: IOBuffer?, _ group: inout DiscardingTaskGroup
+    ) async -> Bool {
+        switch judge(request) {
         case .disconnect: return false
         case .close(let why):
             report(why)
@@ -196,50 +240,25 @@ final class Transmission: Sendable {
             state.value.inFlight += 1
             refuse(request, error, message)
         case .serve(let command):
-            if command == .write, writeAtOnce(request) { return true }
-            var buffer: IOBuffer?
-            if command == .read || command == .write, request.length > 0 {
-                let isPiecemeal = command == .read
-                let count =
-                    isPiecemeal ? min(Int(request.length), RequestMemory.maximumPiece) : Int(request.length)
-                buffer = memory.takeIfAvailable(count, for: account)
+            var buffer = buffer
+            let length = Int(request.length)
+            if command == .read || command == .write, length > 0 {
+                let count = command == .read ? min(length, RequestMemory.maximumPiece) : length
                 if buffer == nil { buffer = await memory.take(count, for: account) }
                 guard let buffer else { return false }
-                if command == .read, readAtOnce(request, buffer) { return true }
-                if command == .write, !(await receivePayload(buffer[0..<count])) {
-                    memory.give(buffer, from: account)
-                    return false
+                if command == .write {
+                    let isThere = await receivePayload(buffer[0..<count])
+                    let isDone =
+                        isThere && count <= Self.maximumAtOnce && writeAtOnce(request, buffer[0..<count])
+                    guard isThere, !isDone else {
+                        memory.give(buffer, from: account)
+                        return isThere
+                    }
                 }
             }
             state.value.inFlight += 1
             group.addTask { [buffer] in await self.serve(request, command, buffer) }
         }
-        return true
-    }
-
-    /// Answers a short read in this step, when the device need not wait for anything; false when it has to.
-    private func readAtOnce(_ request: RequestHeader, _ buffer: IOBuffer) -> Bool {
-        let count = Int(request.length)
-        guard count <= Self.maximumAtOnce,
-            device.readAtOnce(
-                ByteRange(offset: request.offset, length: UInt64(count)), into: buffer[0..<count])
-        else { return false }
-        state.value.inFlight += 1
-        leaveData(request, buffer[0..<count], buffer)
-        return true
-    }
-
-    /// Does a short write in this step, from where it was received, when all of it is there and the device need not wait
-    /// for anything; false when it has to.
-    private func writeAtOnce(_ request: RequestHeader) -> Bool {
-        let count = Int(request.length)
-        guard count > 0, count <= Self.maximumAtOnce, !request.flags.contains(.fua),
-            let payload = input.slice(count),
-            device.writeAtOnce(ByteRange(offset: request.offset, length: UInt64(count)), from: payload)
-        else { return false }
-        input.drop(count)
-        state.value.inFlight += 1
-        leave(Reply(cookie: request.cookie, form: .simple(nil)))
         return true
     }
 
@@ -282,17 +301,39 @@ final class Transmission: Sendable {
 
     // MARK: Sending
 
-    /// Leaves the reply to a read that is whole.
-    func leaveData(_ request: RequestHeader, _ slice: IOSlice, _ buffer: IOBuffer) {
+    /// The reply to a read that is whole.
+    func dataReply(_ request: RequestHeader, _ slice: IOSlice, _ buffer: IOBuffer) -> Reply {
         let form: Reply.Form =
             agreement.hasStructuredReplies ? .data(offset: request.offset, slice) : .simpleData(slice)
-        leave(Reply(cookie: request.cookie, form: form, buffer: buffer))
+        return Reply(cookie: request.cookie, form: form, buffer: buffer)
     }
 
     /// Leaves a reply for the sender.
     func leave(_ reply: Reply) {
         state.value.outgoing.append(reply)
         state.value.waitingForReplies.take()?.resume()
+    }
+
+    /// Leaves a reply to a request that was not in flight before; `sendAtOnce` follows in the same step.
+    private func leaveNew(_ reply: Reply) {
+        state.withState { state in
+            state.inFlight += 1
+            state.outgoing.append(reply)
+        }
+    }
+
+    /// Sends what was left in this step, as far as the socket has room and the sender is not at it; the rest is the sender's.
+    private func sendAtOnce() {
+        guard !state.value.outgoing.isEmpty, state.value.waitingForReplies != nil else { return }
+        // Nobody leaves a turn without waking the sender: all of these are to be sent.
+        let count = state.value.isBroken ? 0 : sender.gather(state.value.outgoing[...])
+        guard count == state.value.outgoing.count, sender.sendAtOnce() else {
+            state.value.gathered = count
+            state.value.waitingForReplies.take()?.resume()
+            return
+        }
+        finish(state.value.outgoing[...])
+        state.value.outgoing.removeAll(keepingCapacity: true)
     }
 
     /// Leaves a reply and waits until it has left, or never will; false then.
@@ -313,6 +354,8 @@ final class Transmission: Sendable {
                 await withUnsafeContinuation { state.value.waitingForReplies = $0 }
             }
             swap(&batch, &state.value.outgoing)
+            var gathered = 0
+            swap(&gathered, &state.value.gathered)
             var rest = batch[...]
             while let first = rest.first {
                 if case .turn = first.form {
@@ -326,11 +369,13 @@ final class Transmission: Sendable {
                 let upToTurn = rest.prefix { if case .turn = $0.form { false } else { true } }
                 var count = upToTurn.count
                 if !state.value.isBroken {
+                    count = gathered > 0 ? gathered : sender.gather(upToTurn)
+                    gathered = 0
                     progress.beginWait()
-                    if let sent = await sender.send(upToTurn) { count = sent } else { breakOff() }
+                    if !(await sender.send()) { breakOff() }
                     progress.endWait()
                 }
-                for reply in rest.prefix(count) { finish(reply) }
+                finish(rest.prefix(count))
                 rest.removeFirst(count)
             }
             batch.removeAll(keepingCapacity: true)
@@ -343,19 +388,26 @@ final class Transmission: Sendable {
         cutOff()
     }
 
-    /// A reply has left, or was dropped.
-    private func finish(_ reply: Reply) {
-        if let buffer = reply.buffer { memory.give(buffer, from: account) }
-        reply.waiter?.resume()
-        guard reply.isLast else { return }
-        state.value.inFlight -= 1
-        state.value.waitingForSlot.take()?.resume()
-        if state.value.isEnding && state.value.inFlight == 0 { cutOff() }
+    /// Replies have left, or were dropped.
+    private func finish(_ replies: ArraySlice<Reply>) {
+        var ended = 0
+        for index in replies.indices {
+            if let buffer = replies[index].buffer { memory.give(buffer, from: account) }
+            replies[index].waiter?.resume()
+            if replies[index].isLast { ended += 1 }
+        }
+        guard ended > 0 else { return }
+        let (receiver, isOver) = state.withState { state in
+            state.inFlight -= ended
+            return (state.waitingForSlot.take(), state.isEnding && state.inFlight == 0)
+        }
+        receiver?.resume()
+        if isOver { cutOff() }
     }
 
     /// Whoever waited for its turn to send has sent its reply, or cannot any more.
     func endOwnTurn(_ buffer: IOBuffer) {
-        finish(Reply(cookie: 0, form: .none, buffer: buffer))
+        finish([Reply(cookie: 0, form: .none, buffer: buffer)])
         state.value.waitingForTurn.take()?.resume()
     }
 

@@ -71,6 +71,52 @@ struct ServingTests {
         try await test.stop()
     }
 
+    @Test(
+        "answers that fill the socket, some of them only in part, arrive whole",
+        arguments: EngineKind.allCases)
+    func fillingTheSocket(kind: EngineKind) async throws {
+        let seed = testSeed()
+        var random = SeededGenerator(seed)
+        let test = try await ServerUnderTest.start(kind)
+        let file = try await test.addFile("a", bytes: 4 << 20)
+        let content = IOBuffer(count: 4 << 20)
+        for position in 0..<content.count / 8 {
+            content.bytes.storeBytes(of: UInt64(position), toByteOffset: position * 8, as: UInt64.self)
+        }
+        try await test.engine.run { () async throws(BlockError) in
+            try await file.write(file.range, from: content.slice)
+        }
+        let client = try await RawClient.open(test.path, structured: false)
+        for round in 0..<20 {
+            let ranges = (0..<160).map { _ in
+                let offset = Int.random(in: 0..<(4 << 20) - 65536, using: &random)
+                return offset..<offset + Int.random(in: 1...65536, using: &random)
+            }
+            // One by one, so that each is served as it comes; the writes among them are of what is there.
+            for (index, range) in ranges.enumerated() {
+                let isWrite = index % 8 == 7
+                try await client.send(
+                    RawClient.request(
+                        isWrite ? Self.write : Self.read, cookie: UInt64(index),
+                        offset: UInt64(range.lowerBound),
+                        length: UInt32(range.count)) + (isWrite ? Array(content.bytes[range]) : []))
+            }
+            var missing = Set(ranges.indices)
+            while !missing.isEmpty {
+                try #require(try await client.integer(UInt32.self) == NBDProtocol.simpleReplyMagic)
+                #expect(try await client.integer(UInt32.self) == 0)
+                let index = Int(try await client.integer(UInt64.self))
+                #expect(missing.remove(index) != nil)
+                guard index % 8 != 7 else { continue }
+                let data = Data(try await client.receive(ranges[index].count))
+                #expect(
+                    data == Data(content.bytes[ranges[index]]),
+                    "round \(round), request \(index), seed \(seed)")
+            }
+        }
+        try await test.stop()
+    }
+
     @Test("answers overtake each other and keep their cookies")
     func outOfOrder() async throws {
         let test = try await ServerUnderTest.start()

@@ -2,6 +2,9 @@ internal import BlockIO
 
 /// What a chunk does, in its own task.
 extension CopyLoop {
+    /// From how many bytes on the target is to have a piece before the next one is read.
+    private static let longPiece: UInt64 = 256 << 10
+
     func writeZeroes(_ range: ByteRange) async -> BackupFailure? {
         if isEnding { return .cancelled }
         return await requests.perform { [writer] in await writer.writeZeroes(range) }
@@ -39,8 +42,9 @@ extension CopyLoop {
             return failure
         }
         // From here on the buffer belongs to the request, which may outlive the chunk.
-        let isGuestIdle = state.value.stepLength == .max
-        return await requests.perform(givingWay: isGuestIdle) { [buffers, writer, sums] in
+        // Short pieces are for the target to take together.
+        let givesWay = state.value.stepLength == .max && piece.length >= Self.longPiece
+        return await requests.perform(givingWay: givesWay) { [buffers, writer, sums] in
             defer { buffers.give(buffer) }
             // While the target writes, so that it costs the copy nothing but this thread's time.
             async let noted = note(piece, slice, point.record.isCloned ? nil : sums)

@@ -5,8 +5,9 @@ internal import Synchronization
 /// Memory is taken from the system, or from memory that is shared with other processes, when it is first needed and used
 /// again afterwards; it never exceeds the capacity, whichever engines the buffers travel over. Who waits for a buffer is served in the order of asking.
 ///
-/// A buffer on its way to a target that hangs does not come back. So each job has a `share`: it may hold at most half of
-/// what the others leave, and something is left for the next one. Who holds as much as he may is overtaken.
+/// A buffer on its way to a target that hangs does not come back. So each job has a `share`: it may hold at most three
+/// eighths of all, and half of what the others leave, so that something is left for the next one. Who holds as much as he
+/// may is overtaken.
 package final class BufferPool: Sendable {
     private struct State {
         var free: [IOBuffer] = []
@@ -33,6 +34,8 @@ package final class BufferPool: Sendable {
     package let bufferSize: Int
     /// How many buffers there can be.
     package let maximumCount: Int
+    /// How many buffers one share may hold.
+    private var largestShare: Int { max(1, maximumCount * 3 / 8) }
     /// Where the buffers lie; nil: each by itself.
     package let memory: SharedMemory?
 
@@ -47,7 +50,7 @@ package final class BufferPool: Sendable {
     }
 
     /// Makes an empty stock of buffers of `bufferSize` in `memory`, which nobody else uses; at least one has room there.
-    package init(in memory: SharedMemory, bufferSize: Int = 1 << 20) {
+    package init(in memory: SharedMemory, bufferSize: Int = 2 << 20) {
         precondition(
             bufferSize > 0 && bufferSize.isMultiple(of: IOBuffer.alignment) && bufferSize <= memory.count,
             "a buffer is aligned and has bytes")
@@ -97,7 +100,7 @@ package final class BufferPool: Sendable {
         guard let memory else { return }
         let places = state.withLock { state in
             let first = max(state.prepared, state.made)
-            let end = max(first, min(maximumCount, state.made + max(1, maximumCount / 2)))
+            let end = max(first, min(maximumCount, state.made + largestShare))
             state.prepared = end
             return first..<end
         }
@@ -174,7 +177,7 @@ package final class BufferPool: Sendable {
         guard state.lent < maximumCount else { return nil }
         if let share {
             let others = state.lent - share.held
-            guard share.held < max(1, (maximumCount - others) / 2) else { return nil }
+            guard share.held < max(1, min(largestShare, (maximumCount - others) / 2)) else { return nil }
             share.held += 1
         }
         state.lent += 1

@@ -1,5 +1,5 @@
-/// One user's part of a pool: at most half of what the others leave of it, so that nobody can have all, however long he
-/// keeps what he has. One buffer is granted to whoever has none, while there is one.
+/// One user's part of a pool: at most three eighths of it, and half of what the others leave, so that nobody can have all,
+/// however long he keeps what he has. One buffer is granted to whoever has none, while there is one.
 package final class BufferShare: Sendable {
     private let pool: BufferPool
     // SAFETY: read and changed under the lock of the pool that it is a share of.

@@ -3,8 +3,10 @@ internal import NIOPosix
 
 extension ChannelTransport {
     /// Puts what carries `connection` into a new channel's pipeline. A TLS handler would come first here.
-    static func build(_ connection: any Connection, in channel: any Channel) throws {
-        try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection))
+    static func build(_ connection: any Connection, in channel: any Channel, running executor: LoopExecutor?)
+        throws
+    {
+        try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection, running: executor))
     }
 
     /// Connects a socket to `address` and lets it carry `connection`. Returns what runs tasks on its loop.

@@ -15,6 +15,12 @@ final class ClientConnection: Connection {
         var isWorthWaking: Bool {
             status != nil || (isUnary ? messages.count > 1 : !messages.isEmpty)
         }
+
+        /// Who waits, if there is something worth waking for.
+        mutating func takeWaiter() -> CheckedContinuation<Void, Never>? {
+            guard waiter != nil, isWorthWaking else { return nil }
+            return waiter.take()
+        }
     }
 
     private struct State {
@@ -37,17 +43,6 @@ final class ClientConnection: Connection {
             guard !isWoken, let wake else { return nil }
             isWoken = true
             return wake
-        }
-
-        /// Who waits for the call, if there is something worth waking for.
-        mutating func takeWaiter(
-            at index: Dictionary<UInt32, Call>.Index
-        ) -> [CheckedContinuation<Void, Never>] {
-            guard calls.values[index].isWorthWaking, let waiter = calls.values[index].waiter else {
-                return []
-            }
-            calls.values[index].waiter = nil
-            return [waiter]
         }
     }
 
@@ -310,42 +305,45 @@ final class ClientConnection: Connection {
         var woken: [CheckedContinuation<Void, Never>] = []
         let wake = state.withLock { state -> Wake? in
             let effects = step(&state)
-            for effect in effects { woken += Self.note(effect, &state) }
+            for effect in effects { Self.note(effect, &state, &woken) }
             return effects.isEmpty ? nil : state.wakeUp()
         }
         for continuation in woken { continuation.resume() }
         wake?()
     }
 
-    /// Notes what has happened. Returns who is to be woken, without the lock.
+    /// Notes what has happened, and who is to be woken, without the lock.
     private static func note(
-        _ effect: ClientMachine.Effect, _ state: inout State
-    ) -> [CheckedContinuation<Void, Never>] {
+        _ effect: ClientMachine.Effect, _ state: inout State,
+        _ woken: inout [CheckedContinuation<Void, Never>]
+    ) {
         switch effect {
         case .ready:
             state.isReady = true
-            return state.watchers.takeAll()
+            woken += state.watchers.takeAll()
         case .pong(let token):
             if token != 0, token <= state.lastPing { state.pongs.insert(token) }
-            return state.watchers.takeAll()
+            woken += state.watchers.takeAll()
         case .closedForCalls(let status):
             state.closed = status
-            return state.watchers.takeAll()
+            woken += state.watchers.takeAll()
         case .mayOpen:
-            return state.openers.takeAll()
+            woken += state.openers.takeAll()
         case .message(let stream, let message):
-            guard let index = state.calls.index(forKey: stream) else { return [] }
-            state.calls.values[index].messages.append(message)
-            guard state.calls.values[index].messages.count <= maxQueuedMessages else {
+            guard let index = state.calls.index(forKey: stream) else { return }
+            guard state.calls.values[index].messages.count < maxQueuedMessages else {
                 let status = RPCStatus(.resourceExhausted, "Too many responses came at once.")
-                return state.machine.cancel(stream, status, now: RPCClock.now).flatMap { note($0, &state) }
+                let effects = state.machine.cancel(stream, status, now: RPCClock.now)
+                for effect in effects { note(effect, &state, &woken) }
+                return
             }
-            return state.takeWaiter(at: index)
+            state.calls.values[index].messages.append(message)
+            if let waiter = state.calls.values[index].takeWaiter() { woken.append(waiter) }
         case .ended(let stream, let status):
-            guard let index = state.calls.index(forKey: stream) else { return [] }
+            guard let index = state.calls.index(forKey: stream) else { return }
             if status.code == .cancelled { state.calls.values[index].messages = [] }
             if state.calls.values[index].status == nil { state.calls.values[index].status = status }
-            return state.takeWaiter(at: index)
+            if let waiter = state.calls.values[index].takeWaiter() { woken.append(waiter) }
         }
     }
 

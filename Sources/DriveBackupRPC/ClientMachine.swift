@@ -136,7 +136,7 @@ struct ClientMachine {
         case .goAway(let lastStream, let status):
             goingAway(lastStream: lastStream, status, &effects)
         case .oversize(let header):
-            guard try isOpen(header) else { return }
+            guard try find(header) != nil else { return }
             let status = RPCStatus(
                 .resourceExhausted,
                 "An answer of \(header.length) bytes came, this side takes at most \(maxPayload).")
@@ -151,18 +151,17 @@ struct ClientMachine {
     ) throws(FramingError) {
         switch header.type {
         case .message:
-            guard try isOpen(header), var call = calls[header.stream] else { return }
-            guard call.credit > 0 else {
+            guard let index = try find(header) else { return }
+            guard calls.values[index].credit > 0 else {
                 let status = RPCStatus(.internal, "The server sent more than it had credit for.")
                 effects += cancel(header.stream, status, now: now)
                 return
             }
-            call.credit -= payload.count
-            calls[header.stream] = call
+            calls.values[index].credit -= payload.count
             effects.append(.message(stream: header.stream, payload))
         case .status:
-            guard try isOpen(header) else { return }
-            calls[header.stream] = nil
+            guard let index = try find(header) else { return }
+            calls.remove(at: index)
             let status: RPCStatus
             do throws(WireError) {
                 status = try RPCStatus(Frames.Status.decode(payload, limits: .response))
@@ -172,7 +171,7 @@ struct ClientMachine {
             effects.append(.ended(stream: header.stream, status))
         case .credit, .cancel:
             // We send each request whole with its CALL and need no credit; a server ends calls by STATUS.
-            _ = try isOpen(header)
+            _ = try find(header)
         case .call:
             throw FramingError("a server makes no calls")
         case .hello, .ping, .pong, .goAway:
@@ -180,11 +179,12 @@ struct ClientMachine {
         }
     }
 
-    private func isOpen(_ header: FrameHeader) throws(FramingError) -> Bool {
+    /// The call that a frame belongs to; nil if it has ended.
+    private func find(_ header: FrameHeader) throws(FramingError) -> Dictionary<UInt32, Call>.Index? {
         guard header.stream % 2 == 1, header.stream < nextStream else {
             throw FramingError("stream \(header.stream) was never opened")
         }
-        return calls[header.stream] != nil
+        return calls.index(forKey: header.stream)
     }
 
     private mutating func goingAway(lastStream: UInt32, _ status: RPCStatus, _ effects: inout [Effect]) {

@@ -5,9 +5,10 @@ public import DriveBackupWire
 /// A handler runs in a task of its own, which is cancelled when the caller cancels, when its deadline passes and
 /// when the connection ends. What it throws is the call's status.
 ///
-/// The task begins at once, on the connection's event loop, and goes on in Swift's pool once it has waited for
-/// something. So a handler that need not wait is answered together with all other calls that have arrived, without a
-/// change of thread; what takes long or blocks belongs behind an `await` that leaves the loop.
+/// The task begins at once, on the connection's event loop. So a handler that need not wait is answered together with all
+/// other calls that have arrived, without a change of thread. Once it has waited for something it goes on in Swift's pool,
+/// or, if it streams its responses, on the loop again, where they leave together. What takes long or blocks belongs behind
+/// an `await` that leaves the loop, to an actor for instance.
 public struct RPCRouter: Sendable {
     /// Decodes a request, or says why it cannot be; what it returns runs the handler.
     typealias Entry = @Sendable (_ request: [UInt8]) throws(RPCStatus) -> Handler
@@ -85,7 +86,7 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
     /// the client takes.
     public func write(_ response: Response) async throws(RPCStatus) {
         let (connection, stream) = (call.connection, call.stream)
-        let message = try response.bytesToSend(limit: connection.maxMessage, what: "response")
+        let message = try response.bytesToSend(limit: call.limit, what: "response")
         // As in `RPCConnection.call`.
         if try !connection.sendAtOnce(message, on: stream) { try await connection.send(message, on: stream) }
     }
@@ -95,4 +96,6 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
 struct ServerCall: Sendable {
     let connection: ServerConnection
     let stream: UInt32
+    /// The largest message that the client takes, in bytes.
+    let limit: Int
 }

@@ -9,13 +9,27 @@ final class ServerConnection: Connection {
         var wake: (@Sendable () -> Void)?
         /// The transport has been woken, or comes anyway, and has not come yet.
         var isWoken = false
+
+        /// What to call, without the lock, so that the transport comes; nil if it comes anyway.
+        mutating func wakeUp() -> (@Sendable () -> Void)? {
+            guard !isWoken, let wake else { return nil }
+            isWoken = true
+            return wake
+        }
     }
 
     let peer: RPCPeer
     private let router: RPCRouter
     private let state: Mutex<State>
+    /// Where handlers that stream go on once they have waited: with the transport, so that the two do not wait for each
+    /// other's lock. nil: in Swift's pool, as all others.
+    let executor: LoopExecutor?
 
-    init(router: RPCRouter, limits: RPCLimits, budget: ByteBudget, peer: RPCPeer) {
+    init(
+        router: RPCRouter, limits: RPCLimits, budget: ByteBudget, peer: RPCPeer,
+        running executor: LoopExecutor? = nil
+    ) {
+        self.executor = executor
         self.peer = peer
         self.router = router
         state = Mutex(
@@ -90,8 +104,8 @@ final class ServerConnection: Connection {
 
     // MARK: Handlers
 
-    /// The largest message that the client takes, in bytes.
-    var maxMessage: Int { state.withLock { $0.machine.maxMessage } }
+    /// The largest message that the client takes, in bytes; it has said so before it has made a call.
+    private var maxMessage: Int { state.withLock { $0.machine.maxMessage } }
 
     /// Sends a message of a call as soon as it may.
     func send(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
@@ -103,9 +117,13 @@ final class ServerConnection: Connection {
 
     /// The same if it may be sent now; false when it has to wait.
     func sendAtOnce(_ message: [UInt8], on stream: UInt32) throws(RPCStatus) -> Bool {
-        switch state.withLock({ $0.machine.send(message, on: stream, now: RPCClock.now) }) {
+        let (outcome, wake) = state.withLock { state in
+            let outcome = state.machine.send(message, on: stream, now: RPCClock.now)
+            return (outcome, outcome == .sent ? state.wakeUp() : nil)
+        }
+        switch outcome {
         case .sent:
-            wakeTransport()
+            wake?()
             return true
         case .ended: throw RPCStatus(.cancelled, "The call has ended.")
         case .wait: return false
@@ -114,12 +132,12 @@ final class ServerConnection: Connection {
 
     /// Sends a unary call's one message and ends the call, if that may be now; false when it has to wait.
     private func answerAtOnce(_ message: [UInt8], on stream: UInt32) -> Bool {
-        let outcome = state.withLock { state in
+        let (outcome, wake) = state.withLock { state in
             let outcome = state.machine.answer(message, on: stream, now: RPCClock.now)
             if outcome == .sent { state.tasks[stream] = nil }
-            return outcome
+            return (outcome, outcome == .sent ? state.wakeUp() : nil)
         }
-        if outcome == .sent { wakeTransport() }
+        wake?()
         return outcome == .sent
     }
 
@@ -168,14 +186,15 @@ final class ServerConnection: Connection {
         }
         let context = RPCContext(
             peer: peer, metadata: call.metadata, deadline: call.deadline.map { RPCClock.instant($0) })
-        let serverCall = ServerCall(connection: self, stream: call.stream)
+        let serverCall = ServerCall(connection: self, stream: call.stream, limit: maxMessage)
         // The connection owns the task: it is cancelled with its call, at the latest when the transport goes. It begins
         // here and now: many handlers have answered when this returns.
-        let task = Task.immediate {
+        let preferred = if case .stream = handler { executor } else { nil as LoopExecutor? }
+        let task = Task.immediate(executorPreference: preferred) {
             do throws(RPCStatus) {
                 switch handler {
                 case .unary(let respond):
-                    let message = try await respond(context, maxMessage)
+                    let message = try await respond(context, serverCall.limit)
                     if answerAtOnce(message, on: call.stream) { return }
                     try await send(message, on: call.stream)
                     ended(call.stream, .ok)
@@ -208,13 +227,5 @@ final class ServerConnection: Connection {
         perform(effects)
     }
 
-    private func wakeTransport() {
-        let wake = state.withLock { state -> (@Sendable () -> Void)? in
-            if state.isWoken { return nil }
-            guard let wake = state.wake else { return nil }
-            state.isWoken = true
-            return wake
-        }
-        wake?()
-    }
+    private func wakeTransport() { state.withLock { $0.wakeUp() }?() }
 }

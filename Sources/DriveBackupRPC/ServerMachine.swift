@@ -286,22 +286,22 @@ struct ServerMachine {
 
     /// What `send` would do now.
     func sending(on stream: UInt32) -> Sending {
-        guard let call = calls[stream] else { return .ended }
-        return call.credit > 0 && !link.isCongested ? .sent : .wait
+        calls.index(forKey: stream).map(sending) ?? .ended
+    }
+
+    private func sending(at index: Dictionary<UInt32, Call>.Index) -> Sending {
+        calls.values[index].credit > 0 && !link.isCongested ? .sent : .wait
     }
 
     /// Sends a message of at most `maxMessage` bytes, if the call has credit and the connection room.
     mutating func send(_ message: [UInt8], on stream: UInt32, now: Int64) -> Sending {
-        let outcome = sending(on: stream)
-        switch outcome {
-        case .sent:
-            calls[stream]?.credit -= message.count
+        guard let index = calls.index(forKey: stream) else { return .ended }
+        let outcome = sending(at: index)
+        if outcome == .sent {
+            calls.values[index].credit -= message.count
             link.append(.message, stream: stream, payload: message, now: now)
-            wasCongested = wasCongested || link.isCongested
-        case .wait:
-            wasCongested = wasCongested || link.isCongested
-        case .ended: break
         }
+        wasCongested = wasCongested || link.isCongested
         return outcome
     }
 

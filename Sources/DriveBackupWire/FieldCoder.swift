@@ -13,6 +13,9 @@ public protocol FieldCoder {
     mutating func bytes(_ number: UInt32, _ name: StaticString, _ value: inout [UInt8])
     mutating func enumeration<E: WireEnum>(_ number: UInt32, _ name: StaticString, _ value: inout E)
     mutating func message<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?)
+    /// The number of the field that is to be coded of a oneof whose first field is `first`: 0 for none, nil for all. In the
+    /// Swift value it is `current`.
+    mutating func oneof(_ first: UInt32, is current: UInt32) -> UInt32?
     /// One of the messages of a oneof: not nil for one of them at most.
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?)
 

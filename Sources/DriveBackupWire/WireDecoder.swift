@@ -65,14 +65,14 @@ struct WireDecoder: FieldCoder {
         value = load(layout.field(number), as: UnsafePointer<ProtobufCMessage>?.self).map { Self.message($0) }
     }
 
+    mutating func oneof(_ first: UInt32, is _: UInt32) -> UInt32? {
+        // All fields of a oneof have one place for the number of that which was set.
+        base.load(fromByteOffset: Int(layout.field(first).pointee.quantifier_offset), as: UInt32.self)
+    }
+
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
-        let field = layout.field(number)
-        let active = base.load(fromByteOffset: Int(field.pointee.quantifier_offset), as: UInt32.self)
-        guard active == number else {
-            value = nil
-            return
-        }
-        value = load(field, as: UnsafePointer<ProtobufCMessage>?.self).map { Self.message($0) } ?? M()
+        let message = load(layout.field(number), as: UnsafePointer<ProtobufCMessage>?.self)
+        value = message.map { Self.message($0) } ?? M()
     }
 
     mutating func strings(_ number: UInt32, _ name: StaticString, _ values: inout [String]) {

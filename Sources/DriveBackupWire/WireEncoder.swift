@@ -107,6 +107,8 @@ struct WireEncoder: FieldCoder {
         store(pack(&value, name), field)
     }
 
+    mutating func oneof(_: UInt32, is current: UInt32) -> UInt32? { current }
+
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
         let field = layout.field(number)
         guard value != nil else { return }

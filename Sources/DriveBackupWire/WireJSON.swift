@@ -91,6 +91,8 @@ struct JSONWriter: FieldCoder {
         object(&message)
     }
 
+    mutating func oneof(_: UInt32, is current: UInt32) -> UInt32? { current }
+
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
         message(number, name, &value)
     }

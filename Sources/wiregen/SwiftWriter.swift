@@ -81,13 +81,41 @@ struct SwiftWriter {
         out.close()
         out.line()
         out.open("public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {")
-        for field in message.fields {
-            out.line(
-                "coder.\(coderCall(field))(\(field.number), \"\(field.name)\", &\(names.identifier(field.name)))"
-            )
-        }
+        for field in message.fields { fieldCall(message, field, in: &out) }
         out.close()
+        for (index, oneof) in message.oneofs.enumerated() { oneofNumber(message, index, oneof, in: &out) }
         for field in message.fields where field.oneof != nil { oneofProperty(message, field, in: &out) }
+        out.close()
+    }
+
+    /// What `fields` does for a field. Of those of a oneof it asks for the right one: each takes a copy of the value.
+    private func fieldCall(_ message: SchemaMessage, _ field: SchemaField, in out: inout SourceText) {
+        let call =
+            "coder.\(coderCall(field))(\(field.number), \"\(field.name)\", &\(names.identifier(field.name)))"
+        guard let index = field.oneof else { return out.line(call) }
+        let number = numberName(message.oneofs[index])
+        if message.fields.first(where: { $0.oneof == index })?.number == field.number {
+            out.line("let \(number) = coder.oneof(\(field.number), is: \(number))")
+        }
+        out.line("if \(number) ?? \(field.number) == \(field.number) {")
+        out.line("    \(call)")
+        out.line("}")
+    }
+
+    private func numberName(_ oneof: String) -> String { names.identifier(oneof + "_number") }
+
+    private func oneofNumber(
+        _ message: SchemaMessage, _ index: Int, _ oneof: String, in out: inout SourceText
+    ) {
+        out.line()
+        out.docs("The number of the field that `\(oneof)` is; 0 for none.")
+        out.open("private var \(numberName(oneof)): UInt32 {")
+        out.line("switch \(names.identifier(oneof)) {")
+        for field in message.fields where field.oneof == index {
+            out.line("case .\(names.identifier(field.name))?: \(field.number)")
+        }
+        out.line("case nil: 0")
+        out.line("}")
         out.close()
     }
 

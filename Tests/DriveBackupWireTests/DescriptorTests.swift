@@ -50,6 +50,7 @@ struct FieldList: FieldCoder {
         add(number, name, PROTOBUF_C_TYPE_MESSAGE, typeName: M.messageName)
         messages.append(M.self)
     }
+    mutating func oneof(_: UInt32, is _: UInt32) -> UInt32? { nil }
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
         add(number, name, PROTOBUF_C_TYPE_MESSAGE, isInOneof: true, typeName: M.messageName)
         messages.append(M.self)

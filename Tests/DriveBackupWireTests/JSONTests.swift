@@ -129,6 +129,7 @@ struct JSONComparison: FieldCoder {
         }
         differences += Self.differences(&message, inner)
     }
+    mutating func oneof(_: UInt32, is _: UInt32) -> UInt32? { nil }
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
         message(number, name, &value)
     }

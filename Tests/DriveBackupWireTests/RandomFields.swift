@@ -42,6 +42,8 @@ struct RandomFields: FieldCoder {
         value = generator.oneIn(4) ? nil : Self.message(M.self, &generator)
     }
 
+    mutating func oneof(_: UInt32, is _: UInt32) -> UInt32? { nil }
+
     /// Often a later one of the oneof wins.
     mutating func oneofMessage<M: WireMessage>(_ number: UInt32, _ name: StaticString, _ value: inout M?) {
         if generator.oneIn(3) { value = Self.message(M.self, &generator) }

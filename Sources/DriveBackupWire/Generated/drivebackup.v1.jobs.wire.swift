@@ -668,14 +668,46 @@ public struct JobEvent: WireMessage {
         coder.uint64(1, "sequence", &sequence)
         coder.int64(2, "time", &time)
         coder.string(3, "job_id", &jobID)
-        coder.oneofMessage(4, "started", &started)
-        coder.oneofMessage(5, "state_changed", &stateChanged)
-        coder.oneofMessage(6, "progress", &progress)
-        coder.oneofMessage(7, "io_error", &ioError)
-        coder.oneofMessage(8, "pending", &pending)
-        coder.oneofMessage(9, "completed", &completed)
-        coder.oneofMessage(10, "failed", &failed)
-        coder.oneofMessage(11, "cancelled", &cancelled)
+        let eventNumber = coder.oneof(4, is: eventNumber)
+        if eventNumber ?? 4 == 4 {
+            coder.oneofMessage(4, "started", &started)
+        }
+        if eventNumber ?? 5 == 5 {
+            coder.oneofMessage(5, "state_changed", &stateChanged)
+        }
+        if eventNumber ?? 6 == 6 {
+            coder.oneofMessage(6, "progress", &progress)
+        }
+        if eventNumber ?? 7 == 7 {
+            coder.oneofMessage(7, "io_error", &ioError)
+        }
+        if eventNumber ?? 8 == 8 {
+            coder.oneofMessage(8, "pending", &pending)
+        }
+        if eventNumber ?? 9 == 9 {
+            coder.oneofMessage(9, "completed", &completed)
+        }
+        if eventNumber ?? 10 == 10 {
+            coder.oneofMessage(10, "failed", &failed)
+        }
+        if eventNumber ?? 11 == 11 {
+            coder.oneofMessage(11, "cancelled", &cancelled)
+        }
+    }
+
+    /// The number of the field that `event` is; 0 for none.
+    private var eventNumber: UInt32 {
+        switch event {
+        case .started?: 4
+        case .stateChanged?: 5
+        case .progress?: 6
+        case .ioError?: 7
+        case .pending?: 8
+        case .completed?: 9
+        case .failed?: 10
+        case .cancelled?: 11
+        case nil: 0
+        }
     }
 
     /// `event` if it is `started`. Setting nil clears it only if it is that.

@@ -114,9 +114,23 @@ public struct Everything: WireMessage {
         coder.strings(21, "texts", &texts)
         coder.enumerations(22, "colours", &colours)
         coder.messages(23, "leaves", &leaves)
-        coder.oneofMessage(24, "left", &left)
-        coder.oneofMessage(25, "right", &right)
+        let choiceNumber = coder.oneof(24, is: choiceNumber)
+        if choiceNumber ?? 24 == 24 {
+            coder.oneofMessage(24, "left", &left)
+        }
+        if choiceNumber ?? 25 == 25 {
+            coder.oneofMessage(25, "right", &right)
+        }
         coder.string(26, "default", &`default`)
+    }
+
+    /// The number of the field that `choice` is; 0 for none.
+    private var choiceNumber: UInt32 {
+        switch choice {
+        case .left?: 24
+        case .right?: 25
+        case nil: 0
+        }
     }
 
     /// `choice` if it is `left`. Setting nil clears it only if it is that.
@@ -207,7 +221,18 @@ public struct Branch: WireMessage {
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "leaves", &leaves)
         coder.message(2, "leaf", &leaf)
-        coder.oneofMessage(3, "only", &only)
+        let oneNumber = coder.oneof(3, is: oneNumber)
+        if oneNumber ?? 3 == 3 {
+            coder.oneofMessage(3, "only", &only)
+        }
+    }
+
+    /// The number of the field that `one` is; 0 for none.
+    private var oneNumber: UInt32 {
+        switch one {
+        case .only?: 3
+        case nil: 0
+        }
     }
 
     /// `one` if it is `only`. Setting nil clears it only if it is that.

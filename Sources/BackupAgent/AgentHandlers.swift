@@ -63,10 +63,8 @@ struct AgentHandlers: Sendable {
             let isClosed = log.isClosed
             let horizon = log.lastSequence
             let events = await jobs.watchAll(after: last)
-            for event in events {
-                try await writer.write(event)
-                last = event.sequence
-            }
+            try await writer.write(contentsOf: events)
+            last = events.last?.sequence ?? last
             guard events.isEmpty else { continue }
             if !follows { return }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }

@@ -120,7 +120,7 @@ extension AgentHandlers {
                 if !isEnd || due.count < found.count { going.append((job, last)) }
             }
             running = going
-            for event in events.sorted(by: { $0.sequence < $1.sequence }) { try await writer.write(event) }
+            try await writer.write(contentsOf: events.sorted { $0.sequence < $1.sequence })
             guard events.isEmpty else { continue }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }
             try checkNotCancelled()
@@ -138,10 +138,8 @@ extension AgentHandlers {
             let isClosed = log.isClosed
             let horizon = log.lastSequence
             let (events, isEnd) = await jobs.watch(job, after: last)
-            for event in events {
-                try await writer.write(event)
-                last = event.sequence
-            }
+            try await writer.write(contentsOf: events)
+            last = events.last?.sequence ?? last
             if isEnd { return }
             guard events.isEmpty else { continue }
             if isClosed { throw AgentError(.agentStopping, "The agent is stopping").status }

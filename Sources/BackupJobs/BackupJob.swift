@@ -57,8 +57,8 @@ package final class BackupJob: Sendable {
         package var beforeFirstWrite: (@Sendable () async throws(BlockError) -> Void)?
 
         package init(
-            sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 16,
-            chunkSize: UInt64 = 1 << 20
+            sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 6,
+            chunkSize: UInt64 = 2 << 20
         ) {
             self.sync = sync
             self.speedBytesPerSecond = speedBytesPerSecond

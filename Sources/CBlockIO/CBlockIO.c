@@ -261,7 +261,8 @@ int cblockio_is_locked(int descriptor, uint64_t byte) {
     return lock.l_type != F_UNLCK;
 }
 
-// Asked several times a request: an offset from the thread's pointer that is known when the program starts, and no call.
+// Asked several times a request: an offset from the thread's pointer that is known when the
+// program starts.
 static _Thread_local const void *current_owner __attribute__((tls_model("initial-exec")));
 
 void cblockio_set_current_owner(const void *owner) { current_owner = owner; }

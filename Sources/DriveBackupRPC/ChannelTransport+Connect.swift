@@ -3,10 +3,8 @@ internal import NIOPosix
 
 extension ChannelTransport {
     /// Puts what carries `connection` into a new channel's pipeline. A TLS handler would come first here.
-    static func build(_ connection: any Connection, in channel: any Channel, running executor: LoopExecutor?)
-        throws
-    {
-        try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection, running: executor))
+    static func build(_ connection: any Connection, in channel: any Channel) throws {
+        try channel.pipeline.syncOperations.addHandler(ChannelTransport(connection))
     }
 
     /// Connects a socket to `address` and lets it carry `connection`. Returns what runs tasks on its loop.

@@ -70,6 +70,8 @@ final class ChannelTransport: ChannelInboundHandler {
             isReading = false
             executor?.run()
             service(isMore: true)
+            // To write may have shown that nobody is there any more; then nothing completes this read.
+            guard self.context != nil else { return }
         }
         receive(buffer, now: now)
     }

@@ -5,10 +5,9 @@ public import DriveBackupWire
 /// A handler runs in a task of its own, which is cancelled when the caller cancels, when its deadline passes and
 /// when the connection ends. What it throws is the call's status.
 ///
-/// The task begins at once, on the connection's event loop. So a handler that need not wait is answered together with all
-/// other calls that have arrived, without a change of thread. Once it has waited for something it goes on in Swift's pool,
-/// or, if it streams its responses, on the loop again, where they leave together. What takes long or blocks belongs behind
-/// an `await` that leaves the loop, to an actor for instance.
+/// The task begins at once, on the connection's event loop, and goes on in Swift's pool once it has waited for
+/// something. So a handler that need not wait is answered together with all other calls that have arrived, without a
+/// change of thread; what takes long or blocks belongs behind an `await` that leaves the loop.
 public struct RPCRouter: Sendable {
     /// Decodes a request, or says why it cannot be; what it returns runs the handler.
     typealias Entry = @Sendable (_ request: [UInt8]) throws(RPCStatus) -> Handler
@@ -89,6 +88,39 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
         let message = try response.bytesToSend(limit: call.limit, what: "response")
         // As in `RPCConnection.call`.
         if try !connection.sendAtOnce(message, on: stream) { try await connection.send(message, on: stream) }
+    }
+
+    /// As many messages are made ready at a time.
+    private static var page: Int { 256 }
+
+    /// Sends responses in order, as `write` does one by one, and takes less time for them together: whoever has several
+    /// uses this.
+    public func write(contentsOf responses: [Response]) async throws(RPCStatus) {
+        var messages: [[UInt8]] = []
+        for response in responses {
+            do throws(RPCStatus) {
+                messages.append(try response.bytesToSend(limit: call.limit, what: "response"))
+            } catch {
+                try await send(messages)
+                throw error
+            }
+            guard messages.count == Self.page else { continue }
+            try await send(messages)
+            messages.removeAll(keepingCapacity: true)
+        }
+        try await send(messages)
+    }
+
+    private func send(_ messages: [[UInt8]]) async throws(RPCStatus) {
+        var sent = 0
+        while sent < messages.count {
+            let count = try call.connection.sendAtOnce(messages[sent...], on: call.stream)
+            sent += count
+            if sent < messages.count, count == 0 {
+                try await call.connection.send(messages[sent], on: call.stream)
+                sent += 1
+            }
+        }
     }
 }
 

@@ -120,8 +120,7 @@ public final class RPCServer: Sendable {
     private func accept(_ channel: any Channel, at address: RPCAddress) -> EventLoopFuture<Void> {
         Listener.peer(of: channel, at: address).flatMapThrowing { peer in
             let connection = ServerConnection(
-                router: self.router, limits: self.limits, budget: self.budget, peer: peer,
-                running: LoopExecutor(channel.eventLoop))
+                router: self.router, limits: self.limits, budget: self.budget, peer: peer)
             let (isWelcome, isStopping) = self.state.withLock { state in
                 let isWelcome = !state.isStopping && state.connections.count < self.limits.maxConnections
                 // One that is sent away counts, too: it holds a descriptor until it has read why.
@@ -129,7 +128,7 @@ public final class RPCServer: Sendable {
                 return (isWelcome, state.isStopping)
             }
             channel.closeFuture.whenComplete { _ in self.closed(connection) }
-            try ChannelTransport.build(connection, in: channel, running: connection.executor)
+            try ChannelTransport.build(connection, in: channel)
             if !isWelcome {
                 let most = self.limits.maxConnections
                 self.logger.warning("Refused a connection of \(peer): there are \(most) already.")

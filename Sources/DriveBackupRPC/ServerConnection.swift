@@ -21,15 +21,8 @@ final class ServerConnection: Connection {
     let peer: RPCPeer
     private let router: RPCRouter
     private let state: Mutex<State>
-    /// Where handlers that stream go on once they have waited: with the transport, so that the two do not wait for each
-    /// other's lock. nil: in Swift's pool, as all others.
-    let executor: LoopExecutor?
 
-    init(
-        router: RPCRouter, limits: RPCLimits, budget: ByteBudget, peer: RPCPeer,
-        running executor: LoopExecutor? = nil
-    ) {
-        self.executor = executor
+    init(router: RPCRouter, limits: RPCLimits, budget: ByteBudget, peer: RPCPeer) {
         self.peer = peer
         self.router = router
         state = Mutex(
@@ -130,6 +123,23 @@ final class ServerConnection: Connection {
         }
     }
 
+    /// Sends the first of `messages` that may be sent now; returns how many.
+    func sendAtOnce(_ messages: ArraySlice<[UInt8]>, on stream: UInt32) throws(RPCStatus) -> Int {
+        let (count, outcome, wake) = state.withLock { state in
+            var (count, outcome) = (0, ServerMachine.Sending.sent)
+            let now = RPCClock.now
+            for message in messages {
+                outcome = state.machine.send(message, on: stream, now: now)
+                guard outcome == .sent else { break }
+                count += 1
+            }
+            return (count, outcome, count > 0 ? state.wakeUp() : nil)
+        }
+        wake?()
+        if outcome == .ended { throw RPCStatus(.cancelled, "The call has ended.") }
+        return count
+    }
+
     /// Sends a unary call's one message and ends the call, if that may be now; false when it has to wait.
     private func answerAtOnce(_ message: [UInt8], on stream: UInt32) -> Bool {
         let (outcome, wake) = state.withLock { state in
@@ -189,8 +199,7 @@ final class ServerConnection: Connection {
         let serverCall = ServerCall(connection: self, stream: call.stream, limit: maxMessage)
         // The connection owns the task: it is cancelled with its call, at the latest when the transport goes. It begins
         // here and now: many handlers have answered when this returns.
-        let preferred = if case .stream = handler { executor } else { nil as LoopExecutor? }
-        let task = Task.immediate(executorPreference: preferred) {
+        let task = Task.immediate {
             do throws(RPCStatus) {
                 switch handler {
                 case .unary(let respond):

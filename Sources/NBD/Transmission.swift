@@ -4,8 +4,9 @@ internal import Synchronization
 
 /// A client's requests to one export, on the engine of the export's device.
 ///
-/// One task receives: it looks at all the requests that have arrived and starts a child task for each, which does the
-/// I/O and leaves a reply. Another one sends all the replies there are with one call. Read data leaves from the memory
+/// One task receives: it looks at all the requests that have arrived, does those that need not wait, and sends their replies
+/// with one call. For each of the others it starts a child task, which does the I/O and leaves a reply; another task sends
+/// these, and what the socket had no room for. Read data leaves from the memory
 /// that it was read into; a write's payload is whole before the device sees any of it. What is not sent counts against
 /// the client: with `maximumInFlight` requests, or more memory than its share, it is not read from any more.
 final class Transmission: Sendable {
@@ -23,7 +24,7 @@ final class Transmission: Sendable {
     struct State {
         var inFlight = 0
         var outgoing: [Reply] = []
-        /// How many of `outgoing` the socket has begun to take.
+        /// How many of `outgoing` are ready in `sender`, which may have sent some of their bytes: not to be gathered again.
         var gathered = 0
         /// The receiver, which waits for a request to be over.
         var waitingForSlot: UnsafeContinuation<Void, Never>?

@@ -102,7 +102,8 @@ struct SwiftWriter {
         out.line("}")
     }
 
-    private func numberName(_ oneof: String) -> String { names.identifier(oneof + "_number") }
+    /// No field of a schema is called so.
+    private func numberName(_ oneof: String) -> String { "_" + names.identifier(oneof + "_number") }
 
     private func oneofNumber(
         _ message: SchemaMessage, _ index: Int, _ oneof: String, in out: inout SourceText

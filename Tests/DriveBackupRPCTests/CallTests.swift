@@ -30,6 +30,29 @@ struct CallTests {
         }
     }
 
+    @Test("responses that are written together arrive as if one by one", arguments: Reach.allCases)
+    func pages(reach: Reach) async throws {
+        try await withServer(reach) { running in
+            let connection = try await running.connect()
+            // More than there is credit for, empty ones among them, and one at the end that is too large.
+            var lengths = (0..<3000).map { $0 % 7 == 0 ? 0 : $0 % 700 }
+            for end in [0, 1, 256, 257, 3000, 3001] {
+                if end == 3001 { lengths.append(5 << 20) }
+                let request = GetDriveRequest(id: lengths[..<end].map(String.init).joined(separator: ","))
+                var found: [Int] = []
+                var failure: RPCStatus?
+                do throws(RPCStatus) {
+                    for try await drive in try await connection.stream(TestService.page, request) {
+                        #expect(drive.id == "\(found.count)")
+                        found.append(drive.file.utf8.count)
+                    }
+                } catch { failure = error }
+                #expect(found == Array(lengths[..<min(end, 3000)]))
+                #expect(failure?.code == (end == 3001 ? .resourceExhausted : nil))
+            }
+        }
+    }
+
     @Test("an error brings its code, sentence, reason and subject", arguments: Reach.allCases)
     func errors(reach: Reach) async throws {
         try await withServer(reach) { running in

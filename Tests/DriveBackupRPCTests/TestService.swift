@@ -13,6 +13,7 @@ final class TestService: Sendable {
     static let fail = RPCMethod<GetDriveRequest, Drive>("test.Service/Fail", isServerStreaming: false)
     static let hang = RPCMethod<GetDriveRequest, Drive>("test.Service/Hang", isServerStreaming: false)
     static let count = RPCMethod<GetDriveRequest, Drive>("test.Service/Count", isServerStreaming: true)
+    static let page = RPCMethod<GetDriveRequest, Drive>("test.Service/Page", isServerStreaming: true)
     static let endless = RPCMethod<GetDriveRequest, Drive>("test.Service/Endless", isServerStreaming: true)
     static let start = RPCMethod<BackupRequest, JobEvent>("test.Service/Start", isServerStreaming: true)
 
@@ -59,6 +60,13 @@ final class TestService: Sendable {
         }
         router.stream(Self.count) { (request, _, writer) async throws(RPCStatus) in
             for number in 0..<(Int(request.id) ?? 0) { try await writer.write(Drive(id: "\(number)")) }
+        }
+        router.stream(Self.page) { (request, _, writer) async throws(RPCStatus) in
+            let lengths = request.id.split(separator: ",").map { Int($0) ?? 0 }
+            try await writer.write(
+                contentsOf: lengths.enumerated().map { number, length in
+                    Drive(id: "\(number)", file: String(repeating: "x", count: length))
+                })
         }
         router.stream(Self.endless) { (request, _, writer) async throws(RPCStatus) in
             self.note { $0.calls += 1 }

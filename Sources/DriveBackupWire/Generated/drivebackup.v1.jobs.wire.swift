@@ -668,35 +668,35 @@ public struct JobEvent: WireMessage {
         coder.uint64(1, "sequence", &sequence)
         coder.int64(2, "time", &time)
         coder.string(3, "job_id", &jobID)
-        let eventNumber = coder.oneof(4, is: eventNumber)
-        if eventNumber ?? 4 == 4 {
+        let _eventNumber = coder.oneof(4, is: _eventNumber)
+        if _eventNumber ?? 4 == 4 {
             coder.oneofMessage(4, "started", &started)
         }
-        if eventNumber ?? 5 == 5 {
+        if _eventNumber ?? 5 == 5 {
             coder.oneofMessage(5, "state_changed", &stateChanged)
         }
-        if eventNumber ?? 6 == 6 {
+        if _eventNumber ?? 6 == 6 {
             coder.oneofMessage(6, "progress", &progress)
         }
-        if eventNumber ?? 7 == 7 {
+        if _eventNumber ?? 7 == 7 {
             coder.oneofMessage(7, "io_error", &ioError)
         }
-        if eventNumber ?? 8 == 8 {
+        if _eventNumber ?? 8 == 8 {
             coder.oneofMessage(8, "pending", &pending)
         }
-        if eventNumber ?? 9 == 9 {
+        if _eventNumber ?? 9 == 9 {
             coder.oneofMessage(9, "completed", &completed)
         }
-        if eventNumber ?? 10 == 10 {
+        if _eventNumber ?? 10 == 10 {
             coder.oneofMessage(10, "failed", &failed)
         }
-        if eventNumber ?? 11 == 11 {
+        if _eventNumber ?? 11 == 11 {
             coder.oneofMessage(11, "cancelled", &cancelled)
         }
     }
 
     /// The number of the field that `event` is; 0 for none.
-    private var eventNumber: UInt32 {
+    private var _eventNumber: UInt32 {
         switch event {
         case .started?: 4
         case .stateChanged?: 5

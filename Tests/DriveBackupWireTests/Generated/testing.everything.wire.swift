@@ -114,18 +114,18 @@ public struct Everything: WireMessage {
         coder.strings(21, "texts", &texts)
         coder.enumerations(22, "colours", &colours)
         coder.messages(23, "leaves", &leaves)
-        let choiceNumber = coder.oneof(24, is: choiceNumber)
-        if choiceNumber ?? 24 == 24 {
+        let _choiceNumber = coder.oneof(24, is: _choiceNumber)
+        if _choiceNumber ?? 24 == 24 {
             coder.oneofMessage(24, "left", &left)
         }
-        if choiceNumber ?? 25 == 25 {
+        if _choiceNumber ?? 25 == 25 {
             coder.oneofMessage(25, "right", &right)
         }
         coder.string(26, "default", &`default`)
     }
 
     /// The number of the field that `choice` is; 0 for none.
-    private var choiceNumber: UInt32 {
+    private var _choiceNumber: UInt32 {
         switch choice {
         case .left?: 24
         case .right?: 25
@@ -221,14 +221,14 @@ public struct Branch: WireMessage {
     public mutating func fields<Coder: FieldCoder>(_ coder: inout Coder) {
         coder.messages(1, "leaves", &leaves)
         coder.message(2, "leaf", &leaf)
-        let oneNumber = coder.oneof(3, is: oneNumber)
-        if oneNumber ?? 3 == 3 {
+        let _oneNumber = coder.oneof(3, is: _oneNumber)
+        if _oneNumber ?? 3 == 3 {
             coder.oneofMessage(3, "only", &only)
         }
     }
 
     /// The number of the field that `one` is; 0 for none.
-    private var oneNumber: UInt32 {
+    private var _oneNumber: UInt32 {
         switch one {
         case .only?: 3
         case nil: 0

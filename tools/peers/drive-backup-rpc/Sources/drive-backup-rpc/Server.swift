@@ -40,10 +40,13 @@ func serve(_ socket: String) async throws {
     var router = RPCRouter()
     router.unary(Bench.get) { request, _ in Bench.job(request.jobID) }
     router.stream(Bench.watch) { (request, _, writer) async throws(RPCStatus) in
+        // In pages, as the agent does.
         var sequence: UInt64 = 0
         while sequence < request.afterSequence {
-            sequence += 1
-            try await writer.write(Bench.event(sequence, of: request.jobID))
+            let end = min(sequence + 256, request.afterSequence)
+            try await writer.write(
+                contentsOf: (sequence + 1...end).map { Bench.event($0, of: request.jobID) })
+            sequence = end
         }
     }
     let server = RPCServer(

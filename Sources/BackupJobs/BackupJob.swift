@@ -36,7 +36,7 @@ package final class BackupJob: Sendable {
         /// What was never written to the target reads as zeroes: true of a new image without backing file. Where it
         /// is false zeroes are written.
         package var targetReadsAsZero: Bool
-        /// How many chunks may be in flight, at least 1.
+        /// How many chunks may be in flight, at least 1; by default as many as the job may have buffers.
         package var depth: Int
         /// The largest read and write in bytes, at least a page; a chunk is a multiple of the cluster as well.
         package var chunkSize: UInt64
@@ -58,7 +58,7 @@ package final class BackupJob: Sendable {
 
         package init(
             sync: Sync, speedBytesPerSecond: Int64 = 0, targetReadsAsZero: Bool = false, depth: Int = 6,
-            chunkSize: UInt64 = 2 << 20
+            chunkSize: UInt64 = UInt64(BufferPool.bufferSize)
         ) {
             self.sync = sync
             self.speedBytesPerSecond = speedBytesPerSecond

@@ -50,7 +50,7 @@ package final class BufferPool: Sendable {
     }
 
     /// Makes an empty stock of buffers of `bufferSize` in `memory`, which nobody else uses; at least one has room there.
-    package init(in memory: SharedMemory, bufferSize: Int = 2 << 20) {
+    package init(in memory: SharedMemory, bufferSize: Int = BufferPool.bufferSize) {
         precondition(
             bufferSize > 0 && bufferSize.isMultiple(of: IOBuffer.alignment) && bufferSize <= memory.count,
             "a buffer is aligned and has bytes")
@@ -61,6 +61,8 @@ package final class BufferPool: Sendable {
 
     /// How many bytes the buffers of an agent's jobs have together, by default.
     package static let capacity = 32 << 20
+    /// The size of each of them in shared memory, by default.
+    package static let bufferSize = 2 << 20
 
     /// Makes a share for one more user, who holds nothing yet.
     package func share() -> BufferShare { BufferShare(of: self) }

@@ -84,43 +84,36 @@ public struct RPCWriter<Response: WireMessage>: Sendable {
     /// Throws `cancelled` once the call has ended, and `resourceExhausted` for a message that is larger than
     /// the client takes.
     public func write(_ response: Response) async throws(RPCStatus) {
-        let (connection, stream) = (call.connection, call.stream)
-        let message = try response.bytesToSend(limit: call.limit, what: "response")
+        let message = CollectionOfOne(try response.bytesToSend(limit: call.limit, what: "response"))
         // As in `RPCConnection.call`.
-        if try !connection.sendAtOnce(message, on: stream) { try await connection.send(message, on: stream) }
+        if try call.connection.sendAtOnce(message, on: call.stream) == 0 {
+            try await call.connection.send(message, on: call.stream)
+        }
     }
 
-    /// As many messages are made ready at a time.
-    private static var page: Int { 256 }
+    /// Of so many bytes, or a few more, messages are made ready before they are sent.
+    private static var page: Int { 16 << 10 }
 
     /// Sends responses in order, as `write` does one by one, and takes less time for them together: whoever has several
     /// uses this.
     public func write(contentsOf responses: [Response]) async throws(RPCStatus) {
         var messages: [[UInt8]] = []
+        var bytes = 0
         for response in responses {
             do throws(RPCStatus) {
-                messages.append(try response.bytesToSend(limit: call.limit, what: "response"))
+                let message = try response.bytesToSend(limit: call.limit, what: "response")
+                messages.append(message)
+                bytes += message.count
             } catch {
-                try await send(messages)
+                try await call.connection.send(messages, on: call.stream)
                 throw error
             }
-            guard messages.count == Self.page else { continue }
-            try await send(messages)
+            guard bytes >= Self.page else { continue }
+            try await call.connection.send(messages, on: call.stream)
             messages.removeAll(keepingCapacity: true)
+            bytes = 0
         }
-        try await send(messages)
-    }
-
-    private func send(_ messages: [[UInt8]]) async throws(RPCStatus) {
-        var sent = 0
-        while sent < messages.count {
-            let count = try call.connection.sendAtOnce(messages[sent...], on: call.stream)
-            sent += count
-            if sent < messages.count, count == 0 {
-                try await call.connection.send(messages[sent], on: call.stream)
-                sent += 1
-            }
-        }
+        try await call.connection.send(messages, on: call.stream)
     }
 }
 

@@ -100,31 +100,19 @@ final class ServerConnection: Connection {
     /// The largest message that the client takes, in bytes; it has said so before it has made a call.
     private var maxMessage: Int { state.withLock { $0.machine.maxMessage } }
 
-    /// Sends a message of a call as soon as it may.
-    func send(_ message: [UInt8], on stream: UInt32) async throws(RPCStatus) {
-        while try !sendAtOnce(message, on: stream) {
+    /// Sends messages of a call, each as soon as it may.
+    func send(_ messages: some Collection<[UInt8]>, on stream: UInt32) async throws(RPCStatus) {
+        var rest = messages[...]
+        while true {
+            rest = rest.dropFirst(try sendAtOnce(rest, on: stream))
+            if rest.isEmpty { return }
             await mayHaveChanged(stream)
             if Task.isCancelled { throw RPCStatus(.cancelled, "The call has ended.") }
         }
     }
 
-    /// The same if it may be sent now; false when it has to wait.
-    func sendAtOnce(_ message: [UInt8], on stream: UInt32) throws(RPCStatus) -> Bool {
-        let (outcome, wake) = state.withLock { state in
-            let outcome = state.machine.send(message, on: stream, now: RPCClock.now)
-            return (outcome, outcome == .sent ? state.wakeUp() : nil)
-        }
-        switch outcome {
-        case .sent:
-            wake?()
-            return true
-        case .ended: throw RPCStatus(.cancelled, "The call has ended.")
-        case .wait: return false
-        }
-    }
-
     /// Sends the first of `messages` that may be sent now; returns how many.
-    func sendAtOnce(_ messages: ArraySlice<[UInt8]>, on stream: UInt32) throws(RPCStatus) -> Int {
+    func sendAtOnce(_ messages: some Collection<[UInt8]>, on stream: UInt32) throws(RPCStatus) -> Int {
         let (count, outcome, wake) = state.withLock { state in
             var (count, outcome) = (0, ServerMachine.Sending.sent)
             let now = RPCClock.now
@@ -205,7 +193,7 @@ final class ServerConnection: Connection {
                 case .unary(let respond):
                     let message = try await respond(context, serverCall.limit)
                     if answerAtOnce(message, on: call.stream) { return }
-                    try await send(message, on: call.stream)
+                    try await send(CollectionOfOne(message), on: call.stream)
                     ended(call.stream, .ok)
                 case .stream(let respond):
                     try await respond(context, serverCall)

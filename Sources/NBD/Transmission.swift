@@ -6,9 +6,9 @@ internal import Synchronization
 ///
 /// One task receives: it looks at all the requests that have arrived, does those that need not wait, and sends their replies
 /// with one call. For each of the others it starts a child task, which does the I/O and leaves a reply; another task sends
-/// these, and what the socket had no room for. Read data leaves from the memory
-/// that it was read into; a write's payload is whole before the device sees any of it. What is not sent counts against
-/// the client: with `maximumInFlight` requests, or more memory than its share, it is not read from any more.
+/// these, and what the socket had no room for. Read data leaves from the memory that it was read into; a write's payload is
+/// whole before the device sees any of it. What is not sent counts against the client: with `maximumInFlight` requests, or
+/// more memory than its share, it is not read from any more.
 final class Transmission: Sendable {
     /// Requests whose replies have not left.
     static let maximumInFlight = 128
@@ -218,10 +218,12 @@ final class Transmission: Sendable {
         return true
     }
 
-    /// False when the device would have to wait.
+    /// False when the device would have to wait, or it would take long.
     private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
-        guard !request.flags.contains(.fua), device.writeAtOnce(range, from: payload) else { return false }
+        guard payload.count <= Self.maximumAtOnce, !request.flags.contains(.fua),
+            device.writeAtOnce(range, from: payload)
+        else { return false }
         leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))
         return true
     }
@@ -249,9 +251,7 @@ final class Transmission: Sendable {
                 guard let buffer else { return false }
                 if command == .write {
                     let isThere = await receivePayload(buffer[0..<count])
-                    let isDone =
-                        isThere && count <= Self.maximumAtOnce && writeAtOnce(request, buffer[0..<count])
-                    guard isThere, !isDone else {
+                    guard isThere, !writeAtOnce(request, buffer[0..<count]) else {
                         memory.give(buffer, from: account)
                         return isThere
                     }

@@ -239,6 +239,8 @@ final class Transmission: Sendable {
             cutOff()
             return false
         case .refuse(let error, let message, let payload):
+            // With the memory that a read had before the client was told to leave.
+            if let buffer { memory.give(buffer, from: account) }
             guard await drain(payload) else { return false }
             state.value.inFlight += 1
             refuse(request, error, message)

@@ -152,6 +152,12 @@ class Truth:
                   completed)
             for start, end, kind, at, issued, completed in facts["pieces"]]
 
+    def through(self, later):
+        """The same for a target of sync `none`, which holds what was overwritten and lies on the drive: what was only
+        trimmed since, as `later` says, may be as the drive has it."""
+        self.floating = bytearray(one | other for one, other in zip(self.floating, later.floating))
+        return self
+
     def check(self, path, what, instant=False):
         """The raw file has this content. `instant`: each of the requests is in it as a whole or not at all, and all
         that are in it were sent before any of those that are not was answered."""

@@ -90,6 +90,8 @@ def test_a_backup_goes_on_over_kills_and_stops(
             guest.quiesce()
         if image_format == "qcow2":
             check(target, shared=sync == "none")
+        if sync == "none":
+            truth = truth.through(guest.truth(tmp_path / "after"))
         truth.check(as_raw(target, image_format, tmp_path / "content"), f"backup {turn} (sync {sync})")
         # What was read before a kill and after it has the digests that the manifest says.
         server.agent.ok("verify", target)

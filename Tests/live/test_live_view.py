@@ -41,8 +41,10 @@ def test_readers_of_a_view_see_the_point_in_time(
         backup.finish()
     else:
         backup.end_view()
+    after = guest.truth(tmp_path / "after")
+    if sync == "none":
+        truth = truth.through(after)
     truth.check(as_raw(target, "qcow2", tmp_path / "content"), "the backup itself")
-    guest.truth(tmp_path / "after")
     guest.end()
 
 

@@ -2,10 +2,12 @@
 #
 # need build|generate|test|demo|bench|peers ...   installs what those need and this machine lacks
 # need_swift                          stops with a sentence when Swift is missing or too old
+# release_flags                       how `swift build` makes what people use: nothing of Swift is needed where it runs
 # say TEXT, fail TEXT                 one line for people; fail also ends the script
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 scratch=${DRIVE_BACKUP_BUILD_DIR:-$root/.build}
+release_flags=(--configuration release --static-swift-stdlib)
 PATH=$PATH:/usr/sbin:/sbin
 
 if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi

@@ -22,9 +22,9 @@ source tools/lib.sh
 need build demo bench
 need_swift
 for product in drive-backup-agent drive-backup; do
-    swift build --scratch-path "$scratch" --configuration release --product $product >&2
+    swift build --scratch-path "$scratch" "${release_flags[@]}" --product $product >&2
 done
-swift build --scratch-path "$scratch" --configuration release --show-bin-path
+swift build --scratch-path "$scratch" "${release_flags[@]}" --show-bin-path
 """
 
 

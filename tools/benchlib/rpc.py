@@ -20,7 +20,7 @@ AHEAD = (Goal.ratio_at_least(2, CPP), Goal.ratio_at_least(10, SWIFT))
 EVENTS, WATCHERS = 100_000, 10
 
 # What makes each contestant, in its directory below tools/peers, and the program that comes of it.
-SWIFT_BUILD = "source ../../lib.sh; need build; need_swift; swift build --configuration release --scratch-path .build-peer "
+SWIFT_BUILD = 'source ../../lib.sh; need build; need_swift; swift build "${release_flags[@]}" --scratch-path .build-peer '
 MAKERS = {
     "us": ("drive-backup-rpc", SWIFT_BUILD + "--product drive-backup-rpc", ".build-peer/release/drive-backup-rpc"),
     CPP: ("grpc-cpp", "source ../../lib.sh; need peers; make", ".build-peer/grpc-cpp"),

@@ -7,13 +7,18 @@ internal import Glibc
 /// worker thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader
 /// while the thread still goes round. But where the kernel holds back writers, because too
 /// much of what they wrote is not on the disk yet, a write takes as long as it likes, and with it everything that the
-/// thread serves: after one that was slow, writes go to the ring for a while. A turn of the thread has a bound, too, so
-/// that code which never waits does not keep others from what they wait for.
+/// thread serves: when they are slow, writes go to the ring for a while. Not when the thread was only put off its processor,
+/// or the host of this machine had to find memory: that would be no better elsewhere. A turn of the thread has a bound, too,
+/// so that code which never waits does not keep others from what they wait for; a slow write ends it.
 final class InlineTransfers {
     private static let maximumWrite = 64 << 10
-    /// Longer than being put off the processor for once takes.
     private static let slowWriteNanoseconds: UInt64 = 2_000_000
-    /// How many times as long as a slow write took none is tried: a twentieth of the time at most is lost to them.
+    /// After a slow write it is looked at for so long whether writes wait.
+    private static let watchNanoseconds: UInt64 = 1_000_000_000
+    /// What takes that long waits.
+    private static let waitNanoseconds: UInt64 = 50_000_000
+    /// How many times as long as a slow write took none is tried: of the time in which writes wait, a twentieth is lost to
+    /// those of up to 50 ms.
     private static let pauseFactor: UInt64 = 20
     private static let longestPauseNanoseconds: UInt64 = 1_000_000_000
     private static let maximumSend = 64 << 10
@@ -29,10 +34,18 @@ final class InlineTransfers {
     private var misses = 0
     private var readsToSkip = 0
     private var writesPausedUntil: UInt64 = 0
+    private var writesWatchedUntil: UInt64 = 0
     private let now: () -> UInt64
+    private let waits: () -> UInt64
 
-    /// `now` is a clock in nanoseconds.
-    init(now: @escaping () -> UInt64 = cblockio_now) { self.now = now }
+    /// `now` is a clock in nanoseconds, `waits` says how often the thread has waited for something.
+    init(now: @escaping () -> UInt64 = cblockio_now, waits: @escaping () -> UInt64 = waitsOfThread) {
+        self.now = now
+        self.waits = waits
+    }
+
+    /// How often the calling thread has waited for something.
+    static func waitsOfThread() -> UInt64 { cblockio_waits() }
 
     /// The engine has looked at what others wait for.
     func beginTurn() { left = Self.turn }
@@ -60,13 +73,22 @@ final class InlineTransfers {
         guard left > 0, bytes.count <= Self.maximumWrite else { return nil }
         let start = now()
         guard start >= writesPausedUntil else { return nil }
+        // To ask takes a system call: only while there is reason to.
+        let waitsBefore = start < writesWatchedUntil ? waits() : nil
         let count = Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))
-        let end = now()
-        if end - start > Self.slowWriteNanoseconds {
-            writesPausedUntil = end + min((end - start) * Self.pauseFactor, Self.longestPauseNanoseconds)
-        }
         left -= max(count, Self.leastWrite)
+        noteWrite(from: start, to: now(), waitsBefore)
         return count
+    }
+
+    private func noteWrite(from start: UInt64, to end: UInt64, _ waitsBefore: UInt64?) {
+        let length = end - start
+        guard length > Self.slowWriteNanoseconds else { return }
+        left = 0
+        if length > Self.waitNanoseconds || waitsBefore.map({ waits() > $0 }) ?? false {
+            writesPausedUntil = end + min(length * Self.pauseFactor, Self.longestPauseNanoseconds)
+        }
+        writesWatchedUntil = max(end, writesPausedUntil) + Self.watchNanoseconds
     }
 
     /// Sends what a socket's buffer has room for: a count or a negated errno; nil when the ring is to do it.

@@ -96,6 +96,8 @@ const void *cblockio_current_owner(void);
 void cblockio_name_thread(const char *name);
 /// Nanoseconds of the monotonic clock.
 uint64_t cblockio_now(void);
+/// How often the calling thread has given up its processor by itself, to wait for something.
+uint64_t cblockio_waits(void);
 
 // Memory.
 

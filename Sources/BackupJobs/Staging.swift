@@ -265,6 +265,7 @@ package final class Staging: Sendable {
 /// Bits of which few are set, in memory.
 private struct SparseBits {
     private static let wordsPerPage = 64
+    private static let emptyPage = [UInt64](repeating: 0, count: wordsPerPage)
     private var pages: [Int: [UInt64]] = [:]
 
     /// Sets bits; returns how many were clear.
@@ -309,17 +310,24 @@ private struct SparseBits {
                 next = pageEnd
                 continue
             }
-            var words = pages[page] ?? Array(repeating: 0, count: Self.wordsPerPage)
-            // So that the array below is changed in place.
-            pages[page] = nil
-            while next < pageEnd {
-                let (word, end) = Self.word(of: next, in: pageEnd)
-                let mask = Self.mask(next..<end)
-                changed += ((isSet ? ~words[word] : words[word]) & mask).nonzeroBitCount
-                words[word] = isSet ? words[word] | mask : words[word] & ~mask
-                next = end
-            }
-            if isSet || words.contains(where: { $0 != 0 }) { pages[page] = words }
+            // In place: the page is not copied.
+            let part = next..<pageEnd
+            changed += Self.change(part, to: isSet, in: &pages[page, default: Self.emptyPage])
+            if !isSet, let words = pages[page], words.allSatisfy({ $0 == 0 }) { pages[page] = nil }
+            next = pageEnd
+        }
+        return changed
+    }
+
+    /// The same within a page.
+    private static func change(_ bits: Range<Int>, to isSet: Bool, in words: inout [UInt64]) -> Int {
+        var (next, changed) = (bits.lowerBound, 0)
+        while next < bits.upperBound {
+            let (index, end) = word(of: next, in: bits.upperBound)
+            let mask = mask(next..<end)
+            changed += ((isSet ? ~words[index] : words[index]) & mask).nonzeroBitCount
+            words[index] = isSet ? words[index] | mask : words[index] & ~mask
+            next = end
         }
         return changed
     }

@@ -2,17 +2,20 @@
 ///
 /// The steps of code on an engine between two `await`s are atomic among themselves, so such state needs no mutex; each
 /// access checks that it is made on the engine's thread and traps otherwise. Never hold on to it across an `await`:
-/// others change it there.
+/// others change it there. Inlinable: it is used several times a request, by other modules, and is generic.
 package struct EngineIsolated<State: ~Copyable>: Sendable {
-    // SAFETY: `state` is reached through `withState` and `value` alone, which trap unless the calling thread is the
+    // SAFETY: `state` is reached through `withState` and `value` alone (nothing else in this module touches it), which trap unless the calling thread is the
     // engine's own; one thread cannot race with itself. The last release may happen on another thread, when by
     // definition nobody uses the state any more.
-    private final class Storage: @unchecked Sendable {
+    @usableFromInline
+    final class Storage: @unchecked Sendable {
+        @usableFromInline
         var state: State
         init(_ state: consuming State) { self.state = state }
     }
 
-    private let storage: Storage
+    @usableFromInline
+    let storage: Storage
     /// The engine on whose thread the state lives.
     package let engine: any IOEngine
 
@@ -23,6 +26,7 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
     }
 
     /// Reads and changes the state; traps when called elsewhere than on the engine's thread.
+    @inlinable
     package func withState<Result: ~Copyable, Failure: Error>(
         _ body: (inout State) throws(Failure) -> Result
     ) throws(Failure) -> Result {
@@ -33,6 +37,7 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
 
 extension EngineIsolated {
     /// The state itself, to be read or changed in place; traps elsewhere than on the engine's thread.
+    @inlinable
     package var value: State {
         _read {
             engine.preconditionCurrent()

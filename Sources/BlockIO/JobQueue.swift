@@ -21,15 +21,26 @@ final class JobQueue: Sendable {
     // SAFETY: touched by the engine's thread only; `isCurrent` is asked before every use.
     private nonisolated(unsafe) var local: [Entry] = []
 
-    /// True on the thread that called `becomeCurrent`.
-    var isCurrent: Bool {
-        cblockio_current_owner() == UnsafeRawPointer(Unmanaged.passUnretained(self).toOpaque())
+    /// Who serves a queue: asked several times a request, and so without touching the queue.
+    struct Owner: Sendable {
+        // SAFETY: an address that is compared and never read; the queue lives as long as its thread serves it.
+        private nonisolated(unsafe) let address: UnsafeRawPointer
+
+        init(_ queue: JobQueue) { address = UnsafeRawPointer(Unmanaged.passUnretained(queue).toOpaque()) }
+
+        /// True on the thread that called `becomeCurrent` of the queue.
+        var isCurrent: Bool { cblockio_current_owner() == address }
+
+        fileprivate func becomeCurrent() { cblockio_set_current_owner(address) }
     }
 
+    var owner: Owner { Owner(self) }
+
+    /// True on the thread that called `becomeCurrent`.
+    var isCurrent: Bool { owner.isCurrent }
+
     /// Makes the calling thread the one that serves this queue.
-    func becomeCurrent() {
-        cblockio_set_current_owner(UnsafeRawPointer(Unmanaged.passUnretained(self).toOpaque()))
-    }
+    func becomeCurrent() { owner.becomeCurrent() }
 
     /// Adds an entry; true when the engine's thread sleeps and must be woken.
     func add(_ entry: Entry) -> Bool {

@@ -12,6 +12,7 @@ package final class RingEngine: IOEngine {
     package let name: String
 
     private let core: EngineCore
+    private let owner: JobQueue.Owner
     // SAFETY: touched by the engine's thread only, after it has started; `start` and `work` check that.
     private nonisolated(unsafe) let ring: RingQueue
     // SAFETY: as `ring`; `isCurrent` is asked before every use.
@@ -48,6 +49,7 @@ package final class RingEngine: IOEngine {
         self.name = "ring \(name)"
         self.wakeDescriptor = wakeDescriptor
         core = EngineCore(name: name) { cblockio_eventfd_signal(wakeDescriptor) }
+        owner = core.queue.owner
         guard let thread = startThread(named: "ring \(name)", { self.work() }) else {
             preconditionFailure("the system gives no thread for the engine \(name)")
         }
@@ -58,7 +60,7 @@ package final class RingEngine: IOEngine {
 
     // MARK: Executor
 
-    package var isCurrent: Bool { core.queue.isCurrent }
+    package var isCurrent: Bool { owner.isCurrent }
 
     package func enqueue(_ job: consuming ExecutorJob) { core.add(.job(UnownedJob(job))) }
 
@@ -66,10 +68,10 @@ package final class RingEngine: IOEngine {
 
     package func isIsolatingCurrentContext() -> Bool? { isCurrent }
 
-    package func expectMore() { if core.queue.isCurrent { isMoreExpected = true } }
+    package func expectMore() { if isCurrent { isMoreExpected = true } }
 
     package func letOthersIn() async {
-        guard core.queue.isCurrent else { return await Task.yield() }
+        guard isCurrent else { return await Task.yield() }
         await withUnsafeContinuation { polite.append($0) }
     }
 
@@ -123,7 +125,7 @@ package final class RingEngine: IOEngine {
         // SAFETY: the memory in the request is the caller's, who leaves it alone until this returns.
         nonisolated(unsafe) let request = request
         return await withUnsafeContinuation { continuation in
-            if core.queue.isCurrent {
+            if isCurrent {
                 ring.add(request, continuation)
                 if isUrgent { ring.submit(wait: false) }
             } else {
@@ -136,7 +138,7 @@ package final class RingEngine: IOEngine {
     package func readAtOnce(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) -> Int? {
-        core.queue.isCurrent ? inline.read(descriptor, bytes, at: offset) : nil
+        isCurrent ? inline.read(descriptor, bytes, at: offset) : nil
     }
 
     package func read(
@@ -165,7 +167,7 @@ package final class RingEngine: IOEngine {
     ) -> Int? {
         // Where the file is being flushed or punched a write may have to wait, and that is not the thread's work; nor is
         // it to wait for a file system that is frozen while others have drives here, too.
-        guard core.queue.isCurrent, !isShared, !ring.isHeld(descriptor) else { return nil }
+        guard isCurrent, !isShared, !ring.isHeld(descriptor) else { return nil }
         return inline.write(descriptor, bytes, at: offset)
     }
 
@@ -239,7 +241,7 @@ package final class RingEngine: IOEngine {
     }
 
     package func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int? {
-        core.queue.isCurrent ? inline.send(socket, parts) : nil
+        isCurrent ? inline.send(socket, parts) : nil
     }
 
     package func send(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) async -> Int {

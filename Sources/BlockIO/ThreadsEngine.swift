@@ -9,6 +9,7 @@ package final class ThreadsEngine: IOEngine {
     package let name: String
 
     private let core: EngineCore
+    private let owner: JobQueue.Owner
     private let wakeUp: Semaphore
     private let workers: WorkerThreads
     private let sockets: SocketPoller
@@ -25,6 +26,7 @@ package final class ThreadsEngine: IOEngine {
         self.workers = WorkerThreads(name: "io \(name)", maximum: max(workers, 1))
         sockets = SocketPoller(name: "net \(name)")
         core = EngineCore(name: name) { wakeUp.signal() }
+        owner = core.queue.owner
         guard let thread = startThread(named: "run \(name)", { self.work() }) else {
             preconditionFailure("the system gives no thread for the engine \(name)")
         }
@@ -33,7 +35,7 @@ package final class ThreadsEngine: IOEngine {
 
     // MARK: Executor
 
-    package var isCurrent: Bool { core.queue.isCurrent }
+    package var isCurrent: Bool { owner.isCurrent }
 
     package func enqueue(_ job: consuming ExecutorJob) { core.add(.job(UnownedJob(job))) }
 

@@ -186,6 +186,7 @@ class Guest:
         self.size = handle.get_size()
         self.data = read_all(handle, self.size)  # what has been acknowledged
         self.floating = bytearray(self.size)  # 1 where a TRIM was: the old content or zero
+        self.overwritten = bytearray(self.size)  # 1 where a write or zero was, since the last truth
         self.flushed = bytearray(self.data)
         self.flushed_floating = bytearray(self.size)
         self.unflushed = []  # completed, and not yet covered by a flush
@@ -313,6 +314,7 @@ class Guest:
                 self.settle(request)
         else:
             apply(request, self.data, self.floating)
+            self.note(request)
             if self.options.survive:
                 durable = request.extra == "fua" and not any(
                     start < other.end and other.start < end for other in self.unflushed)
@@ -320,6 +322,10 @@ class Guest:
                     apply(request, self.flushed, self.flushed_floating)
                 else:
                     self.unflushed.append(request)
+
+    def note(self, request):
+        if request.kind != "trim":
+            self.overwritten[request.start:request.end] = b"\1" * (request.end - request.start)
 
     def settle(self, flush):
         """What had been answered when the flush was sent is on the disk for good."""
@@ -423,7 +429,8 @@ class Guest:
         self.drain()
         got = read_all(self.engine.handles[0], self.size)
         self.check(got, 0, "a read of the whole drive")
-        write_truth(path, got, self.floating, [])
+        write_truth(path, got, self.floating, [], self.overwritten)
+        self.overwritten = bytearray(self.size)
         answer(ok=True)
 
     def do_mark(self):
@@ -470,8 +477,11 @@ class Guest:
                 # It may still be passed on.
                 self.floating[start:end] = b"\1" * (end - start)
             elif now == new:
+                if now != old:
+                    self.note(request)
                 apply(request, self.data, self.floating)
             elif now != old:
+                self.note(request)
                 self.adopt(request, new, old, now)
         self.check(got, 0, "a read of the whole drive after the restart: acknowledged data is lost")
         lost, self.lost = len(self.lost), []
@@ -509,8 +519,14 @@ def describe(got, want, index):
     return f"{end - index} bytes differ: got {bytes(got[index:index + 8]).hex()}…, want {bytes(want[index:index + 8]).hex()}…"
 
 
-def write_truth(path, data, floating, requests):
-    """PREFIX.data, and PREFIX.json with what may differ: trimmed ranges, and requests that may be in it or not."""
+def ranges(marks):
+    """Where bytes are 1."""
+    return [list(found.span()) for found in re.finditer(b"\1+", marks)]
+
+
+def write_truth(path, data, floating, requests, overwritten=b""):
+    """PREFIX.data, and PREFIX.json with what may differ: trimmed ranges, and requests that may be in it or not; and what
+    was overwritten since the last one."""
     with open(f"{path}.data", "wb") as file:
         file.write(data)
     pieces, blobs = [], bytearray()
@@ -522,7 +538,7 @@ def write_truth(path, data, floating, requests):
         file.write(blobs)
     with open(f"{path}.json", "w") as file:
         json.dump({
-            "floating": [list(found.span()) for found in re.finditer(b"\1+", floating)], "pieces": pieces}, file)
+            "floating": ranges(floating), "overwritten": ranges(overwritten), "pieces": pieces}, file)
 
 
 class View:

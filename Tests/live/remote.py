@@ -146,6 +146,7 @@ class Truth:
         self.floating = bytearray(len(self.data))
         for start, end in facts["floating"]:
             self.floating[start:end] = b"\1" * (end - start)
+        self.overwritten = facts["overwritten"]
         blobs = Path(f"{path}.pieces").read_bytes()
         self.pieces = [
             Piece(start, end, kind, blobs[at:at + end - start] if kind == "write" else bytes(end - start), issued,
@@ -154,8 +155,12 @@ class Truth:
 
     def through(self, later):
         """The same for a target of sync `none`, which holds what was overwritten and lies on the drive: what was only
-        trimmed since, as `later` says, may be as the drive has it."""
-        self.floating = bytearray(one | other for one, other in zip(self.floating, later.floating))
+        trimmed until `later`, the next one, may be as the drive has it."""
+        floating = bytearray(later.floating)
+        for start, end in later.overwritten:
+            floating[start:end] = bytes(end - start)
+        both = int.from_bytes(self.floating, "little") | int.from_bytes(floating, "little")
+        self.floating = bytearray(both.to_bytes(len(floating), "little"))
         return self
 
     def check(self, path, what, instant=False):

@@ -38,6 +38,9 @@ test      python3-venv        python:ensurepip
 test      qemu-utils          qemu-nbd
 test      libnbd-bin          nbdcopy
 test      libnbd-bin          nbdinfo
+test      libnbd-bin          nbdfuse
+test      nbdkit              nbdkit
+test      fuse3               fusermount3
 test      python3-libnbd      system-python:nbd
 test      fio                 fio
 test      qemu-system-@system@ qemu-system-@machine@

@@ -4,9 +4,10 @@
 /// access checks that it is made on the engine's thread and traps otherwise. Never hold on to it across an `await`:
 /// others change it there. Inlinable: it is used several times a request, by other modules, and is generic.
 package struct EngineIsolated<State: ~Copyable>: Sendable {
-    // SAFETY: `state` is reached through `withState` and `value` alone (nothing else in this module touches it), which trap unless the calling thread is the
-    // engine's own; one thread cannot race with itself. The last release may happen on another thread, when by
-    // definition nobody uses the state any more.
+    // SAFETY: `state` is reached through `withState` and `value` alone, which trap unless the calling thread is the
+    // engine's own; one thread cannot race with itself. (Inlinable code cannot use what is private: nothing else in this
+    // module may touch it.) The last release may happen on another thread, when by definition nobody uses the state any
+    // more.
     @usableFromInline
     final class Storage: @unchecked Sendable {
         @usableFromInline

@@ -57,6 +57,14 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
+    package func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard device.beginRead(range, into: buffer, done) else { return false }
+        state.value.activity.requests &+= 1
+        return true
+    }
+
     /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard range.end <= size else { return false }

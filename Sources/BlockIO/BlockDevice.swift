@@ -23,6 +23,11 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
+    /// Begins what `read` does and calls `done` with true, in a step of its own on the engine, when `buffer` is filled; with false
+    /// when it is not, which says nothing: `read` tells. False when this cannot be begun in this step; then nothing is called.
+    func beginRead(_ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void)
+        -> Bool
+
     /// Does what `write` does in this step, when nothing has to be waited for; false when something has, or went wrong:
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
@@ -86,6 +91,19 @@ extension BlockDevice {
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
+    package func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool { false }
+
+    /// Does what `read` does, for who has found that `readAtOnce` does not.
+    package func readLater(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        let isFilled = await withUnsafeContinuation { (caller: UnsafeContinuation<Bool, Never>) in
+            if !beginRead(range, into: buffer, { caller.resume(returning: $0) }) {
+                caller.resume(returning: false)
+            }
+        }
+        if !isFilled { try await read(range, into: buffer) }
+    }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }
 

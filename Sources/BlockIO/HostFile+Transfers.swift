@@ -42,6 +42,19 @@ extension HostFile {
             && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
+    package func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        let bytes = buffer.bytes
+        guard range.end <= size, directUnit.map({ isAligned(range, bytes.baseAddress, $0) }) ?? true else {
+            return false
+        }
+        // The closure keeps the memory alive until the kernel has filled it.
+        return engine.beginRead(descriptor, bytes, at: range.offset, past: directUnit != nil) { count in
+            done(count == buffer.count)
+        }
+    }
+
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard isLocal, directUnit == nil, !isReadOnly, range.end <= size else { return false }
         beginChange()

@@ -19,6 +19,15 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// which is to have the request at once.
     func readDirectly(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async
         -> Int
+    /// Begins `read`, or `readDirectly` where it is to be `past` the page cache, and calls `done` in a step of its own on this
+    /// engine's thread with what came of it: for who serves so many requests that a task for each is what takes the time.
+    /// False when the engine does not do that; then nothing is called.
+    func beginRead(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64, past: Bool,
+        _ done: @escaping @Sendable (Int) -> Void
+    ) -> Bool
+    /// Calls `body` in a step of its own on this engine's thread, after the other calls for what has completed.
+    func callSoon(_ body: @escaping @Sendable () -> Void)
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
     /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
     /// its own thread, unless that serves several drives.
@@ -74,6 +83,16 @@ extension IOEngine {
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int { await write(descriptor, bytes, at: offset) }
+
+    package func beginRead(
+        _: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64, past _: Bool,
+        _: @escaping @Sendable (Int) -> Void
+    ) -> Bool { false }
+
+    package func callSoon(_ body: @escaping @Sendable () -> Void) {
+        // It has begun nothing that it could call for.
+        preconditionFailure("the engine \(name) begins no reads")
+    }
 
     package func readAtOnce(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) -> Int? { nil }
 

@@ -1,7 +1,7 @@
 internal import CBlockIO
 internal import Synchronization
 
-/// What an engine's thread still has to do: Swift jobs, and calls that arrived on other threads.
+/// What an engine's thread still has to do: Swift jobs, and calls, of other threads or for the end of a turn.
 ///
 /// Jobs that are enqueued on the engine's own thread go to a plain array, others behind a mutex; the engine is woken
 /// only when it said that it sleeps.

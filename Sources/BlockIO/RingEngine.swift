@@ -126,11 +126,11 @@ package final class RingEngine: IOEngine {
         nonisolated(unsafe) let request = request
         return await withUnsafeContinuation { continuation in
             if isCurrent {
-                ring.add(request, continuation)
+                ring.add(request, .task(continuation))
                 if isUrgent { ring.submit(wait: false) }
             } else {
                 // A caller on another executor, an actor of its own: allowed, at the price of a change of thread.
-                core.add(.call { self.ring.add(request, continuation) })
+                core.add(.call { self.ring.add(request, .task(continuation)) })
             }
         }
     }
@@ -153,6 +153,18 @@ package final class RingEngine: IOEngine {
     ) async -> Int {
         await perform(reading(descriptor, bytes, at: offset), isUrgent: true)
     }
+
+    package func beginRead(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64, past: Bool,
+        _ done: @escaping @Sendable (Int) -> Void
+    ) -> Bool {
+        guard isCurrent else { return false }
+        ring.add(reading(descriptor, bytes, at: offset), .call(done))
+        if past { ring.submit(wait: false) }
+        return true
+    }
+
+    package func callSoon(_ body: @escaping @Sendable () -> Void) { core.add(.call(body)) }
 
     private func reading(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64

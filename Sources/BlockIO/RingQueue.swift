@@ -7,7 +7,20 @@ internal import Glibc
 /// first come first served.
 final class RingQueue {
     typealias Request = cblockio_request
-    typealias Caller = UnsafeContinuation<Int, Never>
+
+    /// Who hears what came of a request.
+    enum Caller {
+        case task(UnsafeContinuation<Int, Never>)
+        /// Called in a step of its own.
+        case call((Int) -> Void)
+
+        func hear(_ result: Int) {
+            switch self {
+            case .task(let continuation): continuation.resume(returning: result)
+            case .call(let done): done(result)
+            }
+        }
+    }
 
     /// The token of the request that other threads complete to wake this one.
     private static let wakeToken = UInt64.max
@@ -24,7 +37,8 @@ final class RingQueue {
     /// Room for the kernel's view of a send, one for each token.
     private let messages: UnsafeMutablePointer<msghdr>
     private var freeTokens: [Int]
-    private var waiting: [(request: Request, caller: Caller)] = []
+    /// Without a caller once they have been started.
+    private var waiting: [(request: Request, caller: Caller?)] = []
     /// How many of `waiting` have been started.
     private var started = 0
     private var completions: [cblockio_completion]
@@ -75,17 +89,17 @@ final class RingQueue {
         messages.deallocate()
     }
 
-    /// Starts a request, or queues it behind others; `caller` is resumed with its result.
+    /// Starts a request, or queues it behind others; `caller` hears its result.
     func add(_ request: Request, _ caller: Caller) {
         if started == waiting.count, let token = freeTokens.popLast() {
-            start(request, caller, token)
+            callers[token] = caller
+            start(request, token)
         } else {
             waiting.append((request, caller))
         }
     }
 
-    private func start(_ request: Request, _ caller: Caller, _ token: Int) {
-        callers[token] = caller
+    private func start(_ request: Request, _ token: Int) {
         var request = request
         request.token = UInt64(token)
         request.message = messages + token
@@ -123,7 +137,7 @@ final class RingQueue {
         return cblockio_ring_watch(ring, nanoseconds) != 0
     }
 
-    /// Resumes the callers whose requests have completed, and starts requests that waited for their places.
+    /// Tells the callers whose requests have completed, and starts requests that waited for their places.
     func resumeCompleted() {
         while true {
             let count = Int(
@@ -142,15 +156,15 @@ final class RingQueue {
                     heldFiles.swapAt(index, heldFiles.count - 1)
                     heldFiles.removeLast()
                 }
-                caller?.resume(returning: Int(completion.result))
+                caller?.hear(Int(completion.result))
             }
             if count < completions.count { break }
         }
         if !isWakeArmed { armWakeUp() }
         while started < waiting.count, let token = freeTokens.popLast() {
-            let (request, caller) = waiting[started]
+            callers[token] = waiting[started].caller.take()
+            start(waiting[started].request, token)
             started += 1
-            start(request, caller, token)
         }
         if started == waiting.count || started >= 1024 {
             waiting.removeFirst(started)

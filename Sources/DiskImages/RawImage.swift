@@ -33,6 +33,12 @@ package final class RawImage: BlockDevice {
         range.end <= size && file.readAtOnce(range, into: buffer)
     }
 
+    package func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        range.end <= size && file.beginRead(range, into: buffer, done)
+    }
+
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard !isReadOnly, range.end <= size, !(guardian?.concerns(range) ?? false) else { return false }
         written?.value.note(range)

@@ -3,8 +3,8 @@ internal import Glibc
 
 /// Gathers replies and sends as many as fit with one call.
 ///
-/// Used by one task at a time, on the engine of the transmission: by the receiving one only while the sending one waits for
-/// replies. What is ready and has not left is handed from one to the other.
+/// Used by one task at a time, on the engine of the transmission: by others than the sending one only while that waits: for
+/// replies, and then in one step, or for its turn. What is ready and has not left is handed from one to the other.
 final class ReplySender: Sendable {
     private static let maximumParts = 512
     private static let headBytes = 64 << 10

@@ -1,12 +1,12 @@
 internal import BlockIO
 internal import Glibc
-internal import Synchronization
 
 /// A client's requests to one export, on the engine of the export's device.
 ///
 /// One task receives: it looks at all the requests that have arrived, does those that need not wait, and sends their replies
-/// with one call. For each of the others it starts a child task, which does the I/O and leaves a reply; another task sends
-/// these, and what the socket had no room for. Read data leaves from the memory that it was read into; a write's payload is
+/// with one call. Short reads that have to wait for the disk it begins, where the device can tell when they have ended; those
+/// that end together are answered together. For each of the others it starts a child task, which does the I/O and leaves a
+/// reply; another task sends these, and what the socket had no room for. Read data leaves from the memory that it was read into; a write's payload is
 /// whole before the device sees any of it. What is not sent counts against the client: with `maximumInFlight` requests, or
 /// more memory than its share, it is not read from any more.
 final class Transmission: Sendable {
@@ -32,6 +32,8 @@ final class Transmission: Sendable {
         var waitingForReplies: UnsafeContinuation<Void, Never>?
         /// The sender, while another task sends by itself.
         var waitingForTurn: UnsafeContinuation<Void, Never>?
+        /// Replies to reads that have ended leave together, in a moment.
+        var isSendingSoon = false
         /// Nothing more is received.
         var hasReceivedAll = false
         /// Nothing more is sent: replies are dropped.
@@ -55,56 +57,6 @@ final class Transmission: Sendable {
     private let socket: Socket
     private let input: ReceiveBuffer
     private let rules: RequestRules
-
-    /// How far a client has come, for the watchdog, which looks from another thread.
-    final class Progress: Sendable {
-        private let moves = Atomic(0)
-        /// Somebody waits for the client to take or to give bytes.
-        private let waits = Atomic(0)
-
-        /// The client sends nothing more.
-        private let ended = Atomic(false)
-        private let onHangUp: @Sendable () -> Void
-
-        init(onHangUp: @escaping @Sendable () -> Void) { self.onHangUp = onHangUp }
-
-        func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
-        /// That it begins is a move: the client has had no time yet, whenever the watchdog looked last.
-        func beginWait() {
-            moved()
-            waits.wrappingAdd(1, ordering: .relaxed)
-        }
-        func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
-
-        /// The payload that is being received.
-        private let payload = Mutex<(bytes: Int, began: ContinuousClock.Instant)?>(nil)
-
-        func beginPayload(_ bytes: Int, at now: ContinuousClock.Instant = .now) {
-            payload.withLock { $0 = (bytes, now) }
-            beginWait()
-        }
-
-        func endPayload() {
-            endWait()
-            payload.withLock { $0 = nil }
-        }
-
-        /// A payload has been on its way for longer than it may, when others wait: however steadily it trickles.
-        func isLate(at now: ContinuousClock.Instant, _ limits: NBDLimits) -> Bool {
-            guard let (bytes, began) = payload.withLock({ $0 }) else { return false }
-            let microseconds = bytes * 1_000_000 / max(1, limits.payloadBytesPerSecond)
-            return now - began > limits.stall + .microseconds(microseconds)
-        }
-
-        func hangUp() {
-            ended.store(true, ordering: .relaxed)
-            onHangUp()
-        }
-
-        var hasHungUp: Bool { ended.load(ordering: .relaxed) }
-        var count: Int { moves.load(ordering: .relaxed) }
-        var isWaiting: Bool { waits.load(ordering: .relaxed) > 0 }
-    }
 
     init(
         _ export: NBDExport, _ agreement: HandshakeMachine.Agreement, socket: Socket, input: ReceiveBuffer,
@@ -195,8 +147,8 @@ final class Transmission: Sendable {
         return rules.judge(request)
     }
 
-    /// Serves a short read or write in this step, when nothing has to be waited for; false when something has to. `buffer`
-    /// is then memory for it, if there was some.
+    /// Serves a short read or write in this step when nothing has to be waited for, or begins a read that ends without a task;
+    /// false when the request needs one. `buffer` is then memory for it, if there was some.
     private func serveAtOnce(_ request: RequestHeader, _ buffer: inout IOBuffer?) -> Bool {
         let count = Int(request.length)
         guard count > 0, count <= Self.maximumAtOnce, state.value.inFlight < Self.maximumInFlight,
@@ -211,11 +163,37 @@ final class Transmission: Sendable {
             guard let memory = memory.takeIfAvailable(count, for: account) else { return false }
             buffer = memory
             let range = ByteRange(offset: request.offset, length: UInt64(count))
-            guard device.readAtOnce(range, into: memory[0..<count]) else { return false }
-            leaveNew(dataReply(request, memory[0..<count], memory))
+            guard !device.readAtOnce(range, into: memory[0..<count]) else {
+                leaveNew(dataReply(request, memory[0..<count], memory))
+                break
+            }
+            guard
+                device.beginRead(range, into: memory[0..<count], { self.endRead(request, memory, $0) })
+            else { return false }
+            state.value.inFlight += 1
         default: return false
         }
         return true
+    }
+
+    /// A read that was begun without a task has ended.
+    private func endRead(_ request: RequestHeader, _ buffer: IOBuffer, _ isFilled: Bool) {
+        guard isFilled else {
+            // It has a task after all, which tells what is wrong. It outlives nothing: `run` waits for its reply.
+            Task(executorPreference: engine) { await self.serve(request, .read, buffer) }
+            return
+        }
+        let isFirst = state.withState { state in
+            state.outgoing.append(dataReply(request, buffer[0..<Int(request.length)], buffer))
+            defer { state.isSendingSoon = true }
+            return !state.isSendingSoon
+        }
+        // With those that have ended, too, if any have.
+        guard isFirst else { return }
+        engine.callSoon {
+            self.state.value.isSendingSoon = false
+            self.sendAtOnce()
+        }
     }
 
     /// False when the device would have to wait, or it would take long.
@@ -400,11 +378,18 @@ final class Transmission: Sendable {
             if replies[index].isLast { ended += 1 }
         }
         guard ended > 0 else { return }
-        let (receiver, isOver) = state.withState { state in
+        let (receiver, sender, isOver) = state.withState { state in
             state.inFlight -= ended
-            return (state.waitingForSlot.take(), state.isEnding && state.inFlight == 0)
+            let isIdle = state.inFlight == 0
+            return (
+                state.waitingForSlot.take(),
+                // There is nothing more to wait for.
+                isIdle && state.hasReceivedAll ? state.waitingForReplies.take() : nil,
+                isIdle && state.isEnding
+            )
         }
         receiver?.resume()
+        sender?.resume()
         if isOver { cutOff() }
     }
 

@@ -253,6 +253,22 @@ final class SimFileEngine: IOEngine {
         return bytes.count
     }
 
+    /// What it comes to may be less than all.
+    func beginRead(
+        _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64, past _: Bool,
+        _ done: @escaping @Sendable (Int) -> Void
+    ) -> Bool {
+        guard !state.isDead, state.generator.oneIn(2) else { return false }
+        // SAFETY: the memory is the caller's, who leaves it alone until `done` is called.
+        nonisolated(unsafe) let bytes = bytes
+        // Its end is what `done` tells.
+        Task(executorPreference: self) {
+            let count = await self.read(descriptor, bytes, at: offset)
+            done(count > 0 && self.state.generator.oneIn(8) ? count - 1 : count)
+        }
+        return true
+    }
+
     /// All, nothing, or a part of it.
     func writeAtOnce(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
         guard !state.isDead, state.generator.oneIn(2), let unit = state.files[inode(descriptor)]?.unit

@@ -99,6 +99,9 @@ final class RawClient: Sendable {
         await engine.run { while await engine.receive(socket.descriptor, buffer.bytes, all: false) > 0 {} }
     }
 
+    /// Tells the server that nothing more comes.
+    func endSending() { _ = shutdown(socket.descriptor, Int32(SHUT_WR)) }
+
     func integer<Value: FixedWidthInteger>(_: Value.Type) async throws -> Value {
         try await receive(MemoryLayout<Value>.size).reduce(0) { ($0 << 8) | Value(truncatingIfNeeded: $1) }
     }

@@ -1,9 +1,9 @@
 package import BlockIO
 
 extension BlockDevice {
-    /// Reads as the NBD server does: at once where that can be, else by a task that waits.
+    /// Reads as the NBD server does: at once where that can be, else begun without a task, else by a task that waits.
     package func readAsServed(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        if !readAtOnce(range, into: buffer) { try await read(range, into: buffer) }
+        if !readAtOnce(range, into: buffer) { try await readLater(range, into: buffer) }
     }
 
     /// Writes as the NBD server does: at once where that can be, else by a task that waits.

@@ -29,6 +29,29 @@ extension Qcow2Image {
         }
     }
 
+    package func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard range.end <= size else { return false }
+        let device: any BlockDevice
+        let place: ByteRange
+        switch mappingInMemory(of: range) {
+        case .data(let host, _): (device, place) = (file, ByteRange(offset: host, length: range.length))
+        case .unallocated:
+            guard case .open(let below) = backing else { return false }
+            (device, place) = (below, range)
+        case .none, .compressed, .zero, .zeroAllocated: return false
+        }
+        // The cluster is not used for anything else meanwhile.
+        let ticket = isolated.value.requests.begin()
+        let hasBegun = device.beginRead(place, into: buffer) { [isolated] isFilled in
+            isolated.value.requests.end(ticket)
+            done(isFilled)
+        }
+        if !hasBegun { isolated.value.requests.end(ticket) }
+        return hasBegun
+    }
+
     func readMapped(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         var done: UInt64 = 0
         while done < range.length {

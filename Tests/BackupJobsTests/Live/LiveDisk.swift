@@ -226,6 +226,22 @@ final class LiveDisk: BlockDevice {
         sim.random { $0.oneIn(2) } && content.read(units(range), buffer.bytes)
     }
 
+    func beginRead(
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard sim.random({ $0.oneIn(2) }) else { return false }
+        // Its end is what `done` tells.
+        Task(executorPreference: engine) {
+            do throws(BlockError) {
+                try await self.read(range, into: buffer)
+                done(true)
+            } catch {
+                done(false)
+            }
+        }
+        return true
+    }
+
     /// All, nothing, or a part of it.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard sim.random({ $0.oneIn(2) }), full == nil else { return false }

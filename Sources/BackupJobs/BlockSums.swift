@@ -77,33 +77,20 @@ package final class BlockSums: Sendable {
 
     // MARK: Writing
 
-    /// Notes the digests of whole blocks (the drive's last one excepted) of the point in time. When it returns they outlive
-    /// this process.
-    func note(_ piece: ByteRange, _ bytes: IOSlice) async throws(BlockError) {
-        let blockSize = ContentDigests.blockSize
-        precondition(piece.offset % blockSize == 0, "digests are of whole blocks")
-        let (algorithm, length) = (algorithm, algorithm.length)
-        let count = Int(piece.length.dividedRoundingUp(by: blockSize))
-        let slots = IOBuffer(count: count * length)
-        let compute: @Sendable () -> BlockError? = {
-            do throws(BlockError) {
-                for block in 0..<count {
-                    let start = block * Int(blockSize)
-                    let part = bytes[start..<min(start + Int(blockSize), bytes.count)]
-                    try algorithm.digest(
-                        UnsafeRawBufferPointer(part.bytes),
-                        into: slots[block * length..<(block + 1) * length].bytes)
-                }
-                return nil
-            } catch {
-                return error
-            }
+    /// Where the digests of a piece's blocks are made: whole blocks, the drive's last one excepted.
+    func digests(of piece: ByteRange) -> PieceDigests { PieceDigests(piece, algorithm) }
+
+    /// Notes the digests of a piece of the point in time, of which `bytes` is the content, after those that are still
+    /// missing have been made. When it returns they outlive this process.
+    func note(_ digests: PieceDigests, of bytes: IOSlice) async throws(BlockError) {
+        let complete: @Sendable () -> Result<Void, BlockError> = {
+            var digests = digests
+            return Result { () throws(BlockError) in try digests.make(upTo: bytes.count, of: bytes) }
         }
         // What takes long must not hold the thread that guests' requests are served by.
-        let failure = algorithm.isSlow ? await file.engine.blocking(compute) : compute()
-        if let failure { throw failure }
-        let offset = piece.offset / blockSize * UInt64(length)
-        try await file.write(ByteRange(offset: offset, length: UInt64(slots.count)), from: slots.slice)
+        let made = algorithm.isSlow ? await file.engine.blocking(complete) : complete()
+        try made.get()
+        try await file.write(digests.place, from: digests.slots.slice)
     }
 
     fileprivate var size: UInt64 { file.size }

@@ -36,7 +36,8 @@ extension CopyLoop {
         // Only a cancelled task is not given a buffer.
         guard let buffer = try? await buffers.take() else { return .cancelled }
         let slice = buffer[0..<Int(piece.length)]
-        let failure = isEnding ? .cancelled : await readAsItWas(piece, into: slice)
+        var digests = point.record.isCloned ? nil : sums?.digests(of: piece)
+        let failure = isEnding ? .cancelled : await readAsItWas(piece, into: slice, &digests)
         if let failure = failure ?? (isEnding ? .cancelled : nil) {
             buffers.give(buffer)
             return failure
@@ -44,20 +45,21 @@ extension CopyLoop {
         // From here on the buffer belongs to the request, which may outlive the chunk.
         // Short pieces are for the target to take together.
         let givesWay = state.value.stepLength == .max && piece.length >= Self.longPiece
-        return await requests.perform(givingWay: givesWay) { [buffers, writer, sums] in
+        return await requests.perform(givingWay: givesWay) { [buffers, writer, digests] in
             defer { buffers.give(buffer) }
-            // While the target writes, so that it costs the copy nothing but this thread's time.
-            async let noted = note(piece, slice, point.record.isCloned ? nil : sums)
+            // While the target writes.
+            async let noted = note(piece, slice, digests)
             let failure = await writer.write(piece, from: slice)
             // Before the clusters are done: what counts as done has its digests.
             return await noted ?? failure
         }
     }
 
-    private func note(_ piece: ByteRange, _ slice: IOSlice, _ sums: BlockSums?) async -> BackupFailure? {
-        guard let sums else { return nil }
+    private func note(_ piece: ByteRange, _ slice: IOSlice, _ digests: PieceDigests?) async -> BackupFailure?
+    {
+        guard let sums, let digests else { return nil }
         do throws(BlockError) {
-            try await point.using { () async throws(BlockError) in try await sums.note(piece, slice) }
+            try await point.using { () async throws(BlockError) in try await sums.note(digests, of: slice) }
             return nil
         } catch {
             return .failed(IOFailure(.staging, .write, piece, error))
@@ -66,20 +68,43 @@ extension CopyLoop {
 
     /// Reads the drive as it is, then lays over it what was saved before the read ended: together they are the point in
     /// time (DATAPATH.md, "The copy of a cluster").
-    private func readAsItWas(_ piece: ByteRange, into slice: IOSlice) async -> BackupFailure? {
+    private func readAsItWas(
+        _ piece: ByteRange, into slice: IOSlice, _ digests: inout PieceDigests?
+    ) async -> BackupFailure? {
         do throws(BlockError) {
-            var done: UInt64 = 0
-            while done < piece.length {
+            var done = 0
+            while done < slice.count {
                 // A guest that waits for one answer at a time notices every long step.
                 if done > 0 { await letGuestIn() }
-                let step = piece.dropFirst(done).prefix(state.value.stepLength)
-                try await source.read(step, into: slice[Int(done)..<Int(done + step.length)])
-                done += step.length
+                // Without a bound while the guest is idle, which it may have become in the midst of a piece.
+                let end = done + Int(min(state.value.stepLength, UInt64(slice.count - done)))
+                try await read(piece, into: slice, done..<end, &digests)
+                done = end
             }
         } catch {
+            digests?.forget()
             return await readSingly(piece, into: slice, error)
         }
         return await layOver(piece, slice)
+    }
+
+    /// Reads the bytes `part` of a piece. What the page cache has is read block by block, so that it is in the processor's
+    /// cache while its digest is made; the rest together, as the disk is quicker that way.
+    private func read(
+        _ piece: ByteRange, into slice: IOSlice, _ part: Range<Int>, _ digests: inout PieceDigests?
+    ) async throws(BlockError) {
+        var done = part.lowerBound
+        while done < part.upperBound {
+            var next = done..<min(done + Int(ContentDigests.blockSize), part.upperBound)
+            if !source.readAtOnce(piece.part(next), into: slice[next]) {
+                next = done..<part.upperBound
+                try await source.readLater(piece.part(next), into: slice[next])
+            }
+            // What nobody has overwritten by now is as it was, whatever becomes of it later; where something is laid over, the
+            // digests are of that.
+            if !point.isTouched(piece) { digests?.makeQuickly(upTo: next.upperBound, of: slice) }
+            done = next.upperBound
+        }
     }
 
     /// In this step, after the last read ended, it is decided which blocks are whose.
@@ -174,5 +199,12 @@ extension CopyLoop {
     private func part(_ blocks: Range<Int>, of piece: ByteRange, _ slice: IOSlice) -> IOSlice {
         let range = point.bytes(ofBlocks: blocks)
         return slice[Int(range.offset - piece.offset)..<Int(range.end - piece.offset)]
+    }
+}
+
+extension ByteRange {
+    /// The range of these of its own bytes.
+    fileprivate func part(_ bytes: Range<Int>) -> ByteRange {
+        dropFirst(UInt64(bytes.lowerBound)).prefix(UInt64(bytes.count))
     }
 }

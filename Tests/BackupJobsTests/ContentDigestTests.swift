@@ -105,7 +105,8 @@ internal import Testing
                     let end = min(size, start + Int(clusterSize))
                     // What is known to be zero is not noted.
                     if bytes[start..<end].allSatisfy({ $0 == 0 }) && (cluster % 2 == 0) { continue }
-                    try await sums.note(ByteRange(UInt64(start)..<UInt64(end)), buffer[start..<end])
+                    let digests = sums.digests(of: ByteRange(UInt64(start)..<UInt64(end)))
+                    try await sums.note(digests, of: buffer[start..<end])
                 }
                 try record.bits.done.reserve(run)
                 record.bits.done.set(run)

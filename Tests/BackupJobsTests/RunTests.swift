@@ -1,6 +1,7 @@
 internal import BackupJobs
 internal import BlockIO
 internal import Synchronization
+internal import TestKit
 internal import Testing
 
 /// Single properties of a run, in virtual time.
@@ -69,6 +70,27 @@ internal import Testing
             }
             #expect(result.failure == nil, "seed \(seed)")
             #expect(run.control.progress.current == 200 << 20, "seed \(seed)")
+        }
+    }
+
+    @Test("a guest that comes, and falls quiet in the midst of a piece, changes nothing of what is copied")
+    func guestFallsQuiet() {
+        for seed: UInt64 in 1...60 {
+            let size: UInt64 = 24 << 20
+            let run = SimRun([.data(0..<size)], seed: seed)
+            let result = run.play { run in
+                let buffer = IOBuffer(count: 4096)
+                var random = SeededGenerator(seed)
+                while run.control.progress.current < size {
+                    for _ in 0..<Int.random(in: 1...4, using: &random) {
+                        // The simulated drive refuses no read.
+                        try? await run.job.drive.read(ByteRange(offset: 0, length: 4096), into: buffer.slice)
+                    }
+                    await run.engine.pass(.microseconds(Int.random(in: 0..<20_000, using: &random)))
+                }
+            }
+            #expect(result.failure == nil, "seed \(seed)")
+            #expect(run.control.progress.current == size, "seed \(seed)")
         }
     }
 

@@ -67,18 +67,40 @@ package final class LiveDrive: BlockDevice {
 
     /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer) else { return false }
+        noteChange()
+        return true
+    }
+
+    /// When nothing but the disk has to be waited for.
+    package func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard mayChangeAtOnce(range) else { return false }
+        // In flight like any other: a job that comes meanwhile counts it as one of before.
+        let request = state.value.requests.begin(range)
+        let hasBegun = device.beginWrite(range, from: buffer) { isWritten in
+            self.end(request)
+            done(isWritten)
+        }
+        if hasBegun { noteChange() } else { end(request) }
+        return hasBegun
+    }
+
+    /// Whether `range` may change in this step, after what can be saved in it.
+    private func mayChangeAtOnce(_ range: ByteRange) -> Bool {
         guard range.end <= size else { return false }
         let (isClear, point) = state.withState { state in
             (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
         }
-        guard isClear, point?.saveAtOnce(range) ?? true, device.writeAtOnce(range, from: buffer) else {
-            return false
-        }
+        return isClear && point?.saveAtOnce(range) ?? true
+    }
+
+    private func noteChange() {
         state.withState { state in
             state.activity.requests &+= 1
             state.activity.changes &+= 1
         }
-        return true
     }
 
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
@@ -135,11 +157,8 @@ package final class LiveDrive: BlockDevice {
     /// Notes a request, and the job for which it has to save: that of this step. A job that comes later finds it in flight
     /// and counts it as one of before.
     private func begin(_ range: ByteRange) -> (request: Int, point: PointInTime?) {
-        state.withState { state in
-            state.activity.requests &+= 1
-            state.activity.changes &+= 1
-            return (state.requests.begin(range), state.point)
-        }
+        noteChange()
+        return state.withState { ($0.requests.begin(range), $0.point) }
     }
 
     private func end(_ request: Int) {

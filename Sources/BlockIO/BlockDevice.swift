@@ -32,6 +32,13 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
 
+    /// Begins what `write` does and calls `done` with true, in a step of its own on the engine, when it is done; with false when it
+    /// is not, and any part of `range` may have been written: `write` tells. False when this cannot be begun in this step; then
+    /// nothing is called.
+    func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool
+
     /// Makes `range` read as zeroes; with `mayUnmap` its space may be given back.
     func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError)
 
@@ -93,6 +100,10 @@ extension BlockDevice {
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
     package func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool { false }
+
+    package func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
     ) -> Bool { false }
 
     /// Does what `read` does, for who has found that `readAtOnce` does not.

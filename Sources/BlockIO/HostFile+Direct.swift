@@ -111,6 +111,14 @@ extension HostFile {
         return turn
     }
 
+    /// The turn of a write of whole units; nil when somebody has to be waited for.
+    func beginDirectWriteAtOnce(_ range: ByteRange) -> DirectWrites.Turn? {
+        state.withState { state in
+            let turn = state.directWrites.newTurn(range, alone: false)
+            return !range.isEmpty && state.directWrites.begin(turn) ? turn : nil
+        }
+    }
+
     func endDirectWrite(_ turn: DirectWrites.Turn?) {
         guard let turn else { return }
         for caller in state.withState({ $0.directWrites.end(turn) }) { caller.resume() }

@@ -55,6 +55,28 @@ extension HostFile {
         }
     }
 
+    /// Past the page cache only, where nobody else has to be waited for: what the cache takes, `writeAtOnce` writes.
+    package func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        let bytes = UnsafeRawBufferPointer(buffer.bytes)
+        guard let directUnit, !isReadOnly, range.end <= size, isAligned(range, bytes.baseAddress, directUnit),
+            let turn = beginDirectWriteAtOnce(range)
+        else { return false }
+        beginChange()
+        // The closure keeps the memory alive until the kernel has read it.
+        let hasBegun = engine.beginWrite(descriptor, bytes, at: range.offset) { count in
+            self.endDirectWrite(turn)
+            self.endChange()
+            done(count == buffer.count)
+        }
+        if !hasBegun {
+            endDirectWrite(turn)
+            endChange()
+        }
+        return hasBegun
+    }
+
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         guard isLocal, directUnit == nil, !isReadOnly, range.end <= size else { return false }
         beginChange()

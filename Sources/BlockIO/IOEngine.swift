@@ -26,6 +26,11 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64, past: Bool,
         _ done: @escaping @Sendable (Int) -> Void
     ) -> Bool
+    /// The same for `write`.
+    func beginWrite(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64,
+        _ done: @escaping @Sendable (Int) -> Void
+    ) -> Bool
     /// Calls `body` in a step of its own on this engine's thread, after the other calls for what has completed.
     func callSoon(_ body: @escaping @Sendable () -> Void)
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
@@ -87,6 +92,10 @@ extension IOEngine {
     package func beginRead(
         _: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64, past _: Bool,
         _: @escaping @Sendable (Int) -> Void
+    ) -> Bool { false }
+
+    package func beginWrite(
+        _: Int32, _: UnsafeRawBufferPointer, at _: UInt64, _: @escaping @Sendable (Int) -> Void
     ) -> Bool { false }
 
     package func callSoon(_ body: @escaping @Sendable () -> Void) {

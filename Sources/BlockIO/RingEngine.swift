@@ -164,6 +164,15 @@ package final class RingEngine: IOEngine {
         return true
     }
 
+    package func beginWrite(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64,
+        _ done: @escaping @Sendable (Int) -> Void
+    ) -> Bool {
+        guard isCurrent else { return false }
+        ring.add(writing(descriptor, bytes, at: offset), .call(done))
+        return true
+    }
+
     package func callSoon(_ body: @escaping @Sendable () -> Void) { core.add(.call(body)) }
 
     private func reading(
@@ -191,11 +200,16 @@ package final class RingEngine: IOEngine {
     }
 
     package func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
-        await perform(
-            RingQueue.Request(
-                operation: CBLOCKIO_WRITE, descriptor: descriptor,
-                address: UnsafeMutableRawPointer(mutating: bytes.baseAddress), message: nil,
-                offset: offset, length: UInt64(bytes.count), flags: 0, token: 0))
+        await perform(writing(descriptor, bytes, at: offset))
+    }
+
+    private func writing(
+        _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
+    ) -> RingQueue.Request {
+        RingQueue.Request(
+            operation: CBLOCKIO_WRITE, descriptor: descriptor,
+            address: UnsafeMutableRawPointer(mutating: bytes.baseAddress), message: nil,
+            offset: offset, length: UInt64(bytes.count), flags: 0, token: 0)
     }
 
     package func synchronize(_ descriptor: Int32, dataOnly: Bool) async -> Int {

@@ -45,6 +45,14 @@ package final class RawImage: BlockDevice {
         return file.writeAtOnce(range, from: buffer)
     }
 
+    package func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard !isReadOnly, range.end <= size, !(guardian?.concerns(range) ?? false) else { return false }
+        written?.value.note(range)
+        return file.beginWrite(range, from: buffer, done)
+    }
+
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         try checkWritable(range, to: "write")
         written?.value.note(range)

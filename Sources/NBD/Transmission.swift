@@ -4,10 +4,10 @@ internal import Glibc
 /// A client's requests to one export, on the engine of the export's device.
 ///
 /// One task receives: it looks at all the requests that have arrived, does those that need not wait, and sends their replies
-/// with one call. Short reads that have to wait for the disk it begins, where the device can tell when they have ended; those
-/// that end together are answered together. For each of the others it starts a child task, which does the I/O and leaves a
-/// reply; another task sends these, and what the socket had no room for. Read data leaves from the memory that it was read into; a write's payload is
-/// whole before the device sees any of it. What is not sent counts against the client: with `maximumInFlight` requests, or
+/// with one call. Short reads, and writes, that wait for nothing but the disk it begins, where the device tells when they have
+/// ended; those that end together are answered together. For each of the others it starts a child task, which does the I/O
+/// and leaves a reply; another task sends these, and what the socket had no room for. Read data leaves from the memory that
+/// it was read into; a write's payload is whole before the device sees any of it. What is not sent counts against the client: with `maximumInFlight` requests, or
 /// more memory than its share, it is not read from any more.
 final class Transmission: Sendable {
     /// Requests whose replies have not left.
@@ -32,7 +32,7 @@ final class Transmission: Sendable {
         var waitingForReplies: UnsafeContinuation<Void, Never>?
         /// The sender, while another task sends by itself.
         var waitingForTurn: UnsafeContinuation<Void, Never>?
-        /// Replies to reads that have ended leave together, in a moment.
+        /// Replies to what has ended without a task leave together, in a moment.
         var isSendingSoon = false
         /// Nothing more is received.
         var hasReceivedAll = false
@@ -147,7 +147,7 @@ final class Transmission: Sendable {
         return rules.judge(request)
     }
 
-    /// Serves a short read or write in this step when nothing has to be waited for, or begins a read that ends without a task;
+    /// Serves a short read or write in this step when nothing has to be waited for, or begins one that ends without a task;
     /// false when the request needs one. `buffer` is then memory for it, if there was some.
     private func serveAtOnce(_ request: RequestHeader, _ buffer: inout IOBuffer?) -> Bool {
         let count = Int(request.length)
@@ -156,8 +156,14 @@ final class Transmission: Sendable {
         else { return false }
         switch command {
         case .write:
-            // From where it was received.
-            guard let payload = input.slice(count), writeAtOnce(request, payload) else { return false }
+            // From where it was received; the disk takes it from memory that stays.
+            guard let payload = input.slice(count) else { return false }
+            if !writeAtOnce(request, payload) {
+                buffer = memory.takeIfAvailable(count, for: account)
+                guard let buffer else { return false }
+                buffer.bytes.copyMemory(from: UnsafeRawBufferPointer(payload.bytes))
+                guard beginWrite(request, buffer) else { return false }
+            }
             input.drop(count)
         case .read:
             guard let memory = memory.takeIfAvailable(count, for: account) else { return false }
@@ -168,7 +174,7 @@ final class Transmission: Sendable {
                 break
             }
             guard
-                device.beginRead(range, into: memory[0..<count], { self.endRead(request, memory, $0) })
+                device.beginRead(range, into: memory[0..<count], { self.end(request, .read, memory, $0) })
             else { return false }
             state.value.inFlight += 1
         default: return false
@@ -176,15 +182,30 @@ final class Transmission: Sendable {
         return true
     }
 
-    /// A read that was begun without a task has ended.
-    private func endRead(_ request: RequestHeader, _ buffer: IOBuffer, _ isFilled: Bool) {
-        guard isFilled else {
+    /// False when more than the disk has to be waited for. `buffer` has the payload.
+    private func beginWrite(_ request: RequestHeader, _ buffer: IOBuffer) -> Bool {
+        let range = ByteRange(offset: request.offset, length: UInt64(request.length))
+        guard !request.flags.contains(.fua),
+            device.beginWrite(
+                range, from: buffer[0..<Int(request.length)], { self.end(request, .write, buffer, $0) })
+        else { return false }
+        state.value.inFlight += 1
+        return true
+    }
+
+    /// A request that was begun without a task has ended.
+    private func end(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer, _ isDone: Bool) {
+        guard isDone else {
             // It has a task after all, which tells what is wrong. It outlives nothing: `run` waits for its reply.
-            Task(executorPreference: engine) { await self.serve(request, .read, buffer) }
+            Task(executorPreference: engine) { await self.serve(request, command, buffer) }
             return
         }
+        let reply =
+            command == .read
+            ? dataReply(request, buffer[0..<Int(request.length)], buffer)
+            : Reply(cookie: request.cookie, form: .simple(nil), buffer: buffer)
         let isFirst = state.withState { state in
-            state.outgoing.append(dataReply(request, buffer[0..<Int(request.length)], buffer))
+            state.outgoing.append(reply)
             defer { state.isSendingSoon = true }
             return !state.isSendingSoon
         }
@@ -235,6 +256,7 @@ final class Transmission: Sendable {
                         memory.give(buffer, from: account)
                         return isThere
                     }
+                    if beginWrite(request, buffer) { return true }
                 }
             }
             state.value.inFlight += 1

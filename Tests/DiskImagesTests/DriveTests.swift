@@ -400,7 +400,7 @@ private struct StripeWriter {
             let value = UInt8.random(in: 1...255, using: &generator)
             let buffer = IOBuffer(count: range.count)
             buffer.bytes.initializeMemory(as: UInt8.self, repeating: value)
-            try await device.write(range.byteRange, from: buffer.slice)
+            try await device.writeAsServed(range.byteRange, from: buffer.slice)
             set(range, value)
         case 7, 8:
             try await device.writeZeroes(range.byteRange, mayUnmap: generator.oneIn(2))
@@ -408,7 +408,7 @@ private struct StripeWriter {
         default: try await device.flush()
         }
         let buffer = IOBuffer(count: range.count)
-        try await device.read(range.byteRange, into: buffer.slice)
+        try await device.readAsServed(range.byteRange, into: buffer.slice)
         let expected = model.withLock { Array($0[range]) }
         try expectEqual(Array(buffer.bytes), expected, "bytes \(range)")
     }

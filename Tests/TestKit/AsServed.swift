@@ -6,8 +6,14 @@ extension BlockDevice {
         if !readAtOnce(range, into: buffer) { try await readLater(range, into: buffer) }
     }
 
-    /// Writes as the NBD server does: at once where that can be, else by a task that waits.
+    /// Writes as the NBD server does: at once where that can be, else begun without a task, else by a task that waits.
     package func writeAsServed(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
-        if !writeAtOnce(range, from: buffer) { try await write(range, from: buffer) }
+        if writeAtOnce(range, from: buffer) { return }
+        let isWritten = await withUnsafeContinuation { (caller: UnsafeContinuation<Bool, Never>) in
+            if !beginWrite(range, from: buffer, { caller.resume(returning: $0) }) {
+                caller.resume(returning: false)
+            }
+        }
+        if !isWritten { try await write(range, from: buffer) }
     }
 }

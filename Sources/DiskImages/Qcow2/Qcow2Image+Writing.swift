@@ -16,11 +16,31 @@ extension Qcow2Image {
     }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
+        guard let place = placeInMemory(of: range) else { return false }
+        return file.writeAtOnce(place, from: buffer)
+    }
+
+    package func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard let place = placeInMemory(of: range) else { return false }
+        // The cluster is not used for anything else meanwhile.
+        let ticket = isolated.value.requests.begin()
+        let hasBegun = file.beginWrite(place, from: buffer) { [isolated] isWritten in
+            isolated.value.requests.end(ticket)
+            done(isWritten)
+        }
+        if !hasBegun { isolated.value.requests.end(ticket) }
+        return hasBegun
+    }
+
+    /// Where in the file `range` of a drive can be written in place, as far as that is known without a wait.
+    private func placeInMemory(of range: ByteRange) -> ByteRange? {
         guard options.isDrive, !isReadOnly, range.end <= size, isolated.value.allocator.isPrepared,
             isolated.value.allocator.failure == nil,
             case .data(let host, isShared: false) = mappingInMemory(of: range)
-        else { return false }
-        return file.writeAtOnce(ByteRange(offset: host, length: range.length), from: buffer)
+        else { return nil }
+        return ByteRange(offset: host, length: range.length)
     }
 
     func checkWritable(_ range: ByteRange, to verb: String) throws(BlockError) {

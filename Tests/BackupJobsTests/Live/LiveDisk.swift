@@ -254,6 +254,22 @@ final class LiveDisk: BlockDevice {
         return count == all.count
     }
 
+    func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        guard sim.random({ $0.oneIn(2) }) else { return false }
+        // Its end is what `done` tells.
+        Task(executorPreference: engine) {
+            do throws(BlockError) {
+                try await self.write(range, from: buffer)
+                done(true)
+            } catch {
+                done(false)
+            }
+        }
+        return true
+    }
+
     private func values(_ units: [Int], _ buffer: IOSlice) -> [UInt32] {
         units.enumerated().map { index, unit in
             // What shows no value cannot be right: it is noted as one that nobody has written.

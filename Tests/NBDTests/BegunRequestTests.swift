@@ -4,8 +4,8 @@ internal import Testing
 
 @testable internal import NBD
 
-/// A disk that fills most reads only when it is told to, without a task: at random it fills them, it does not, or it has
-/// nothing of the kind.
+/// A disk that does most requests without a task, when it is told to: at random it does them, it does not, or it has nothing
+/// of the kind.
 private final class LateDisk: BlockDevice {
     let disk: SimDisk
     private let state: Locked<(generator: SeededGenerator, isHolding: Bool, held: [@Sendable () -> Void])>
@@ -24,15 +24,37 @@ private final class LateDisk: BlockDevice {
     func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
     ) -> Bool {
+        begin { [disk] isDone in
+            let bytes = disk.contents(of: range)
+            // What is not filled holds anything.
+            buffer.bytes.copyBytes(from: isDone ? bytes : bytes.map { ~$0 })
+            done(isDone)
+        }
+    }
+
+    func beginWrite(
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+    ) -> Bool {
+        begin { [disk] isDone in
+            // A part of it is written all the same.
+            let part = isDone ? range : range.prefix(range.length / 2)
+            // Its own end is what `done` tells.
+            Task(executorPreference: disk.engine) {
+                do throws(BlockError) {
+                    try await disk.write(part, from: buffer[0..<Int(part.length)])
+                    done(isDone)
+                } catch {
+                    done(false)
+                }
+            }
+        }
+    }
+
+    private func begin(_ end: @escaping @Sendable (_ isDone: Bool) -> Void) -> Bool {
         let (kind, isHolding) = state.withLock { state in
             (state.isHolding ? 2 : Int.random(in: 0..<4, using: &state.generator), state.isHolding)
         }
-        let end: @Sendable () -> Void = { [disk] in
-            let bytes = disk.contents(of: range)
-            // What is not filled holds anything.
-            buffer.bytes.copyBytes(from: kind == 1 ? bytes.map { ~$0 } : bytes)
-            done(kind != 1)
-        }
+        let end: @Sendable () -> Void = { end(kind != 1) }
         switch kind {
         case 0: return false
         case _ where isHolding: state.withLock { $0.held.append(end) }
@@ -71,10 +93,10 @@ private final class LateDisk: BlockDevice {
     func close() async throws(BlockError) { try await disk.close() }
 }
 
-/// Reads that are begun without a task, which a ring does.
-@Suite("Reads without a task")
-struct BegunReadTests {
-    private static let read: UInt16 = 0
+/// Requests that are begun without a task, which a ring does.
+@Suite("Requests without a task")
+struct BegunRequestTests {
+    private static let read: UInt16 = 0, write: UInt16 = 1
 
     private static func start(seed: UInt64) async throws -> (ServerUnderTest, LateDisk) {
         let test = try await ServerUnderTest.start(.ring)
@@ -124,6 +146,52 @@ struct BegunReadTests {
                 let isRight = data == disk.disk.contents(of: range)
                 #expect(isRight, "\(range), seed \(seed)")
             }
+        }
+        try await test.stop()
+    }
+
+    @Test("what was answered is on the disk, all of it")
+    func writes() async throws {
+        let seed = testSeed()
+        var random = SeededGenerator(seed)
+        let (test, disk) = try await Self.start(seed: seed)
+        let client = try await RawClient.open(test.path, "a", structured: false)
+        let bad = ByteRange(offset: 512 << 10, length: 4096)
+        disk.disk.fail(.write, touching: bad, with: BlockError(.noSpace, "full"))
+        var expected = disk.disk.contents(of: disk.range)
+        for round in 0..<20 {
+            // No two of a round touch the same bytes: which of them came last would be anybody's guess.
+            var ranges: [UInt64: ByteRange] = [:]
+            for cookie in 0..<UInt64(60) {
+                ranges[cookie] = ByteRange(
+                    offset: cookie * 16384 + UInt64.random(in: 0..<4096, using: &random),
+                    length: UInt64.random(in: 1...12288, using: &random))
+            }
+            for (cookie, range) in ranges {
+                let payload = (0..<range.length).map { _ in UInt8.random(in: 0...255, using: &random) }
+                let isWhole = random.oneIn(2)
+                let header = RawClient.request(
+                    Self.write, cookie: cookie, offset: range.offset, length: UInt32(range.length))
+                // In one piece with its header, or after it.
+                try await client.send(isWhole ? header + payload : header)
+                if !isWhole { try await client.send(payload) }
+                guard !range.overlaps(bad) else { continue }
+                expected.replaceSubrange(Int(range.offset)..<Int(range.end), with: payload)
+            }
+            while !ranges.isEmpty {
+                try #require(try await client.integer(UInt32.self) == NBDProtocol.simpleReplyMagic)
+                let error = try await client.integer(UInt32.self)
+                let range = try #require(
+                    ranges.removeValue(forKey: try await client.integer(UInt64.self)), "seed \(seed)")
+                #expect(error == (range.overlaps(bad) ? 28 : 0), "seed \(seed)")
+                if error != 0 {
+                    // Any part of it may be there.
+                    let (start, end) = (Int(range.offset), Int(range.end))
+                    expected.replaceSubrange(start..<end, with: disk.disk.contents(of: range))
+                }
+            }
+            let isRight = disk.disk.contents(of: disk.range) == expected
+            #expect(isRight, "round \(round), seed \(seed)")
         }
         try await test.stop()
     }

@@ -95,13 +95,13 @@ extension CopyLoop {
     ) async throws(BlockError) {
         var done = part.lowerBound
         while done < part.upperBound {
-            var next = done..<min(done + Int(ContentDigests.blockSize), part.upperBound)
-            if !source.readAtOnce(piece.part(next), into: slice[next]) {
-                next = done..<part.upperBound
-                try await source.readLater(piece.part(next), into: slice[next])
+            let next = done..<min(done + Int(ContentDigests.blockSize), part.upperBound)
+            guard source.readAtOnce(piece.part(next), into: slice[next]) else {
+                let rest = done..<part.upperBound
+                return try await source.readLater(piece.part(rest), into: slice[rest])
             }
-            // What nobody has overwritten by now is as it was, whatever becomes of it later; where something is laid over, the
-            // digests are of that.
+            // What nobody has overwritten by now is as it was, though it be overwritten later; where something is laid over, the
+            // digests are of that. (A block that comes to be missing has no digest that counts.)
             if !point.isTouched(piece) { digests?.makeQuickly(upTo: next.upperBound, of: slice) }
             done = next.upperBound
         }

@@ -58,7 +58,7 @@ package final class LiveDrive: BlockDevice {
     }
 
     package func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard device.beginRead(range, into: buffer, done) else { return false }
         state.value.activity.requests &+= 1
@@ -74,14 +74,14 @@ package final class LiveDrive: BlockDevice {
 
     /// When nothing but the disk has to be waited for.
     package func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard mayChangeAtOnce(range) else { return false }
         // In flight like any other: a job that comes meanwhile counts it as one of before.
         let request = state.value.requests.begin(range)
-        let hasBegun = device.beginWrite(range, from: buffer) { isWritten in
+        let hasBegun = device.beginWrite(range, from: buffer) { end in
             self.end(request)
-            done(isWritten)
+            done(end)
         }
         if hasBegun { noteChange() } else { end(request) }
         return hasBegun

@@ -1,5 +1,13 @@
 /// Anything with bytes, extents and alignment that can be read or written: a host file, an image, a chain.
 ///
+/// What has become of a transfer that was begun without a task.
+package enum BegunEnd: Sendable {
+    case done
+    /// A part of it is still to be done, and nothing is wrong: `read` or `write` do it.
+    case unfinished
+    case failed(BlockError)
+}
+
 /// A device belongs to one `IOEngine`; its methods are called on that engine's executor only (see
 /// `IOEngine.run`) and complete there. Many requests may be in flight at once; overlapping ones are in no
 /// order. A request lies within `size` (else `BlockError.invalid`) and needs no alignment unless `limits` says so.
@@ -23,20 +31,19 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
-    /// Begins what `read` does and calls `done` with true, in a step of its own on the engine, when `buffer` is filled; with false
-    /// when it is not, which says nothing: `read` tells. False when this cannot be begun in this step; then nothing is called.
-    func beginRead(_ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void)
+    /// Begins what `read` does and calls `done` in a step of its own on the engine, when `buffer` is filled or is not. False when
+    /// this cannot be begun in this step; then nothing is called.
+    func beginRead(_ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void)
         -> Bool
 
     /// Does what `write` does in this step, when nothing has to be waited for; false when something has, or went wrong:
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
 
-    /// Begins what `write` does and calls `done` with true, in a step of its own on the engine, when it is done; with false when it
-    /// is not, and any part of `range` may have been written: `write` tells. False when this cannot be begun in this step; then
-    /// nothing is called.
+    /// Begins what `write` does and calls `done` in a step of its own on the engine, when that is done, or is not: then any part of
+    /// `range` may have been written. False when this cannot be begun in this step; then nothing is called.
     func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool
 
     /// Makes `range` read as zeroes; with `mayUnmap` its space may be given back.
@@ -99,21 +106,25 @@ extension BlockDevice {
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
     package func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool { false }
 
     package func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool { false }
 
-    /// Does what `read` does, for who has found that `readAtOnce` does not.
+    /// Does what `read` does, for who has found that `readAtOnce` does not, at least not for the start of `range`.
     package func readLater(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        let isFilled = await withUnsafeContinuation { (caller: UnsafeContinuation<Bool, Never>) in
+        let end = await withUnsafeContinuation { (caller: UnsafeContinuation<BegunEnd, Never>) in
             if !beginRead(range, into: buffer, { caller.resume(returning: $0) }) {
-                caller.resume(returning: false)
+                caller.resume(returning: .unfinished)
             }
         }
-        if !isFilled { try await read(range, into: buffer) }
+        switch end {
+        case .done: return
+        case .unfinished: try await read(range, into: buffer)
+        case .failed(let error): throw error
+        }
     }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }

@@ -43,7 +43,7 @@ extension HostFile {
     }
 
     package func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         let bytes = buffer.bytes
         guard range.end <= size, directUnit.map({ isAligned(range, bytes.baseAddress, $0) }) ?? true else {
@@ -51,13 +51,13 @@ extension HostFile {
         }
         // The closure keeps the memory alive until the kernel has filled it.
         return engine.beginRead(descriptor, bytes, at: range.offset, past: directUnit != nil) { count in
-            done(count == buffer.count)
+            done(self.end(of: "read", range, count))
         }
     }
 
     /// Past the page cache only, where nobody else has to be waited for: what the cache takes, `writeAtOnce` writes.
     package func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
         guard let directUnit, !isReadOnly, range.end <= size, isAligned(range, bytes.baseAddress, directUnit),
@@ -68,7 +68,7 @@ extension HostFile {
         let hasBegun = engine.beginWrite(descriptor, bytes, at: range.offset) { count in
             self.endDirectWrite(turn)
             self.endChange()
-            done(count == buffer.count)
+            done(self.end(of: "write", range, count))
         }
         if !hasBegun {
             endDirectWrite(turn)
@@ -134,6 +134,15 @@ extension HostFile {
         // To give space back is a favour: what cannot be done is not an error.
         case Int(-EOPNOTSUPP), Int(-ENOSYS), Int(-EINVAL): state.value.canPunchHoles = false
         default: throw failure("discard", range, result)
+        }
+    }
+
+    /// What has become of a transfer of all of `range`, which moved so many bytes or returned a negated errno.
+    private func end(of verb: String, _ range: ByteRange, _ count: Int) -> BegunEnd {
+        switch count {
+        case Int(range.length): .done
+        case 0..., Int(-EINTR), Int(-EAGAIN): .unfinished
+        default: .failed(failure(verb, range, count))
         }
     }
 

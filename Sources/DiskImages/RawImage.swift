@@ -34,7 +34,7 @@ package final class RawImage: BlockDevice {
     }
 
     package func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         range.end <= size && file.beginRead(range, into: buffer, done)
     }
@@ -46,7 +46,7 @@ package final class RawImage: BlockDevice {
     }
 
     package func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard !isReadOnly, range.end <= size, !(guardian?.concerns(range) ?? false) else { return false }
         written?.value.note(range)

@@ -43,7 +43,8 @@ extension Transmission {
         leave(Reply(cookie: request.cookie, form: form, buffer: buffer))
     }
 
-    private func fail(_ request: RequestHeader, _ error: BlockError, giving buffer: IOBuffer? = nil) {
+    /// Answers a request that the device has failed.
+    func fail(_ request: RequestHeader, _ error: BlockError, giving buffer: IOBuffer? = nil) {
         // Paths of this host are nothing for a client.
         report(error.message)
         let (code, words): (NBDError, String) =

@@ -194,11 +194,14 @@ final class Transmission: Sendable {
     }
 
     /// A request that was begun without a task has ended.
-    private func end(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer, _ isDone: Bool) {
-        guard isDone else {
-            // It has a task after all, which tells what is wrong. It outlives nothing: `run` waits for its reply.
+    private func end(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer, _ end: BegunEnd) {
+        switch end {
+        case .done: break
+        case .unfinished:
+            // It has a task after all, which outlives nothing: `run` waits for its reply.
             Task(executorPreference: engine) { await self.serve(request, command, buffer) }
             return
+        case .failed(let error): return fail(request, error, giving: buffer)
         }
         let reply =
             command == .read

@@ -105,7 +105,14 @@ internal import Testing
                     let end = min(size, start + Int(clusterSize))
                     // What is known to be zero is not noted.
                     if bytes[start..<end].allSatisfy({ $0 == 0 }) && (cluster % 2 == 0) { continue }
-                    let digests = sums.digests(of: ByteRange(UInt64(start)..<UInt64(end)))
+                    var digests = sums.digests(of: ByteRange(UInt64(start)..<UInt64(end)))
+                    if cluster % 5 == 0 {
+                        digests.makeQuickly(upTo: end - start, of: buffer[size - (end - start)..<size])
+                        digests.forget()
+                    }
+                    // All, some or none of them are made while it is read.
+                    let early = cluster % 3 == 0 ? end - start : (end - start) / 2 / 65536 * 65536
+                    if cluster % 3 != 1 { digests.makeQuickly(upTo: early, of: buffer[start..<end]) }
                     try await sums.note(digests, of: buffer[start..<end])
                 }
                 try record.bits.done.reserve(run)

@@ -81,7 +81,7 @@ internal import Testing
             let result = run.play { run in
                 let buffer = IOBuffer(count: 4096)
                 var random = SeededGenerator(seed)
-                while run.control.progress.current < size {
+                while run.control.progress.current < size, run.engine.now < .seconds(600) {
                     for _ in 0..<Int.random(in: 1...4, using: &random) {
                         // The simulated drive refuses no read.
                         try? await run.job.drive.read(ByteRange(offset: 0, length: 4096), into: buffer.slice)
@@ -91,6 +91,10 @@ internal import Testing
             }
             #expect(result.failure == nil, "seed \(seed)")
             #expect(run.control.progress.current == size, "seed \(seed)")
+            let expected = IOBuffer(count: Int(size))
+            run.drive.fill(run.drive.range, expected.bytes)
+            let isRight = expected.bytes.isSame(as: run.target.content.bytes)
+            #expect(isRight, "seed \(seed)")
         }
     }
 

@@ -53,6 +53,14 @@ final class SimDrive: BlockDevice {
     /// The range of the smallest read that failed.
     var failed: ByteRange? { state.withLock { $0.failed } }
 
+    /// Now and then, where nothing is to fail.
+    func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
+        guard let sim, faults.failingRead == nil, sim.random({ $0.oneIn(2) }) else { return false }
+        state.withLock { $0.reads += 1 }
+        fill(range, buffer.bytes)
+        return true
+    }
+
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         engine.preconditionCurrent()
         try check(range, to: "read")

@@ -9,11 +9,15 @@ extension BlockDevice {
     /// Writes as the NBD server does: at once where that can be, else begun without a task, else by a task that waits.
     package func writeAsServed(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         if writeAtOnce(range, from: buffer) { return }
-        let isWritten = await withUnsafeContinuation { (caller: UnsafeContinuation<Bool, Never>) in
+        let end = await withUnsafeContinuation { (caller: UnsafeContinuation<BegunEnd, Never>) in
             if !beginWrite(range, from: buffer, { caller.resume(returning: $0) }) {
-                caller.resume(returning: false)
+                caller.resume(returning: .unfinished)
             }
         }
-        if !isWritten { try await write(range, from: buffer) }
+        switch end {
+        case .done: return
+        case .unfinished: try await write(range, from: buffer)
+        case .failed(let error): throw error
+        }
     }
 }

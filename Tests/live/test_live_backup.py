@@ -45,6 +45,9 @@ def test_backups_one_after_the_other_are_the_drive_as_it_stood(
             backup.finish()
         else:
             backup.wait()
+        if sync == "full":
+            # The digests are those of the point in time, too.
+            server.agent.ok("verify", target)
         if image_format == "qcow2":
             check(target, shared=sync == "none")
         after = guest.truth(tmp_path / "after")

@@ -30,7 +30,7 @@ extension Qcow2Image {
     }
 
     package func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard range.end <= size else { return false }
         let device: any BlockDevice
@@ -44,9 +44,9 @@ extension Qcow2Image {
         }
         // The cluster is not used for anything else meanwhile.
         let ticket = isolated.value.requests.begin()
-        let hasBegun = device.beginRead(place, into: buffer) { [isolated] isFilled in
+        let hasBegun = device.beginRead(place, into: buffer) { [isolated] end in
             isolated.value.requests.end(ticket)
-            done(isFilled)
+            done(end)
         }
         if !hasBegun { isolated.value.requests.end(ticket) }
         return hasBegun

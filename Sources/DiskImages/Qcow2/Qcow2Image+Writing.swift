@@ -21,14 +21,14 @@ extension Qcow2Image {
     }
 
     package func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard let place = placeInMemory(of: range) else { return false }
         // The cluster is not used for anything else meanwhile.
         let ticket = isolated.value.requests.begin()
-        let hasBegun = file.beginWrite(place, from: buffer) { [isolated] isWritten in
+        let hasBegun = file.beginWrite(place, from: buffer) { [isolated] end in
             isolated.value.requests.end(ticket)
-            done(isWritten)
+            done(end)
         }
         if !hasBegun { isolated.value.requests.end(ticket) }
         return hasBegun

@@ -329,11 +329,7 @@ final class LiveAgent: Sendable {
     }
 
     private func send(_ index: Int) async {
-        let request = history.state.withLock { state in
-            state.turn += 1
-            if state.requests[index].start == 0 { state.requests[index].start = state.turn }
-            return state.requests[index]
-        }
+        let request = noteStart(index)
         Trace.note("guest: \(request.kind) \(request.units) = \(request.value) sent")
         let range = ByteRange(
             offset: UInt64(request.units.lowerBound) * 512, length: UInt64(request.units.count) * 512)
@@ -347,7 +343,14 @@ final class LiveAgent: Sendable {
                     let start = (unit - request.units.lowerBound) * 512
                     DiskContent.fill(buffer[start..<start + 512].bytes, request.value, unit: unit)
                 }
-                try await drive.writeAsServed(range, from: buffer.slice)
+                guard !drive.writeAtOnce(range, from: buffer.slice) else { break }
+                switch await beginWrite(index, range, buffer.slice) {
+                case .done: return
+                case .failed(let error): throw error
+                case .unfinished:
+                    noteStart(index)
+                    try await drive.write(range, from: buffer.slice)
+                }
             }
         } catch {
             // Nothing of it may count as answered; it may have changed nothing, or something.
@@ -357,13 +360,59 @@ final class LiveAgent: Sendable {
             history.state.withLock { $0.requests[index].end = nil }
             return
         }
-        let isBefore = history.state.withLock { state in
+        noteEnd(index)
+    }
+
+    /// Writes without a task, where the drive does that. What the history has to know of the end it learns in the same step as
+    /// the drive: from then on others change the same clusters.
+    private func beginWrite(_ index: Int, _ range: ByteRange, _ slice: IOSlice) async -> BegunEnd {
+        await withUnsafeContinuation { caller in
+            let hasBegun = drive.beginWrite(range, from: slice) { end in
+                switch end {
+                case .done: self.noteEnd(index)
+                case .unfinished: self.noteBreak(index)
+                case .failed: break
+                }
+                caller.resume(returning: end)
+            }
+            if !hasBegun { caller.resume(returning: .unfinished) }
+        }
+    }
+
+    @discardableResult
+    private func noteStart(_ index: Int) -> LiveHistory.Request {
+        history.state.withLock { state in
+            state.turn += 1
+            if state.requests[index].start == 0 { state.requests[index].start = state.turn }
+            state.requests[index].isAtRest = false
+            return state.requests[index]
+        }
+    }
+
+    private func noteEnd(_ index: Int) {
+        let request = history.state.withLock { state in
             state.turn += 1
             state.requests[index].end = state.turn
-            return state.requests[index].isBefore
+            return state.requests[index]
         }
         Trace.note("guest: \(request.kind) \(request.units) = \(request.value) answered")
-        if isBefore { for cluster in history.clusters(of: request.units) { history.settle(cluster) } }
+        settle(request)
+    }
+
+    /// What there is of it is done, and the drive knows nothing of it until it is sent once more.
+    private func noteBreak(_ index: Int) {
+        let request = history.state.withLock { state in
+            let request = state.requests[index]
+            state.requests[index].isBefore = false
+            state.requests[index].isAtRest = true
+            return request
+        }
+        settle(request)
+    }
+
+    private func settle(_ request: LiveHistory.Request) {
+        guard request.isBefore else { return }
+        for cluster in history.clusters(of: request.units) { history.settle(cluster) }
     }
 
     /// A piece of an agent that was killed, where `PiecesInFlight.late` lets it live on.

@@ -227,16 +227,16 @@ final class LiveDisk: BlockDevice {
     }
 
     func beginRead(
-        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard sim.random({ $0.oneIn(2) }) else { return false }
         // Its end is what `done` tells.
         Task(executorPreference: engine) {
             do throws(BlockError) {
                 try await self.read(range, into: buffer)
-                done(true)
+                done(self.sim.random { $0.oneIn(8) } ? .unfinished : .done)
             } catch {
-                done(false)
+                done(.failed(error))
             }
         }
         return true
@@ -255,16 +255,16 @@ final class LiveDisk: BlockDevice {
     }
 
     func beginWrite(
-        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (Bool) -> Void
+        _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
         guard sim.random({ $0.oneIn(2) }) else { return false }
         // Its end is what `done` tells.
         Task(executorPreference: engine) {
             do throws(BlockError) {
                 try await self.write(range, from: buffer)
-                done(true)
+                done(self.sim.random { $0.oneIn(8) } ? .unfinished : .done)
             } catch {
-                done(false)
+                done(.failed(error))
             }
         }
         return true

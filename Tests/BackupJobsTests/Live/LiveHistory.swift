@@ -28,6 +28,8 @@ final class LiveHistory: Sendable {
         /// Counted in turns of the history; nil: not yet.
         var start = 0
         var end: Int?
+        /// Sent, and to be sent once more: the drive knows nothing of it.
+        var isAtRest = false
         /// In flight at the switch.
         var isBefore = false
     }
@@ -233,7 +235,9 @@ final class LiveHistory: Sendable {
         state.withLock { state in
             state.isSwitched = true
             for index in state.requests.indices
-            where state.requests[index].end == nil && state.requests[index].start > 0 {
+            where state.requests[index].end == nil && state.requests[index].start > 0
+                && !state.requests[index].isAtRest
+            {
                 state.requests[index].isBefore = true
             }
         }

@@ -1,13 +1,5 @@
 /// Anything with bytes, extents and alignment that can be read or written: a host file, an image, a chain.
 ///
-/// What has become of a transfer that was begun without a task.
-package enum BegunEnd: Sendable {
-    case done
-    /// A part of it is still to be done, and nothing is wrong: `read` or `write` do it.
-    case unfinished
-    case failed(BlockError)
-}
-
 /// A device belongs to one `IOEngine`; its methods are called on that engine's executor only (see
 /// `IOEngine.run`) and complete there. Many requests may be in flight at once; overlapping ones are in no
 /// order. A request lies within `size` (else `BlockError.invalid`) and needs no alignment unless `limits` says so.
@@ -98,6 +90,14 @@ package struct BlockLimits: Sendable, Hashable {
         self.requestAlignment = requestAlignment
         self.optimalGranularity = optimalGranularity
     }
+}
+
+/// What has become of a transfer that was begun without a task.
+package enum BegunEnd: Sendable {
+    case done
+    /// A part of it is still to be done, and nothing is wrong: `read` or `write` do it.
+    case unfinished
+    case failed(BlockError)
 }
 
 extension BlockDevice {

@@ -100,7 +100,7 @@ extension IOEngine {
 
     package func callSoon(_ body: @escaping @Sendable () -> Void) {
         // It has begun nothing that it could call for.
-        preconditionFailure("the engine \(name) begins no reads")
+        preconditionFailure("the engine \(name) begins no transfers")
     }
 
     package func readAtOnce(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) -> Int? { nil }

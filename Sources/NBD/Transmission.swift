@@ -157,7 +157,7 @@ final class Transmission: Sendable {
         switch command {
         case .write:
             // From where it was received; the disk takes it from memory that stays.
-            guard let payload = input.slice(count) else { return false }
+            guard !request.flags.contains(.fua), let payload = input.slice(count) else { return false }
             if !writeAtOnce(request, payload) {
                 buffer = memory.takeIfAvailable(count, for: account)
                 guard let buffer else { return false }
@@ -195,18 +195,22 @@ final class Transmission: Sendable {
 
     /// A request that was begun without a task has ended.
     private func end(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer, _ end: BegunEnd) {
+        let reply: Reply
         switch end {
-        case .done: break
+        case .done where command == .read:
+            reply = dataReply(request, buffer[0..<Int(request.length)], buffer)
+        case .done:
+            // Others may have it before the reply has left.
+            memory.give(buffer, from: account)
+            reply = Reply(cookie: request.cookie, form: .simple(nil))
         case .unfinished:
             // It has a task after all, which outlives nothing: `run` waits for its reply.
             Task(executorPreference: engine) { await self.serve(request, command, buffer) }
             return
-        case .failed(let error): return fail(request, error, giving: buffer)
+        case .failed(let error):
+            memory.give(buffer, from: account)
+            return fail(request, error)
         }
-        let reply =
-            command == .read
-            ? dataReply(request, buffer[0..<Int(request.length)], buffer)
-            : Reply(cookie: request.cookie, form: .simple(nil), buffer: buffer)
         let isFirst = state.withState { state in
             state.outgoing.append(reply)
             defer { state.isSendingSoon = true }
@@ -247,6 +251,8 @@ final class Transmission: Sendable {
             state.value.inFlight += 1
             refuse(request, error, message)
         case .serve(let command):
+            // What has memory already was tried.
+            let isToTry = buffer == nil
             var buffer = buffer
             let length = Int(request.length)
             if command == .read || command == .write, length > 0 {
@@ -255,11 +261,11 @@ final class Transmission: Sendable {
                 guard let buffer else { return false }
                 if command == .write {
                     let isThere = await receivePayload(buffer[0..<count])
-                    guard isThere, !writeAtOnce(request, buffer[0..<count]) else {
+                    guard isThere, !(isToTry && writeAtOnce(request, buffer[0..<count])) else {
                         memory.give(buffer, from: account)
                         return isThere
                     }
-                    if beginWrite(request, buffer) { return true }
+                    if isToTry, beginWrite(request, buffer) { return true }
                 }
             }
             state.value.inFlight += 1

@@ -261,8 +261,12 @@ final class LiveDisk: BlockDevice {
         // Its end is what `done` tells.
         Task(executorPreference: engine) {
             do throws(BlockError) {
-                try await self.write(range, from: buffer)
-                done(self.sim.random { $0.oneIn(8) } ? .unfinished : .done)
+                let isTorn = self.sim.random { $0.oneIn(8) }
+                let count = isTorn ? self.sim.random { $0.below(buffer.count / 512 + 1) } * 512 : buffer.count
+                if count > 0 {
+                    try await self.write(range.prefix(UInt64(count)), from: buffer[0..<count])
+                }
+                done(isTorn ? .unfinished : .done)
             } catch {
                 done(.failed(error))
             }

@@ -209,8 +209,10 @@ package final class Staging: Sendable {
     /// The same in this step; false when that cannot be, and then any part of it may have been written.
     func saveAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         for (part, bytes) in dataParts(of: range, buffer) {
-            guard file.writeAtOnce(part, from: bytes) else { return false }
+            let isWritten = file.writeAtOnce(part, from: bytes)
+            // Also what may be there in part: before somebody saves it the cluster can be done, and is given back then.
             count(part)
+            guard isWritten else { return false }
         }
         return true
     }

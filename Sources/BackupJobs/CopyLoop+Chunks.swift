@@ -4,6 +4,8 @@ internal import BlockIO
 extension CopyLoop {
     /// From how many bytes on the target is to have a piece before the next one is read.
     private static let longPiece: UInt64 = 256 << 10
+    /// How much is read before its digests are made, in bytes: blocks that a processor's own cache has room for.
+    private static let digestedAtOnce = 256 << 10
 
     func writeZeroes(_ range: ByteRange) async -> BackupFailure? {
         if isEnding { return .cancelled }
@@ -88,14 +90,14 @@ extension CopyLoop {
         return await layOver(piece, slice)
     }
 
-    /// Reads the bytes `part` of a piece. What the page cache has is read block by block, so that it is in the processor's
-    /// cache while its digest is made; the rest together, as the disk is quicker that way.
+    /// Reads the bytes `part` of a piece. What the page cache has is read in parts that are in the processor's cache while
+    /// their digests are made; the rest together, as the disk is quicker that way.
     private func read(
         _ piece: ByteRange, into slice: IOSlice, _ part: Range<Int>, _ digests: inout PieceDigests?
     ) async throws(BlockError) {
         var done = part.lowerBound
         while done < part.upperBound {
-            let next = done..<min(done + Int(ContentDigests.blockSize), part.upperBound)
+            let next = done..<min(done + Self.digestedAtOnce, part.upperBound)
             guard source.readAtOnce(piece.part(next), into: slice[next]) else {
                 let rest = done..<part.upperBound
                 return try await source.readLater(piece.part(rest), into: slice[rest])

@@ -383,6 +383,9 @@ struct CopyLoop: Sendable {
     /// Whether a chunk may start; then it counts as in flight. If not, returns after something has changed.
     private func permitted(_ pace: GuestPace) async -> Bool {
         if control.startChunk(atMost: pace.allowance.depth) { return true }
+        // The end of a chunk, or of a pause, raises the signal.
+        point.state.value.needsNoSaves = true
+        defer { point.state.value.needsNoSaves = false }
         await control.signal.raised()
         return false
     }
@@ -426,8 +429,8 @@ struct CopyLoop: Sendable {
 
     /// Returns after `delay`, or before that when the signal is raised.
     private func sleep(_ delay: Duration) async {
-        point.state.value.copyKeepsPace = true
-        defer { point.state.value.copyKeepsPace = false }
+        point.state.value.needsNoSaves = true
+        defer { point.state.value.needsNoSaves = false }
         async let _: Void = raiseSignal(after: delay)
         await control.signal.raised()
         // The timer is cancelled, and its end awaited, at the end of this scope.

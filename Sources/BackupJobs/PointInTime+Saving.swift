@@ -232,7 +232,7 @@ extension PointInTime {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
-        if !state.value.copyKeepsPace { control.signal.raise() }
+        if !state.value.needsNoSaves { control.signal.raise() }
     }
 
     /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.

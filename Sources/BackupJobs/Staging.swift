@@ -218,7 +218,8 @@ package final class Staging: Sendable {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await file.read(range, into: buffer)
+        if file.readAtOnce(range, into: buffer) { return }
+        try await file.readLater(range, into: buffer)
     }
 
     /// How much it holds of `range`, in bytes.

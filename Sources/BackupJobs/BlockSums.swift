@@ -11,7 +11,8 @@ package final class BlockSums: Sendable {
     package let algorithm: DigestAlgorithm
     /// In bytes.
     package let driveSize: UInt64
-    private let file: HostFile
+    private let file: any BlockDevice
+    private let path: String?
 
     /// Makes an empty file `path`, which must not exist. `engine` is the drive's.
     package static func create(
@@ -27,7 +28,7 @@ package final class BlockSums: Sendable {
                 _ = await engine.blocking { HostFile.unlink(path) }
                 throw error
             }
-            return BlockSums(file, driveSize: driveSize, algorithm: algorithm)
+            return BlockSums(on: file, path: path, driveSize: driveSize, algorithm: algorithm)
         }
     }
 
@@ -45,33 +46,38 @@ package final class BlockSums: Sendable {
                     "Couldn't use \(path): its \(file.size) bytes are not the digests of a drive of \(driveSize) bytes"
                 )
             }
-            return BlockSums(file, driveSize: driveSize, algorithm: algorithm)
+            return BlockSums(on: file, path: path, driveSize: driveSize, algorithm: algorithm)
         }
     }
 
-    private init(_ file: HostFile, driveSize: UInt64, algorithm: DigestAlgorithm) {
+    /// Digests on any device of `length` bytes, of zeroes or with what a killed agent has left.
+    package init(
+        on file: any BlockDevice, path: String? = nil, driveSize: UInt64, algorithm: DigestAlgorithm
+    ) {
         self.file = file
+        self.path = path
         self.driveSize = driveSize
         self.algorithm = algorithm
     }
 
-    private static func length(driveSize: UInt64, algorithm: DigestAlgorithm) -> UInt64 {
+    /// How long the file is, in bytes.
+    package static func length(driveSize: UInt64, algorithm: DigestAlgorithm) -> UInt64 {
         driveSize.dividedRoundingUp(by: ContentDigests.blockSize) * UInt64(algorithm.length)
     }
 
     /// Closes and removes the file; nothing uses it any more.
     package func remove() async throws(BlockError) {
-        let file = file
-        try await file.engine.run { () async throws(BlockError) in
+        let engine = file.engine
+        try await engine.run { () async throws(BlockError) in
             try await file.close()
-            let result = await file.engine.blocking { HostFile.unlink(file.name) }
-            guard result == 0 else { throw BlockError("Couldn't remove \(file.name)", errno: -result) }
+            guard let path else { return }
+            let result = await engine.blocking { HostFile.unlink(path) }
+            guard result == 0 else { throw BlockError("Couldn't remove \(path)", errno: -result) }
         }
     }
 
     /// Closes the file, which stays; nothing uses it any more.
     package func close() async throws(BlockError) {
-        let file = file
         try await file.engine.run { () async throws(BlockError) in try await file.close() }
     }
 

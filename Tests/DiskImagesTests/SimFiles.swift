@@ -138,6 +138,8 @@ final class SimFileEngine: IOEngine {
         var atEnd: (@Sendable () -> Void)?
         var flushes = 0
         var reads = 0
+        /// Begun reads that end when they are let go; nil when none is held.
+        var held: [() -> Void]?
     }
 
     let name = "simulation"
@@ -156,6 +158,15 @@ final class SimFileEngine: IOEngine {
     var flushes: Int { state.flushes }
     /// How many reads of files were made.
     var reads: Int { state.reads }
+
+    /// Reads that are begun from now on reach the disk when they are let go.
+    func holdBegunReads() { state.held = [] }
+
+    func letBegunReadsGo() {
+        let held = state.held ?? []
+        state.held = nil
+        for read in held { read() }
+    }
 
     func enqueue(_ job: consuming ExecutorJob) { state.jobs.append(UnownedJob(job)) }
     func checkIsolated() { preconditionCurrent() }
@@ -258,7 +269,16 @@ final class SimFileEngine: IOEngine {
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64, past _: Bool,
         _ done: @escaping @Sendable (Int) -> Void
     ) -> Bool {
-        guard !state.isDead, state.generator.oneIn(2) else { return false }
+        guard !state.isDead else { return false }
+        if state.held != nil {
+            let inode = inode(descriptor)
+            state.held?.append {
+                self.state.files[inode]?.read(at: Int(offset), into: bytes)
+                done(bytes.count)
+            }
+            return true
+        }
+        guard state.generator.oneIn(2) else { return false }
         // SAFETY: the memory is the caller's, who leaves it alone until `done` is called.
         nonisolated(unsafe) let bytes = bytes
         // Its end is what `done` tells.

@@ -84,6 +84,10 @@ final class LiveAgent: Sendable {
             target: target,
             options: history.options, record: record,
             staging: Staging(on: staged, limit: history.stagingLimit),
+            sums: history.sums.map {
+                BlockSums(
+                    on: LiveSumsFile($0, sim), driveSize: history.size, algorithm: LiveHistory.algorithm)
+            },
             buffers: BufferPool(capacity: 1 << 20, bufferSize: 65536), control: control, clock: sim.clock)
     }
 

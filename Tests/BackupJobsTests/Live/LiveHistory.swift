@@ -71,6 +71,7 @@ final class LiveHistory: Sendable {
 
     /// Each has one request in flight at most.
     static let guestCount = 6
+    static let algorithm = DigestAlgorithm.xxh3
     /// How many requests they send together.
     static let requestCount = 24
 
@@ -80,6 +81,8 @@ final class LiveHistory: Sendable {
     let size: UInt64
     let drive: DiskContent
     let staged: DiskContent
+    /// nil: a job without digests.
+    let sums: SumsContent?
     let target: LiveTarget.Content
     let initially: [UInt32]
     let pieces = PiecesInFlight()
@@ -183,6 +186,8 @@ final class LiveHistory: Sendable {
         target.fault.withLock { [targetFault] in $0 = targetFault }
         cloning = chance.pick([nil, .impossible, .fails(from: 1 + chance.below(2)), .works, .works])
         laterCloning = chance.pick([cloning, cloning, nil, cloning.map { _ in .impossible }])
+        let hasSums = chance.oneIn(2) && options.chunkSize >= ContentDigests.blockSize
+        sums = hasSums ? SumsContent(driveSize: size, Self.algorithm) : nil
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
         state = Mutex(
             State(
@@ -400,6 +405,7 @@ final class LiveHistory: Sendable {
                 }
             }
         }
+        do throws(BlockError) { try judgeSums(state) } catch { complain("no digest: \(error)") }
         if state.isBroken { complain("a job whose point in time is lost has completed") }
     }
 }

@@ -11,7 +11,8 @@ struct BegunTransferTests {
     private static let clusters = 64
 
     /// DATAPATH.md rule 16: a freed host cluster is reused, or given back, only when all I/O translated to it has ended.
-    @Test("the cluster that a begun read reads is nobody else's, and not given back, before the read has ended")
+    @Test(
+        "the cluster that a begun read reads is nobody else's, and not given back, before the read has ended")
     func freedWhileRead() async throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("a.qcow2")
@@ -20,7 +21,9 @@ struct BegunTransferTests {
         let inode = try #require(FileIdentity.of(path: path)).inode
         let seed = testSeed()
         let left: Result<[UInt8], any Error> = await testThreads.blocking {
-            Result { try play(path, SimFileEngine(files: [inode: SimFile(image, unit: 512)], seed: seed), inode) }
+            Result {
+                try play(path, SimFileEngine(files: [inode: SimFile(image, unit: 512)], seed: seed), inode)
+            }
         }
         #expect(try Qcow2Checker(try left.get()).leaks == 0)
     }
@@ -55,13 +58,15 @@ struct BegunTransferTests {
         // Unmapped, durably, and again and again looked at: then it is free, but for who reads it.
         try await device.discard(first)
         for cluster in 1..<Self.clusters {
-            try await fill(device, ByteRange(offset: UInt64(cluster) * first.length, length: first.length), 0xBB)
+            try await fill(
+                device, ByteRange(offset: UInt64(cluster) * first.length, length: first.length), 0xBB)
             try await device.flush()
         }
         engine.letBegunReadsGo()
         guard case .done = end.value else { throw TestKitError("the read has not ended well") }
         try expectEqual(
-            Array(buffer.bytes), [UInt8](repeating: 0xAA, count: Self.clusterSize), "what was begun to be read")
+            Array(buffer.bytes), [UInt8](repeating: 0xAA, count: Self.clusterSize),
+            "what was begun to be read")
 
         // And then it is: the last of as many clusters as the disk has finds room in it.
         try await fill(device, first, 0xCC)

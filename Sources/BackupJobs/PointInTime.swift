@@ -49,8 +49,8 @@ final class PointInTime: Sendable {
         /// Who waits for space, or for the users of staging to end.
         var waiters = Waiters()
         var hasWarned = false
-        /// The copy waits for the time at which its speed lets it go on, or for a chunk to end, and for nothing that a guest
-        /// does.
+        /// The copy waits for the time at which its speed lets it go on, or for a chunk to end: what is saved meanwhile it
+        /// finds then, and needs not be woken for.
         var needsNoSaves = false
         /// The copy has begun: what staging holds is being given back.
         var isCopying = false

@@ -218,8 +218,7 @@ package final class Staging: Sendable {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        if file.readAtOnce(range, into: buffer) { return }
-        try await file.readLater(range, into: buffer)
+        try await file.read(range, into: buffer)
     }
 
     /// How much it holds of `range`, in bytes.

@@ -61,6 +61,8 @@ final class LiveHistory: Sendable {
         var wasKilled = 0
         /// Units of the drive that became bad for good.
         var permanentlyBad: Set<Int> = []
+        /// Of how many blocks of data the digests were compared.
+        var digestsCompared = 0
         /// Blocks that the job said to have left out.
         var leftOut: Set<Int> = []
         /// How often somebody resumed a job that an error had halted.
@@ -83,6 +85,8 @@ final class LiveHistory: Sendable {
     let staged: DiskContent
     /// nil: a job without digests.
     let sums: SumsContent?
+    /// The size of the copy's buffers in bytes.
+    let pieceSize: Int
     let target: LiveTarget.Content
     let initially: [UInt32]
     let pieces = PiecesInFlight()
@@ -188,6 +192,8 @@ final class LiveHistory: Sendable {
         laterCloning = chance.pick([cloning, cloning, nil, cloning.map { _ in .impossible }])
         let hasSums = chance.oneIn(2) && options.chunkSize >= ContentDigests.blockSize
         sums = hasSums ? SumsContent(driveSize: size, Self.algorithm) : nil
+        // Of several blocks, which are read in several steps beside a guest.
+        pieceSize = hasSums && chance.oneIn(2) ? 256 << 10 : 65536
         initially = (0..<units).map { values[$0] ?? backing?[$0] ?? 0 }
         state = Mutex(
             State(

@@ -14,7 +14,7 @@ internal import Testing
         let first = Chance.seed()
         print("DRIVE_BACKUP_SEED=\(first)")
         let directory = try TemporaryDirectory()
-        var (resumed, incomplete, lossy, cloned) = (0, 0, 0, 0)
+        var (resumed, incomplete, lossy, cloned, digested) = (0, 0, 0, 0, 0)
         for seed in first..<first + Self.count {
             let history = LiveHistory(seed: seed, directory: directory.path)
             let found = history.play()
@@ -28,14 +28,15 @@ internal import Testing
                 if state.resumes > 0 { resumed += 1 }
                 if !state.missing.isEmpty { incomplete += 1 }
                 if state.isCloned { cloned += 1 }
+                if state.digestsCompared > 0, state.wasKilled > 0 { digested += 1 }
                 if !state.leftOut.isEmpty, history.targetFault != nil { lossy += 1 }
             }
         }
         // Histories that never come there would say nothing about it.
         if Self.count >= 1000 {
             #expect(
-                resumed > 10 && incomplete > 10 && lossy > 10 && cloned > 50,
-                "\(resumed), \(incomplete), \(lossy), \(cloned)")
+                resumed > 10 && incomplete > 10 && lossy > 10 && cloned > 50 && digested > 50,
+                "\(resumed), \(incomplete), \(lossy), \(cloned), \(digested)")
         }
     }
 }

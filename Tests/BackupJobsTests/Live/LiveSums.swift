@@ -80,6 +80,7 @@ extension LiveHistory {
                     DiskContent.fill(part, value, unit: units.lowerBound + index)
                 }
             }
+            self.state.withLock { $0.digestsCompared += 1 }
             if slot != (try Self.algorithm.digest(bytes)) {
                 complain("the digest of block \(block) is not that of the point in time")
             }

@@ -88,7 +88,8 @@ final class LiveAgent: Sendable {
                 BlockSums(
                     on: LiveSumsFile($0, sim), driveSize: history.size, algorithm: LiveHistory.algorithm)
             },
-            buffers: BufferPool(capacity: 16 * history.pieceSize, bufferSize: history.pieceSize), control: control, clock: sim.clock)
+            buffers: BufferPool(capacity: 16 * history.pieceSize, bufferSize: history.pieceSize),
+            control: control, clock: sim.clock)
     }
 
     /// After a kill: the job, standing again; nil when there was none or it is over.

@@ -136,8 +136,8 @@ extension CopyLoop {
     /// Whatever the guest has sent has its turn; how much that was says how many requests it has on their way.
     private func letGuestIn() async {
         let before = point.drive.activity.requests
-        await source.engine.letOthersIn()
-        let requests = point.drive.activity.requests &- before
+        let turns = await source.engine.letOthersIn()
+        let requests = (point.drive.activity.requests &- before) / UInt64(turns)
         state.withState { $0.requestsPerTurn = max(requests, $0.requestsPerTurn / 2) }
     }
 

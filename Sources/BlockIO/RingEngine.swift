@@ -22,9 +22,12 @@ package final class RingEngine: IOEngine {
     /// `expectMore` was called since the thread waited last.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var isMoreExpected = false
-    /// Who let others in, and goes on in the next turn.
+    /// Who let others in, and goes on in one of the next turns.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
+    /// How many turns the thread has made.
+    // SAFETY: as `inline`.
+    private nonisolated(unsafe) var turns = 0
     private let wakeDescriptor: Int32
     private let shared = Atomic(false)
 
@@ -70,9 +73,14 @@ package final class RingEngine: IOEngine {
 
     package func expectMore() { if isCurrent { isMoreExpected = true } }
 
-    package func letOthersIn() async {
-        guard isCurrent else { return await Task.yield() }
+    package func letOthersIn() async -> Int {
+        guard isCurrent else {
+            await Task.yield()
+            return 1
+        }
+        let before = turns
         await withUnsafeContinuation { polite.append($0) }
+        return turns - before
     }
 
     package var writesAsynchronously: Bool { true }
@@ -100,8 +108,9 @@ package final class RingEngine: IOEngine {
                 ring.submit(wait: false)
             }
             ring.resumeCompleted()
-            for one in polite { one.resume() }
-            polite.removeAll(keepingCapacity: true)
+            turns &+= 1
+            // One in a turn: what completes waits for one long step, however many take them.
+            if !polite.isEmpty { polite.removeFirst().resume() }
         }
         ring.end()
         core.finish()

@@ -76,8 +76,11 @@ extension CopyLoop {
         do throws(BlockError) {
             var done = 0
             while done < slice.count {
-                // A guest that waits for one answer at a time notices every long step.
-                if done > 0 { await letGuestIn() }
+                // A guest that waits for one answer at a time notices every long step, the first one, too.
+                if done > 0 || state.value.stepLength != .max {
+                    await letGuestIn()
+                    if isEnding { return .cancelled }
+                }
                 // Without a bound while the guest is idle, which it may have become in the midst of a piece.
                 let end = done + Int(min(state.value.stepLength, UInt64(slice.count - done)))
                 try await read(piece, into: slice, done..<end, &digests)

@@ -64,8 +64,8 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
     func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
 
-    /// Returns when whatever has completed meanwhile has had its turn, and whoever else waits here: to be called between long
-    /// steps. How many turns that took, at least 1.
+    /// Returns when whatever has completed meanwhile has had its turn, and who has waited here for longer: to be called between
+    /// long steps. How many turns that took, at least 1.
     func letOthersIn() async -> Int
 
     /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.

@@ -14,8 +14,8 @@ internal import BlockIO
 // target has taken all of it, to copy again when it failed. A cluster larger than a buffer is copied by one chunk in
 // several pieces, one after the other.
 //
-// A chunk holds at most one buffer, and while it holds it it waits for nothing but its own reads and write. So jobs that
-// share a pool cannot wait for each other in a circle, whatever their depth.
+// A chunk holds at most one buffer, and while it holds it it waits for nothing but its own reads and write, and for its
+// turn on the thread, which comes. So jobs that share a pool cannot wait for each other in a circle, whatever their depth.
 //
 // A cancel and the first failure, which is kept, let the guest go at once and abandon the requests to the target
 // (TargetRequests), which may hang: nothing new starts, chunks that wait for the target end, and what the run waits for

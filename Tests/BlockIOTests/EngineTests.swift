@@ -5,6 +5,24 @@ internal import Testing
 
 @Suite("Engines")
 struct EngineTests {
+    @Test("of those that let others in one goes on in each turn of a ring, in the order in which they came")
+    func oneInATurn() async throws {
+        let engine = try EngineKind.ring.makeEngine(name: "turns")
+        let went = Locked<[[Int]]>([])
+        await engine.run {
+            await withTaskGroup(of: Void.self) { group in
+                for number in 1...4 {
+                    group.addTask {
+                        let turns = await engine.letOthersIn()
+                        went.withLock { $0.append([number, turns]) }
+                    }
+                }
+            }
+        }
+        #expect(went.value == [[1, 1], [2, 2], [3, 3], [4, 4]])
+        await engine.shutDown()
+    }
+
     @Test("code that prefers an engine stays on its thread across awaits", arguments: EngineKind.allCases)
     func stays(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "stays")

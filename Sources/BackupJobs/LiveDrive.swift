@@ -57,6 +57,14 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
+    package var fillsPipes: Bool { device.fillsPipes }
+
+    package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {
+        guard device.fill(pipe, with: range) else { return false }
+        state.value.activity.requests &+= 1
+        return true
+    }
+
     package func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {

@@ -23,6 +23,13 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
+    /// Whether `fill` may do anything: its bytes have places of their own in a file that the page cache has.
+    var fillsPipes: Bool { get }
+
+    /// Fills an empty pipe with the pages of `range` (not empty), which are in the page cache, in this step; false, with the pipe
+    /// empty, when they are not, or something went wrong: `read` tells.
+    func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool
+
     /// Begins what `read` does and calls `done` in a step of its own on the engine, when `buffer` is filled or is not. False when
     /// this cannot be begun in this step; then nothing is called.
     func beginRead(_ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void)
@@ -105,6 +112,10 @@ extension BlockDevice {
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
+
+    package var fillsPipes: Bool { false }
+
+    package func fill(_: PagePipe, with _: ByteRange) -> Bool { false }
     package func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool { false }

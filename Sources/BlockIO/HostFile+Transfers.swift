@@ -42,6 +42,12 @@ extension HostFile {
             && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
+    package var fillsPipes: Bool { directUnit == nil }
+
+    package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {
+        directUnit == nil && range.end <= size && engine.fill(pipe, from: descriptor, range)
+    }
+
     package func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {

@@ -60,6 +60,14 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// does not do that by itself.
     func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int?
 
+    /// Fills an empty pipe with the pages that the page cache has of these bytes, in this step; false, with the pipe empty, where
+    /// it has not all of them, or the engine does not look.
+    func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool
+    /// Sends what a pipe has, in this step, as far as the socket has room: a count or a negated errno; nil when it has none.
+    func sendAtOnce(_ socket: Int32, from pipe: PagePipe) -> Int?
+    /// Returns 0 when the socket has room again, or has ended; else a negated errno.
+    func waitForRoom(_ socket: Int32) async -> Int
+
     /// Runs a call that may block (open, lseek, rename, ioctl, locks) on a thread of this engine that may, and
     /// resumes on the engine's executor. Such calls of one engine may run at the same time.
     func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result
@@ -126,6 +134,10 @@ extension IOEngine {
     }
     package func send(_: Int32, _: UnsafeMutableBufferPointer<iovec>) async -> Int { Int(-ENOSYS) }
     package func sendAtOnce(_: Int32, _: UnsafeMutableBufferPointer<iovec>) -> Int? { nil }
+
+    package func fill(_: PagePipe, from _: Int32, _: ByteRange) -> Bool { false }
+    package func sendAtOnce(_: Int32, from _: PagePipe) -> Int? { nil }
+    package func waitForRoom(_: Int32) async -> Int { Int(-ENOSYS) }
 
     /// Runs `body` on this engine's executor and returns to the caller's.
     package func run<Result: Sendable, Failure: Error>(

@@ -68,6 +68,14 @@ final class InlineTransfers {
         return count
     }
 
+    /// Fills a pipe with what the page cache has; false when it has not all of it, or the turn is over.
+    func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool {
+        guard left > 0, pipe.fill(from: descriptor, range) else { return false }
+        // Nothing is copied: it takes as long as a read of an eighth.
+        left -= max(pipe.count / 8, Self.leastRead)
+        return true
+    }
+
     /// Writes a small piece into the page cache: a count or a negated errno; nil when the ring is to do it.
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
         guard left > 0, bytes.count <= Self.maximumWrite else { return nil }

@@ -256,10 +256,7 @@ package final class RingEngine: IOEngine {
             guard result == Int(-EAGAIN) else { return result }
             // A request to accept would come back at once from a non-blocking listener; one that is not could hold the
             // thread when a client goes away between the wake-up and the call.
-            let ready = await perform(
-                RingQueue.Request(
-                    operation: CBLOCKIO_POLL, descriptor: listener, address: nil, message: nil, offset: 0,
-                    length: 0, flags: 0, token: 0))
+            let ready = await perform(polling(listener, POLLIN))
             guard ready >= 0 || ready == Int(-EINTR) else { return ready }
             // A non-blocking accept(2) does not say of every kind of socket that it was shut down.
             if ready >= 0, ready & Int(POLLHUP | POLLERR) != 0 { return Int(-EINVAL) }
@@ -285,6 +282,23 @@ package final class RingEngine: IOEngine {
             RingQueue.Request(
                 operation: CBLOCKIO_SEND, descriptor: socket, address: parts.baseAddress, message: nil,
                 offset: 0, length: UInt64(parts.count), flags: 0, token: 0))
+    }
+
+    package func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool {
+        isCurrent && inline.fill(pipe, from: descriptor, range)
+    }
+
+    package func sendAtOnce(_ socket: Int32, from pipe: PagePipe) -> Int? {
+        isCurrent ? pipe.send(to: socket) : nil
+    }
+
+    package func waitForRoom(_ socket: Int32) async -> Int { min(await perform(polling(socket, POLLOUT)), 0) }
+
+    private func polling(_ descriptor: Int32, _ events: Int32) -> RingQueue.Request {
+        RingQueue.Request(
+            operation: CBLOCKIO_POLL, descriptor: descriptor, address: nil, message: nil, offset: 0,
+            length: 0,
+            flags: UInt32(bitPattern: events), token: 0)
     }
 
     package func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {

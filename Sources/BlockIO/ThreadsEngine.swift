@@ -143,6 +143,16 @@ package final class ThreadsEngine: IOEngine {
         }
     }
 
+    package func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool {
+        isCurrent && pipe.fill(from: descriptor, range)
+    }
+
+    package func sendAtOnce(_ socket: Int32, from pipe: PagePipe) -> Int? { pipe.send(to: socket) }
+
+    package func waitForRoom(_ socket: Int32) async -> Int {
+        min(await core.wait { self.sockets.wait(for: socket, .writing, $0) }, 0)
+    }
+
     package func blocking<Result: Sendable>(_ body: @escaping @Sendable () -> Result) async -> Result {
         await core.perform(body)
     }

@@ -142,6 +142,7 @@ func startThread(named name: String, _ body: @escaping @Sendable () -> Void) -> 
             guard let argument else { return nil }
             let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
             cblockio_name_thread(start.name)
+            cblockio_block_pipe_signal()
             start.body()
             return nil
         }, start.toOpaque())

@@ -9,6 +9,7 @@
 #include <linux/loop.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -269,6 +270,13 @@ static _Thread_local const void *current_owner __attribute__((tls_model("initial
 void cblockio_set_current_owner(const void *owner) { current_owner = owner; }
 
 const void *cblockio_current_owner(void) { return current_owner; }
+
+void cblockio_block_pipe_signal(void) {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+}
 
 void cblockio_name_thread(const char *name) {
     char text[16];

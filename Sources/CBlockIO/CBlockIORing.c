@@ -96,7 +96,7 @@ int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *
         // Comes back short when the socket is full, so that whoever sends much sees a slow reader move.
         io_uring_prep_sendmsg(sqe, descriptor, request->message, MSG_NOSIGNAL);
         break;
-    case CBLOCKIO_POLL: io_uring_prep_poll_add(sqe, descriptor, POLLIN); break;
+    case CBLOCKIO_POLL: io_uring_prep_poll_add(sqe, descriptor, request->flags); break;
     case CBLOCKIO_WAKE: io_uring_prep_read(sqe, descriptor, &sink, sizeof sink, 0); break;
     }
     io_uring_sqe_set_data64(sqe, request->token);

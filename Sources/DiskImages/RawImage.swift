@@ -33,6 +33,12 @@ package final class RawImage: BlockDevice {
         range.end <= size && file.readAtOnce(range, into: buffer)
     }
 
+    package var fillsPipes: Bool { file.fillsPipes }
+
+    package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {
+        range.end <= size && file.fill(pipe, with: range)
+    }
+
     package func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {

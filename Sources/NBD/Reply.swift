@@ -8,6 +8,8 @@ struct Reply: Sendable {
         /// The header of a simple reply and its data; nil when the data follows separately.
         case simpleData(IOSlice?)
         case data(offset: UInt64, IOSlice)
+        /// The header of a reply to a read of `range`, whose data the device puts into the sender's pipe when it is its turn.
+        case pages(ByteRange, isStructured: Bool)
         /// A structured reply without content.
         case none
         case error(NBDError, String)
@@ -40,6 +42,11 @@ struct Reply: Sendable {
         }
     }
 
+    /// What the device is to put into the sender's pipe, behind the head.
+    var range: ByteRange? {
+        if case .pages(let range, _) = form { range } else { nil }
+    }
+
     /// Writes all but the payload to the start of `room`, which has `maximumHead` bytes; returns how many bytes it took.
     func encodeHead(into room: UnsafeMutableRawBufferPointer) -> Int {
         switch form {
@@ -50,6 +57,10 @@ struct Reply: Sendable {
         case .data(let offset, let slice):
             room.store(bigEndian: offset, at: 20)
             return chunk(.offsetData, length: 8 + slice.count, room) - slice.count
+        case .pages(_, isStructured: false): return simple(nil, room)
+        case .pages(let range, isStructured: true):
+            room.store(bigEndian: range.offset, at: 20)
+            return chunk(.offsetData, length: 8 + Int(range.length), room) - Int(range.length)
         case .error(let error, let message):
             let text = Array(message.utf8.prefix(Self.maximumMessage))
             room.store(bigEndian: error.rawValue, at: 20)

@@ -13,6 +13,8 @@ final class ReplySender: Sendable {
     private nonisolated(unsafe) let parts: UnsafeMutableBufferPointer<iovec>
     // SAFETY: as `parts`, what of them has not left yet.
     private nonisolated(unsafe) var unsent = 0..<0
+    /// For the data of long reads; made when it is first of use, nil where the system gives none.
+    private let pipe: EngineIsolated<PagePipe??>
     private let heads = IOBuffer(count: ReplySender.headBytes)
     private let socket: Socket
     private let engine: any IOEngine
@@ -24,18 +26,34 @@ final class ReplySender: Sendable {
         self.engine = engine
         self.progressed = progressed
         parts = .allocate(capacity: Self.maximumParts)
+        pipe = EngineIsolated(nil, engine: engine)
     }
 
     deinit { parts.deallocate() }
 
-    /// Makes the first of `replies` ready to be sent, at least one; returns how many. They stay as they are until they have
-    /// left.
-    func gather(_ replies: ArraySlice<Reply>) -> Int {
+    /// Whether the data of a read of `range` can go through the pipe.
+    func holds(_ range: ByteRange) -> Bool { (pipeIfPossible?.holds(range)) ?? false }
+
+    private var pipeIfPossible: PagePipe? {
+        if let made = pipe.value { return made }
+        // Without one reads are served as others are.
+        let made = try? PagePipe()
+        pipe.value = .some(made)
+        return made
+    }
+
+    /// Makes the first of `replies` ready to be sent; returns how many, which is none only when the first is one whose data
+    /// `device` cannot put into the pipe. They stay as they are until they have left.
+    func gather(_ replies: ArraySlice<Reply>, from device: any BlockDevice) -> Int {
         var count = 0
         var used = 0
         var taken = 0
         for index in replies.indices {
             guard used + Reply.maximumHead <= Self.headBytes, count + 2 <= Self.maximumParts else { break }
+            let isPiped = replies[index].range != nil
+            if let range = replies[index].range {
+                guard let pipe = pipeIfPossible, device.fill(pipe, with: range) else { break }
+            }
             let room = UnsafeMutableRawBufferPointer(rebasing: heads.bytes[used...])
             let length = replies[index].encodeHead(into: room)
             if count > 0,
@@ -54,6 +72,8 @@ final class ReplySender: Sendable {
                 count += 1
             }
             taken += 1
+            // What follows it waits until the pipe is empty.
+            if isPiped { break }
         }
         unsent = 0..<count
         return taken
@@ -61,8 +81,13 @@ final class ReplySender: Sendable {
 
     /// Sends in this step what the socket has room for; true when that was all that is ready. An error is met again by `send`.
     func sendAtOnce() -> Bool {
-        if let sent = engine.sendAtOnce(socket.descriptor, rest), sent > 0 { drop(sent) }
-        return unsent.isEmpty
+        if !unsent.isEmpty, let sent = engine.sendAtOnce(socket.descriptor, rest), sent > 0 { drop(sent) }
+        guard unsent.isEmpty else { return false }
+        while let pipe = filledPipe {
+            guard let sent = engine.sendAtOnce(socket.descriptor, from: pipe), sent > 0 else { return false }
+            progressed()
+        }
+        return true
     }
 
     /// Sends what is ready; false when the client cannot be reached any more.
@@ -73,7 +98,22 @@ final class ReplySender: Sendable {
             guard sent > 0 else { return false }
             drop(sent)
         }
+        while let pipe = filledPipe {
+            if let sent = engine.sendAtOnce(socket.descriptor, from: pipe) {
+                guard sent > 0 else { return false }
+                progressed()
+            } else {
+                let ready = await engine.waitForRoom(socket.descriptor)
+                guard ready == 0 || ready == Int(-EINTR) else { return false }
+            }
+        }
         return true
+    }
+
+    /// The pipe, while something is in it that follows `unsent`.
+    private var filledPipe: PagePipe? {
+        guard let pipe = pipe.value ?? nil, pipe.count > 0 else { return nil }
+        return pipe
     }
 
     /// Sends bytes as they are; false when the client cannot be reached any more.

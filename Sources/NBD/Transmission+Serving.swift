@@ -77,6 +77,28 @@ extension Transmission {
         }
     }
 
+    /// The reply to a long read whose data need not be copied; nil when it has to be.
+    func pagesReply(_ request: RequestHeader) -> Reply? {
+        let range = ByteRange(offset: request.offset, length: UInt64(request.length))
+        guard device.fillsPipes, sender.holds(range) else { return nil }
+        return Reply(
+            cookie: request.cookie, form: .pages(range, isStructured: agreement.hasStructuredReplies))
+    }
+
+    /// Reads what the page cache did not have when it was the reply's turn. Its task outlives nothing: `run` waits for the reply.
+    func readAfterAll(_ reply: Reply) {
+        guard let range = reply.range else { preconditionFailure("only pages are not to be had") }
+        let request = RequestHeader(
+            type: NBDCommand.read.rawValue, cookie: reply.cookie, offset: range.offset,
+            length: UInt32(range.length))
+        Task(executorPreference: engine) {
+            guard let buffer = await self.memory.take(Int(range.length), for: self.account) else {
+                return self.refuse(request, .shutdown, "The connection is being closed")
+            }
+            await self.serve(request, .read, buffer)
+        }
+    }
+
     /// Goes on with a read whose first piece is in `buffer`, a chunk for each piece.
     private func readFragments(_ request: RequestHeader, _ range: ByteRange, _ buffer: IOBuffer) async {
         var rest = range
@@ -122,7 +144,8 @@ extension Transmission {
             progress.beginWait()
             let isSent: Bool
             if isFirst {
-                _ = sender.gather([Reply(cookie: request.cookie, form: .simpleData(slice))])
+                _ = sender.gather(
+                    [Reply(cookie: request.cookie, form: .simpleData(slice))], from: device)
                 isSent = await sender.send()
             } else {
                 isSent = await sender.send(slice)

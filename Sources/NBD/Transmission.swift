@@ -151,9 +151,14 @@ final class Transmission: Sendable {
     /// false when the request needs one. `buffer` is then memory for it, if there was some.
     private func serveAtOnce(_ request: RequestHeader, _ buffer: inout IOBuffer?) -> Bool {
         let count = Int(request.length)
-        guard count > 0, count <= Self.maximumAtOnce, state.value.inFlight < Self.maximumInFlight,
+        guard count > 0, state.value.inFlight < Self.maximumInFlight,
             case .serve(let command) = judge(request)
         else { return false }
+        guard count <= Self.maximumAtOnce else {
+            guard command == .read, let reply = pagesReply(request) else { return false }
+            leaveNew(reply)
+            return true
+        }
         switch command {
         case .write:
             // From where it was received; the disk takes it from memory that stays.
@@ -309,125 +314,6 @@ final class Transmission: Sendable {
             left -= dropped
         }
         return true
-    }
-
-    // MARK: Sending
-
-    /// The reply to a read that is whole.
-    func dataReply(_ request: RequestHeader, _ slice: IOSlice, _ buffer: IOBuffer) -> Reply {
-        let form: Reply.Form =
-            agreement.hasStructuredReplies ? .data(offset: request.offset, slice) : .simpleData(slice)
-        return Reply(cookie: request.cookie, form: form, buffer: buffer)
-    }
-
-    /// Leaves a reply for the sender.
-    func leave(_ reply: Reply) {
-        state.value.outgoing.append(reply)
-        state.value.waitingForReplies.take()?.resume()
-    }
-
-    /// Leaves a reply to a request that was not in flight before; `sendAtOnce` follows in the same step.
-    private func leaveNew(_ reply: Reply) {
-        state.withState { state in
-            state.inFlight += 1
-            state.outgoing.append(reply)
-        }
-    }
-
-    /// Sends what was left in this step, as far as the socket has room and the sender is not at it; the rest is the sender's.
-    private func sendAtOnce() {
-        guard !state.value.outgoing.isEmpty, state.value.waitingForReplies != nil else { return }
-        // Nobody leaves a turn without waking the sender: all of these are to be sent.
-        let count = state.value.isBroken ? 0 : sender.gather(state.value.outgoing[...])
-        guard count == state.value.outgoing.count, sender.sendAtOnce() else {
-            state.value.gathered = count
-            state.value.waitingForReplies.take()?.resume()
-            return
-        }
-        finish(state.value.outgoing[...])
-        state.value.outgoing.removeAll(keepingCapacity: true)
-    }
-
-    /// Leaves a reply and waits until it has left, or never will; false then.
-    func leaveAndWait(_ reply: Reply) async -> Bool {
-        await withUnsafeContinuation { continuation in
-            var reply = reply
-            reply.waiter = continuation
-            leave(reply)
-        }
-        return !state.value.isBroken
-    }
-
-    private func sendReplies() async {
-        var batch: [Reply] = []
-        while true {
-            while state.value.outgoing.isEmpty {
-                if state.value.hasReceivedAll && state.value.inFlight == 0 { return }
-                await withUnsafeContinuation { state.value.waitingForReplies = $0 }
-            }
-            swap(&batch, &state.value.outgoing)
-            var gathered = 0
-            swap(&gathered, &state.value.gathered)
-            var rest = batch[...]
-            while let first = rest.first {
-                if case .turn = first.form {
-                    await withUnsafeContinuation { back in
-                        state.value.waitingForTurn = back
-                        first.waiter?.resume()
-                    }
-                    rest.removeFirst()
-                    continue
-                }
-                let upToTurn = rest.prefix { if case .turn = $0.form { false } else { true } }
-                var count = upToTurn.count
-                if !state.value.isBroken {
-                    count = gathered > 0 ? gathered : sender.gather(upToTurn)
-                    gathered = 0
-                    progress.beginWait()
-                    if !(await sender.send()) { breakOff() }
-                    progress.endWait()
-                }
-                finish(rest.prefix(count))
-                rest.removeFirst(count)
-            }
-            batch.removeAll(keepingCapacity: true)
-        }
-    }
-
-    /// The client cannot be reached any more.
-    func breakOff() {
-        state.value.isBroken = true
-        cutOff()
-    }
-
-    /// Replies have left, or were dropped.
-    private func finish(_ replies: ArraySlice<Reply>) {
-        var ended = 0
-        for index in replies.indices {
-            if let buffer = replies[index].buffer { memory.give(buffer, from: account) }
-            replies[index].waiter?.resume()
-            if replies[index].isLast { ended += 1 }
-        }
-        guard ended > 0 else { return }
-        let (receiver, sender, isOver) = state.withState { state in
-            state.inFlight -= ended
-            let isIdle = state.inFlight == 0
-            return (
-                state.waitingForSlot.take(),
-                // There is nothing more to wait for.
-                isIdle && state.hasReceivedAll ? state.waitingForReplies.take() : nil,
-                isIdle && state.isEnding
-            )
-        }
-        receiver?.resume()
-        sender?.resume()
-        if isOver { cutOff() }
-    }
-
-    /// Whoever waited for its turn to send has sent its reply, or cannot any more.
-    func endOwnTurn(_ buffer: IOBuffer) {
-        finish([Reply(cookie: 0, form: .none, buffer: buffer)])
-        state.value.waitingForTurn.take()?.resume()
     }
 
     /// Tells the operator, who does not need to hear everything from a client that goes on and on.

@@ -8,6 +8,7 @@
 #include "CBlockIODirectory.h"
 #include "CBlockIOMapping.h"
 #include "CBlockIOHook.h"
+#include "CBlockIOPipe.h"
 #include "CBlockIOProcess.h"
 #include "CBlockIOSocket.h"
 
@@ -92,6 +93,8 @@ int cblockio_is_locked(int descriptor, uint64_t byte);
 /// Says which object the calling thread works for, and asks for it.
 void cblockio_set_current_owner(const void *owner);
 const void *cblockio_current_owner(void);
+/// What the calling thread writes to a socket or a pipe that nobody reads any more raises no SIGPIPE.
+void cblockio_block_pipe_signal(void);
 /// Names the calling thread (at most 15 bytes).
 void cblockio_name_thread(const char *name);
 /// Nanoseconds of the monotonic clock.

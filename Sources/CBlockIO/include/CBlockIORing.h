@@ -19,7 +19,7 @@ enum cblockio_operation {
     CBLOCKIO_RECEIVE,
     /// Sends what an array of `length` iovecs at `address` names; never raises SIGPIPE.
     CBLOCKIO_SEND,
-    /// Completes when the descriptor can be read from, or has ended.
+    /// Completes when one of the events of poll(2) in `flags` is there, or the descriptor has ended.
     CBLOCKIO_POLL,
     /// Reads an eventfd's counter and drops it.
     CBLOCKIO_WAKE,
@@ -34,7 +34,7 @@ struct cblockio_request {
     struct msghdr *message;
     uint64_t offset;
     uint64_t length;
-    /// fallocate's mode, sync_file_range's flags, RECEIVE's.
+    /// fallocate's mode, sync_file_range's flags, RECEIVE's, POLL's events.
     unsigned flags;
     /// Comes back with the completion.
     uint64_t token;

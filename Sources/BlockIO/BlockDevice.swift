@@ -23,8 +23,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
-    /// Whether `fill` may do anything: its bytes have places of their own in a file that the page cache has.
-    var fillsPipes: Bool { get }
+    /// Whether `fill` would do it now: `range` (not empty) has a place of its own in a file, and is in the page cache.
+    func hasCached(_ range: ByteRange) -> Bool
 
     /// Fills an empty pipe with the pages of `range` (not empty), which are in the page cache, in this step; false, with the pipe
     /// empty, when they are not, or something went wrong: `read` tells.
@@ -113,7 +113,7 @@ extension BlockDevice {
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
 
-    package var fillsPipes: Bool { false }
+    package func hasCached(_: ByteRange) -> Bool { false }
 
     package func fill(_: PagePipe, with _: ByteRange) -> Bool { false }
     package func beginRead(

@@ -60,6 +60,8 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// does not do that by itself.
     func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int?
 
+    /// Whether the page cache has all of these bytes, so that `fill` would do it; false, too, where the engine does not look.
+    func hasCached(_ descriptor: Int32, _ range: ByteRange) -> Bool
     /// Fills an empty pipe with the pages that the page cache has of these bytes, in this step; false, with the pipe empty, where
     /// it has not all of them, or the engine does not look.
     func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool
@@ -135,6 +137,7 @@ extension IOEngine {
     package func send(_: Int32, _: UnsafeMutableBufferPointer<iovec>) async -> Int { Int(-ENOSYS) }
     package func sendAtOnce(_: Int32, _: UnsafeMutableBufferPointer<iovec>) -> Int? { nil }
 
+    package func hasCached(_: Int32, _: ByteRange) -> Bool { false }
     package func fill(_: PagePipe, from _: Int32, _: ByteRange) -> Bool { false }
     package func sendAtOnce(_: Int32, from _: PagePipe) -> Int? { nil }
     package func waitForRoom(_: Int32) async -> Int { Int(-ENOSYS) }

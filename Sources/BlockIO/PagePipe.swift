@@ -1,15 +1,21 @@
 internal import CBlockIO
 internal import Glibc
+internal import Synchronization
 
 /// A pipe that carries pages of the page cache to a socket: a long read's bytes are not copied on the way.
 ///
 /// What is sent are the pages, not what they held at some time: what is written to them until the peer has received them is
 /// seen by it. Whoever answers a read so answers it with what is there when its answer arrives, which is within the time of
 /// the read; for bytes that must stay as they were (those of a point in time), or whose place in a file may become another's,
-/// it is not for use.
+/// it is not for use. A peer of this host that does not copy them either holds them for as long as it likes.
 package final class PagePipe: Sendable {
     /// As much as an unprivileged user may have in a pipe by default (pipe(7), `pipe-max-size`).
     private static let wantedCapacity = 1 << 20
+    /// Less is not worth its descriptors: where a user has many pipes the system makes small ones.
+    private static let leastCapacity = 256 << 10
+    /// Pipes of the process: they take two descriptors each, and a user's pages in pipes have a bound (`pipe-user-pages-soft`).
+    private static let maximumCount = 48
+    private static let made = Atomic(0)
     private static let pageSize = UInt64(getpagesize())
 
     /// How many bytes fit, when they begin at a page's start.
@@ -19,20 +25,23 @@ package final class PagePipe: Sendable {
     private let readEnd: Int32
     private let writeEnd: Int32
 
-    /// Throws `.noMemory` and the like where the system gives no descriptors, or no pipe of a useful size.
-    package init() throws(BlockError) {
+    /// Nil where the process has as many as it may, or the system gives none of a useful size.
+    package init?() {
+        guard Self.made.wrappingAdd(1, ordering: .relaxed).newValue <= Self.maximumCount else {
+            Self.made.wrappingSubtract(1, ordering: .relaxed)
+            return nil
+        }
         var ends: [Int32] = [-1, -1]
         let capacity = cblockio_pipe(&ends, Self.wantedCapacity)
-        guard capacity >= 0 else {
-            throw BlockError("Couldn't make a pipe", errno: Int32(truncatingIfNeeded: -capacity))
-        }
-        (readEnd, writeEnd, self.capacity) = (ends[0], ends[1], Int(capacity))
+        (readEnd, writeEnd, self.capacity) = (ends[0], ends[1], max(0, Int(capacity)))
+        if capacity < Self.leastCapacity { return nil }
     }
 
     deinit {
+        Self.made.wrappingSubtract(1, ordering: .relaxed)
         // Nothing is lost with a pipe whose close fails.
-        _ = cblockio_close(readEnd)
-        _ = cblockio_close(writeEnd)
+        if readEnd >= 0 { _ = cblockio_close(readEnd) }
+        if writeEnd >= 0 { _ = cblockio_close(writeEnd) }
     }
 
     /// The bytes that it has.
@@ -45,10 +54,15 @@ package final class PagePipe: Sendable {
         return range.end.roundedUp(toMultipleOf: Self.pageSize) - first <= UInt64(capacity)
     }
 
+    /// See `IOEngine.hasCached`.
+    static func canBeFilled(from descriptor: Int32, _ range: ByteRange) -> Bool {
+        cblockio_is_cached(descriptor, range.offset, Int(range.length))
+    }
+
     /// See `IOEngine.fill`.
     func fill(from descriptor: Int32, _ range: ByteRange) -> Bool {
         precondition(filled == 0, "what a pipe has is sent before more comes")
-        guard holds(range), cblockio_is_cached(descriptor, range.offset, range.length) else { return false }
+        guard holds(range), Self.canBeFilled(from: descriptor, range) else { return false }
         let count = cblockio_fill_pipe(writeEnd, descriptor, range.offset, Int(range.length))
         guard count == Int64(range.length) else {
             // Some of it is not there after all.

@@ -284,6 +284,10 @@ package final class RingEngine: IOEngine {
                 offset: 0, length: UInt64(parts.count), flags: 0, token: 0))
     }
 
+    package func hasCached(_ descriptor: Int32, _ range: ByteRange) -> Bool {
+        PagePipe.canBeFilled(from: descriptor, range)
+    }
+
     package func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool {
         isCurrent && inline.fill(pipe, from: descriptor, range)
     }

@@ -143,6 +143,10 @@ package final class ThreadsEngine: IOEngine {
         }
     }
 
+    package func hasCached(_ descriptor: Int32, _ range: ByteRange) -> Bool {
+        PagePipe.canBeFilled(from: descriptor, range)
+    }
+
     package func fill(_ pipe: PagePipe, from descriptor: Int32, _ range: ByteRange) -> Bool {
         isCurrent && pipe.fill(from: descriptor, range)
     }

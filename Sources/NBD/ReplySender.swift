@@ -13,8 +13,8 @@ final class ReplySender: Sendable {
     private nonisolated(unsafe) let parts: UnsafeMutableBufferPointer<iovec>
     // SAFETY: as `parts`, what of them has not left yet.
     private nonisolated(unsafe) var unsent = 0..<0
-    /// For the data of long reads; made when it is first of use, nil where the system gives none.
-    private let pipe: EngineIsolated<PagePipe??>
+    /// For the data of long reads; made when it is first of use.
+    private let pipe: EngineIsolated<PagePipe?>
     private let heads = IOBuffer(count: ReplySender.headBytes)
     private let socket: Socket
     private let engine: any IOEngine
@@ -31,15 +31,17 @@ final class ReplySender: Sendable {
 
     deinit { parts.deallocate() }
 
-    /// Whether the data of a read of `range` can go through the pipe.
-    func holds(_ range: ByteRange) -> Bool { (pipeIfPossible?.holds(range)) ?? false }
+    /// Whether the data of a read of `range` can go through a pipe that there is.
+    func holds(_ range: ByteRange) -> Bool {
+        if pipe.value == nil { pipe.value = PagePipe() }
+        return pipe.value?.holds(range) ?? false
+    }
 
-    private var pipeIfPossible: PagePipe? {
-        if let made = pipe.value { return made }
-        // Without one reads are served as others are.
-        let made = try? PagePipe()
-        pipe.value = .some(made)
-        return made
+    /// Puts the data of the next reply, which is one of pages, into the pipe, while nothing is ready to be sent; false when
+    /// `device` cannot.
+    func fill(with range: ByteRange, from device: any BlockDevice) -> Bool {
+        guard let pipe = pipe.value else { return false }
+        return device.fill(pipe, with: range)
     }
 
     /// Makes the first of `replies` ready to be sent; returns how many, which is none only when the first is one whose data
@@ -52,7 +54,7 @@ final class ReplySender: Sendable {
             guard used + Reply.maximumHead <= Self.headBytes, count + 2 <= Self.maximumParts else { break }
             let isPiped = replies[index].range != nil
             if let range = replies[index].range {
-                guard let pipe = pipeIfPossible, device.fill(pipe, with: range) else { break }
+                guard filledPipe != nil || fill(with: range, from: device) else { break }
             }
             let room = UnsafeMutableRawBufferPointer(rebasing: heads.bytes[used...])
             let length = replies[index].encodeHead(into: room)
@@ -112,7 +114,7 @@ final class ReplySender: Sendable {
 
     /// The pipe, while something is in it that follows `unsent`.
     private var filledPipe: PagePipe? {
-        guard let pipe = pipe.value ?? nil, pipe.count > 0 else { return nil }
+        guard let pipe = pipe.value, pipe.count > 0 else { return nil }
         return pipe
     }
 

@@ -77,15 +77,26 @@ extension Transmission {
         }
     }
 
-    /// The reply to a long read whose data need not be copied; nil when it has to be.
-    func pagesReply(_ request: RequestHeader) -> Reply? {
+    /// Answers a long read with the pages of the cache, or leaves a reply that will; false when they have to be read.
+    func replyWithPages(_ request: RequestHeader) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(request.length))
-        guard device.fillsPipes, sender.holds(range) else { return nil }
-        return Reply(
+        guard sender.holds(range) else { return false }
+        let reply = Reply(
             cookie: request.cookie, form: .pages(range, isStructured: agreement.hasStructuredReplies))
+        sendAtOnce()
+        if state.value.outgoing.isEmpty, state.value.waitingForReplies != nil, !state.value.isBroken {
+            // Its turn is now.
+            guard sender.fill(with: range, from: device) else { return false }
+            leaveNew(reply)
+            sendAtOnce()
+        } else {
+            guard device.hasCached(range) else { return false }
+            leaveNew(reply)
+        }
+        return true
     }
 
-    /// Reads what the page cache did not have when it was the reply's turn. Its task outlives nothing: `run` waits for the reply.
+    /// Reads what the page cache had, but has not any more when it is the reply's turn. Its task outlives nothing: `run` waits for the reply.
     func readAfterAll(_ reply: Reply) {
         guard let range = reply.range else { preconditionFailure("only pages are not to be had") }
         let request = RequestHeader(

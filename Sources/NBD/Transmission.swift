@@ -154,11 +154,7 @@ final class Transmission: Sendable {
         guard count > 0, state.value.inFlight < Self.maximumInFlight,
             case .serve(let command) = judge(request)
         else { return false }
-        guard count <= Self.maximumAtOnce else {
-            guard command == .read, let reply = pagesReply(request) else { return false }
-            leaveNew(reply)
-            return true
-        }
+        guard count <= Self.maximumAtOnce else { return command == .read && replyWithPages(request) }
         switch command {
         case .write:
             // From where it was received; the disk takes it from memory that stays.

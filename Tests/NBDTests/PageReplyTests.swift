@@ -18,7 +18,7 @@ private final class CountingFile: BlockDevice {
     var size: UInt64 { file.size }
     var isReadOnly: Bool { file.isReadOnly }
     var limits: BlockLimits { file.limits }
-    var fillsPipes: Bool { file.fillsPipes }
+    func hasCached(_ range: ByteRange) -> Bool { file.hasCached(range) }
 
     func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {
         let isFilled = file.fill(pipe, with: range)
@@ -52,7 +52,8 @@ struct PageReplyTests {
 
     private static func export(_ test: ServerUnderTest, _ name: String) async throws -> CountingFile {
         let path = test.directory.file("\(name).raw")
-        guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, Self.size) == 0 else {
+        guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, Self.size) == 0
+        else {
             throw TestKitError("Couldn't make \(path)")
         }
         let file = CountingFile(try await HostFile.open(path, readOnly: false, on: test.engine))
@@ -136,12 +137,13 @@ struct PageReplyTests {
                 #expect(isRight, "round \(round), \(ranges[index]), seed \(seed)")
             }
         }
-        if cacheTellsWhatItHas { #expect(file.counts.value.filled > 50) }
-        if temporaryFilesTakeDirectTransfers { #expect(file.counts.value.refused > 5) }
+        #expect(file.counts.value.filled > 50)
+        if temporaryFilesTakeDirectTransfers { #expect(file.counts.value.refused > 0) }
         try await test.stop()
     }
 
-    @Test("a client that goes away in the midst of them leaves nothing behind", arguments: EngineKind.allCases)
+    @Test(
+        "a client that goes away in the midst of them leaves nothing behind", arguments: EngineKind.allCases)
     func hangUp(kind: EngineKind) async throws {
         let test = try await ServerUnderTest.start(kind)
         _ = try await Self.export(test, "a")
@@ -160,12 +162,3 @@ struct PageReplyTests {
         try await test.stop()
     }
 }
-
-/// cachestat(2) is there since Linux 6.5.
-private let cacheTellsWhatItHas: Bool = {
-    var name = utsname()
-    uname(&name)
-    let release = withUnsafeBytes(of: name.release) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
-    let numbers = release.split(separator: ".").prefix(2).compactMap { Int($0) }
-    return numbers.count == 2 && (numbers[0], numbers[1]) >= (6, 5)
-}()

@@ -9,9 +9,9 @@
 
 /// pipe2(2), close-on-exec and non-blocking: its capacity in bytes, `capacity` or what the system allows below that.
 int64_t cblockio_pipe(int ends[2], size_t capacity);
-/// Whether the page cache has all of these bytes (cachestat(2), Linux 6.5), and the last of them can be read; false, too, where
-/// the system does not tell.
-bool cblockio_is_cached(int descriptor, uint64_t offset, uint64_t length);
+/// Whether the page cache has all of these bytes as they are on the disk or are to be there (mincore(2)), and nobody keeps others
+/// from reading them; false, too, where the system does not tell.
+bool cblockio_is_cached(int descriptor, uint64_t offset, size_t length);
 /// splice(2) from a file into an empty pipe: how many bytes, which is fewer at the end of the file, or where the pipe is full.
 int64_t cblockio_fill_pipe(int pipe, int descriptor, uint64_t offset, size_t length);
 /// splice(2) from a pipe to a stream socket: how many bytes, or -EAGAIN when the socket has no room. Others must not be at it to

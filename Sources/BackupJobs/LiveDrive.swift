@@ -57,6 +57,8 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
+    package var fillsPipes: Bool { device.fillsPipes }
+
     package func hasCached(_ range: ByteRange) -> Bool { device.hasCached(range) }
 
     package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {

@@ -23,7 +23,10 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
-    /// Whether `fill` would do it now: `range` (not empty) has a place of its own in a file, and is in the page cache.
+    /// Whether its bytes have places of their own in a file that the page cache holds, so that `fill` may do something.
+    var fillsPipes: Bool { get }
+
+    /// Whether `range` (not empty) is in the page cache, so that `fill` is likely to do it.
     func hasCached(_ range: ByteRange) -> Bool
 
     /// Fills an empty pipe with the pages of `range` (not empty), which are in the page cache, in this step; false, with the pipe
@@ -112,6 +115,8 @@ extension BlockDevice {
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
+
+    package var fillsPipes: Bool { false }
 
     package func hasCached(_: ByteRange) -> Bool { false }
 

@@ -42,6 +42,8 @@ extension HostFile {
             && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
+    package var fillsPipes: Bool { directUnit == nil }
+
     package func hasCached(_ range: ByteRange) -> Bool {
         directUnit == nil && range.end <= size && engine.hasCached(descriptor, range)
     }

@@ -60,7 +60,7 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// does not do that by itself.
     func sendAtOnce(_ socket: Int32, _ parts: UnsafeMutableBufferPointer<iovec>) -> Int?
 
-    /// Whether the page cache has all of these bytes, so that `fill` would do it; false, too, where the engine does not look.
+    /// Whether the page cache has all of these bytes, so that `fill` is likely to do it; false, too, where the engine does not look.
     func hasCached(_ descriptor: Int32, _ range: ByteRange) -> Bool
     /// Fills an empty pipe with the pages that the page cache has of these bytes, in this step; false, with the pipe empty, where
     /// it has not all of them, or the engine does not look.

@@ -37,7 +37,12 @@ bool cblockio_is_cached(int descriptor, uint64_t offset, size_t length) {
     const uint64_t start = offset / page * page;
     const size_t span = (size_t)(offset - start) + length;
     const size_t pages = (span + page - 1) / page;
-    if (length == 0 || pages > most || !is_told(descriptor)) return false;
+    if (length == 0 || pages > most) return false;
+    // The quickest answer first. Some file systems lock a file that is being written, too.
+    char last;
+    struct iovec part = {&last, 1};
+    if (preadv2(descriptor, &part, 1, (off_t)(offset + length - 1), RWF_NOWAIT) != 1) return false;
+    if (!is_told(descriptor)) return false;
     // What is on its way from the disk, or did not arrive, is in the cache, too, but not up to date: who read it would wait.
     void *mapping = mmap(NULL, span, PROT_READ, MAP_SHARED, descriptor, (off_t)start);
     if (mapping == MAP_FAILED) return false;
@@ -45,11 +50,7 @@ bool cblockio_is_cached(int descriptor, uint64_t offset, size_t length) {
     bool all = mincore(mapping, span, present) == 0;
     for (size_t i = 0; all && i < pages; i++) all = present[i] & 1;
     munmap(mapping, span);
-    if (!all) return false;
-    // Some file systems lock a file that is being written.
-    char last;
-    struct iovec part = {&last, 1};
-    return preadv2(descriptor, &part, 1, (off_t)(offset + length - 1), RWF_NOWAIT) == 1;
+    return all;
 }
 
 int64_t cblockio_fill_pipe(int pipe, int descriptor, uint64_t offset, size_t length) {

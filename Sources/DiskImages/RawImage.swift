@@ -33,6 +33,8 @@ package final class RawImage: BlockDevice {
         range.end <= size && file.readAtOnce(range, into: buffer)
     }
 
+    package var fillsPipes: Bool { file.fillsPipes }
+
     package func hasCached(_ range: ByteRange) -> Bool { range.end <= size && file.hasCached(range) }
 
     package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {

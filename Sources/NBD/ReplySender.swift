@@ -13,8 +13,10 @@ final class ReplySender: Sendable {
     private nonisolated(unsafe) let parts: UnsafeMutableBufferPointer<iovec>
     // SAFETY: as `parts`, what of them has not left yet.
     private nonisolated(unsafe) var unsent = 0..<0
-    /// For the data of long reads; made when it is first of use.
+    /// For the data of long reads; made when it is first of use, or never.
     private let pipe: EngineIsolated<PagePipe?>
+    // SAFETY: as `parts`.
+    private nonisolated(unsafe) var hasTriedPipe = false
     private let heads = IOBuffer(count: ReplySender.headBytes)
     private let socket: Socket
     private let engine: any IOEngine
@@ -33,7 +35,10 @@ final class ReplySender: Sendable {
 
     /// Whether the data of a read of `range` can go through a pipe that there is.
     func holds(_ range: ByteRange) -> Bool {
-        if pipe.value == nil { pipe.value = PagePipe() }
+        if !hasTriedPipe {
+            hasTriedPipe = true
+            pipe.value = PagePipe()
+        }
         return pipe.value?.holds(range) ?? false
     }
 

@@ -80,7 +80,7 @@ extension Transmission {
     /// Answers a long read with the pages of the cache, or leaves a reply that will; false when they have to be read.
     func replyWithPages(_ request: RequestHeader) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(request.length))
-        guard sender.holds(range) else { return false }
+        guard device.fillsPipes, sender.holds(range) else { return false }
         let reply = Reply(
             cookie: request.cookie, form: .pages(range, isStructured: agreement.hasStructuredReplies))
         sendAtOnce()

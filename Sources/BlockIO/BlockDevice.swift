@@ -23,7 +23,8 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
 
-    /// Whether its bytes have places of their own in a file that the page cache holds, so that `fill` may do something.
+    /// Whether its bytes have places of their own in a file that the page cache holds, on a file system that leaves pages alone
+    /// for those who still read them: so that `fill` may do something.
     var fillsPipes: Bool { get }
 
     /// Whether `range` (not empty) is in the page cache, so that `fill` is likely to do it.

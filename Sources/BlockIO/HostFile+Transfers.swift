@@ -42,14 +42,14 @@ extension HostFile {
             && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
-    package var fillsPipes: Bool { directUnit == nil }
+    package var fillsPipes: Bool { directUnit == nil && cblockio_keeps_pages(descriptor) }
 
     package func hasCached(_ range: ByteRange) -> Bool {
         directUnit == nil && range.end <= size && engine.hasCached(descriptor, range)
     }
 
     package func fill(_ pipe: PagePipe, with range: ByteRange) -> Bool {
-        directUnit == nil && range.end <= size && engine.fill(pipe, from: descriptor, range)
+        range.end <= size && fillsPipes && engine.fill(pipe, from: descriptor, range)
     }
 
     package func beginRead(

@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 int64_t cblockio_pipe(int ends[2], size_t capacity) {
@@ -21,6 +23,11 @@ int64_t cblockio_pipe(int ends[2], size_t capacity) {
     close(ends[1]);
     ends[0] = ends[1] = -1;
     return -error;
+}
+
+bool cblockio_keeps_pages(int descriptor) {
+    struct statfs status;
+    return fstatfs(descriptor, &status) == 0 && status.f_type == EXT4_SUPER_MAGIC;
 }
 
 // Whether mincore(2) tells the truth: of files that are not the caller's it says that all is there.

@@ -1,3 +1,4 @@
+internal import CBlockIO
 internal import Foundation
 internal import Glibc
 internal import TestKit
@@ -5,7 +6,7 @@ internal import Testing
 
 @testable internal import BlockIO
 
-@Suite("Pages of the cache on their way to a socket", .enabled(if: temporaryFilesTakeDirectTransfers))
+@Suite("Pages of the cache on their way to a socket", .enabled(if: temporaryFilesKeepPages))
 struct PagePipeTests {
     private static let size = 2 << 20
 
@@ -110,3 +111,10 @@ struct PagePipeTests {
         await engine.shutDown()
     }
 }
+
+/// Whether files of the temporary directory can do this at all.
+private let temporaryFilesKeepPages: Bool = {
+    let descriptor = open(NSTemporaryDirectory(), O_RDONLY | O_DIRECTORY)
+    defer { close(descriptor) }
+    return cblockio_keeps_pages(descriptor)
+}()

@@ -158,8 +158,7 @@ struct PageReplyTests {
                 #expect(isRight, "round \(round), \(ranges[index]), seed \(seed)")
             }
         }
-        // What takes direct transfers is a file system with a disk below its cache.
-        if temporaryFilesTakeDirectTransfers, PagePipe() != nil {
+        if file.fillsPipes, PagePipe() != nil {
             let counts = file.counts.value
             #expect(counts.filled > 50 && counts.refused > 0 && counts.denied > 10, "\(counts), seed \(seed)")
         }

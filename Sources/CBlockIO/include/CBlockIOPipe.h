@@ -9,6 +9,9 @@
 
 /// pipe2(2), close-on-exec and non-blocking: its capacity in bytes, `capacity` or what the system allows below that.
 int64_t cblockio_pipe(int ends[2], size_t capacity);
+/// Whether the pages of the file stay what they were for those who still read them. XFS empties the pages at both ends of a hole
+/// whole, also of what lies beside the hole and is read from the disk again; ext4 is known not to.
+bool cblockio_keeps_pages(int descriptor);
 /// Whether the page cache has all of these bytes as they are on the disk or are to be there (mincore(2)), and nobody keeps others
 /// from reading them; false, too, where the system does not tell.
 bool cblockio_is_cached(int descriptor, uint64_t offset, size_t length);

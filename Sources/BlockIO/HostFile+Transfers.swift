@@ -42,7 +42,7 @@ extension HostFile {
             && engine.readAtOnce(descriptor, buffer.bytes, at: range.offset) == buffer.count
     }
 
-    package var fillsPipes: Bool { directUnit == nil && cblockio_keeps_pages(descriptor) }
+    package var fillsPipes: Bool { directUnit == nil && PagePipe.suits(descriptor) }
 
     package func hasCached(_ range: ByteRange) -> Bool {
         directUnit == nil && range.end <= size && engine.hasCached(descriptor, range)

@@ -54,6 +54,9 @@ package final class PagePipe: Sendable {
         return range.end.roundedUp(toMultipleOf: Self.pageSize) - first <= UInt64(capacity)
     }
 
+    /// Whether a file's pages are left alone for those who still read them, so that they may be sent.
+    static func suits(_ descriptor: Int32) -> Bool { cblockio_keeps_pages(descriptor) }
+
     /// See `IOEngine.hasCached`.
     static func canBeFilled(from descriptor: Int32, _ range: ByteRange) -> Bool {
         cblockio_is_cached(descriptor, range.offset, Int(range.length))

@@ -96,12 +96,13 @@ extension Transmission {
         return true
     }
 
-    /// Reads what the page cache had, but has not any more when it is the reply's turn. Its task outlives nothing: `run` waits for the reply.
+    /// Reads what the page cache had, but has not any more when it is the reply's turn.
     func readAfterAll(_ reply: Reply) {
         guard let range = reply.range else { preconditionFailure("only pages are not to be had") }
         let request = RequestHeader(
             type: NBDCommand.read.rawValue, cookie: reply.cookie, offset: range.offset,
             length: UInt32(range.length))
+        // It outlives nothing: `run` waits for the reply.
         Task(executorPreference: engine) {
             guard let buffer = await self.memory.take(Int(range.length), for: self.account) else {
                 return self.refuse(request, .shutdown, "The connection is being closed")

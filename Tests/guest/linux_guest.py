@@ -198,18 +198,20 @@ class LinuxGuest:
             bufsize=0)
         self.said = queue.Queue()
         self.history = []
-        threading.Thread(target=self.read, daemon=True).start()
+        self.reader = threading.Thread(target=self.read, args=(self.process, self.said), daemon=True)
+        self.reader.start()
         self.until("booted", patience)
 
-    def read(self):
+    def read(self, process, said):
+        """Keeps what the process prints; it is told its queue, for a process of before may end while another boots."""
         with open(self.log, "wb") as log:
-            for line in self.process.stdout:
+            for line in process.stdout:
                 log.write(line)
                 log.flush()
                 text = line.decode(errors="replace").strip()
                 if text.startswith("@@ "):
-                    self.said.put(text[3:])
-        self.said.put(None)
+                    said.put(text[3:])
+        said.put(None)
 
     def next(self, patience):
         try:
@@ -272,3 +274,4 @@ class LinuxGuest:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.reader.join()

@@ -26,6 +26,9 @@ package final class LiveDrive: BlockDevice {
         var activity = Activity()
     }
 
+    /// Longer writes take a task beside a job.
+    private static let longestAtOnceBesideJob: UInt64 = 64 << 10
+
     /// The drive's image, below.
     package let device: any BlockDevice
     let state: EngineIsolated<State>
@@ -77,7 +80,9 @@ package final class LiveDrive: BlockDevice {
 
     /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
-        guard mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer) else { return false }
+        // Beside a job the thread has more to do than long writes.
+        guard range.length <= Self.longestAtOnceBesideJob || state.value.point == nil,
+            mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer) else { return false }
         noteChange()
         return true
     }

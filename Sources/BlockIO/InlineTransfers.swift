@@ -11,7 +11,8 @@ internal import Glibc
 /// or the host of this machine had to find memory: that would be no better elsewhere. A turn of the thread has a bound, too,
 /// so that code which never waits does not keep others from what they wait for; a slow write ends it.
 final class InlineTransfers {
-    private static let maximumWrite = 64 << 10
+    /// Longer writes that only begin are better with a worker, beside whom the thread does something else.
+    static let maximumQuickWrite = 64 << 10
     private static let slowWriteNanoseconds: UInt64 = 2_000_000
     /// After a slow write it is looked at for so long whether writes wait.
     private static let watchNanoseconds: UInt64 = 1_000_000_000
@@ -76,9 +77,9 @@ final class InlineTransfers {
         return true
     }
 
-    /// Writes a small piece into the page cache: a count or a negated errno; nil when the ring is to do it.
+    /// Writes a piece into the page cache: a count or a negated errno; nil when the ring is to do it.
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
-        guard left > 0, bytes.count <= Self.maximumWrite else { return nil }
+        guard left > 0 else { return nil }
         let start = now()
         guard start >= writesPausedUntil else { return nil }
         // To ask takes a system call: only while there is reason to.

@@ -204,7 +204,11 @@ package final class RingEngine: IOEngine {
     package func writeQuickly(
         _ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64
     ) async -> Int {
-        if let count = writeAtOnce(descriptor, bytes, at: offset) { return count }
+        if bytes.count <= InlineTransfers.maximumQuickWrite,
+            let count = writeAtOnce(descriptor, bytes, at: offset)
+        {
+            return count
+        }
         return await write(descriptor, bytes, at: offset)
     }
 

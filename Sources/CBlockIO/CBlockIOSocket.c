@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -38,6 +39,11 @@ int64_t cblockio_send(int socket, struct iovec *parts, size_t count) {
         value = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (value < 0 && errno == EINTR);
     return value < 0 ? -errno : value;
+}
+
+int cblockio_unreceived(int socket) {
+    int count = 0;
+    return ioctl(socket, FIONREAD, &count) < 0 ? -errno : count;
 }
 
 int cblockio_shutdown(int socket) { return result(shutdown(socket, SHUT_RDWR)); }

@@ -29,6 +29,9 @@ final class Socket: Sendable {
         }
     }
 
+    /// Whether nothing has arrived that was not received; for the owner.
+    var isEmpty: Bool { cblockio_unreceived(descriptor) == 0 }
+
     /// A long answer leaves in one go, instead of a piece each time that the client has taken one: what the system allows.
     func prepareUnix() {
         _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_SNDBUF, 1 << 20)

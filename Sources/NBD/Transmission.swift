@@ -18,11 +18,16 @@ final class Transmission: Sendable {
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
     private static let maximumAtOnce = 64 << 10
 
+    /// A longer write than `maximumAtOnce`, too, where nobody else has to wait: while its payload is in the processor's cache.
+    private static let maximumAlone = 1 << 20
+
     /// How often in a row one request has come alone from a client that has one on its way at a time.
     private static let lonely = 8
 
     struct State {
         var inFlight = 0
+        /// How often in a row a request has come alone.
+        var timesAlone = 0
         var outgoing: [Reply] = []
         /// How many of `outgoing` are ready in `sender`, which may have sent some of their bytes: not to be gathered again.
         var gathered = 0
@@ -109,7 +114,6 @@ final class Transmission: Sendable {
     // MARK: Receiving
 
     private func receiveRequests(_ group: inout DiscardingTaskGroup) async {
-        var timesAlone = 0
         while true {
             var count = 0
             while input.count >= RequestHeader.byteCount {
@@ -127,9 +131,12 @@ final class Transmission: Sendable {
                 guard await begin(request, buffer, &group) else { return }
             }
             sendAtOnce()
-            if count > 0 { timesAlone = count == 1 ? timesAlone + 1 : 0 }
+            let isLonely = state.withState { state in
+                if count > 0 { state.timesAlone = count == 1 ? state.timesAlone + 1 : 0 }
+                return state.timesAlone >= Self.lonely
+            }
             // Of a client with many on their way the first is not to be answered before the others are there.
-            if timesAlone >= Self.lonely { engine.expectMore() }
+            if isLonely { engine.expectMore() }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
             progress.moved()
         }
@@ -228,11 +235,18 @@ final class Transmission: Sendable {
     /// False when the device would have to wait, or it would take long.
     private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
-        guard payload.count <= Self.maximumAtOnce, !request.flags.contains(.fua),
-            device.writeAtOnce(range, from: payload)
+        guard payload.count <= Self.maximumAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
+            !request.flags.contains(.fua), device.writeAtOnce(range, from: payload)
         else { return false }
         leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))
         return true
+    }
+
+    /// Whether the client, from whom a request has come, has one on its way at a time.
+    private func comesAlone() -> Bool {
+        let isAlone = state.value.inFlight == 0 && input.count == 0 && socket.isEmpty
+        if !isAlone { state.value.timesAlone = 0 }
+        return isAlone && state.value.timesAlone >= Self.lonely
     }
 
     /// False when nothing more is to be received. `buffer` is memory that was taken for the request.

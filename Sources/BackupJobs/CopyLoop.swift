@@ -133,14 +133,16 @@ struct CopyLoop: Sendable {
         // The guest is not let go: it is the next agent that goes on.
         if control.isSuspended { return await waitUntilIdle() }
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
-        course.pace.note(point.drive.activity, perTurn: state.value.requestsPerTurn)
+        course.pace.note(
+            point.drive.activity, perTurn: state.value.requestsPerTurn,
+            inLongPieces: point.state.value.writes.isInLongPieces)
         state.value.stepLength = course.pace.allowance.stepLength
         if options.sync == .none, control.isFinishing { point.freeze() }
         if case .next(let cluster) = state.value.cloning {
             await startClone(from: cluster, &chunks)
             return true
         }
-        if let clusters = nextUrgent() {
+        if let clusters = nextAhead() ?? nextUrgent() {
             await startData(clusters, &course, &chunks, take: { _, _ in })
             return true
         }
@@ -313,49 +315,6 @@ struct CopyLoop: Sendable {
     }
 
     // MARK: Starting
-
-    /// The next clusters of which the guest has overwritten something, contiguous ones together; and, where all of the drive is
-    /// copied, what follows them: a guest that writes here and there must not cut the copy into single clusters.
-    private func nextUrgent() -> Range<Int>? {
-        while let first = point.state.value.urgent.first {
-            if isUrgent(first) {
-                return run(from: first, where: options.sync == .full ? isToCopy : isUrgent)
-            }
-            point.state.value.urgent.removeFirst()
-        }
-        if point.state.value.urgent.isIncomplete {
-            point.refillUrgent()
-            if point.state.value.urgent.first != nil { return nextUrgent() }
-        }
-        return point.record.isCancelled ? nextFrozen() : nil
-    }
-
-    /// After the good end of `none`: what is frozen is copied, also where a save has come to nothing.
-    private func nextFrozen() -> Range<Int>? {
-        var next = 0
-        while let cluster = point.firstFrozen(after: next) {
-            if isToCopy(cluster) {
-                return run(from: cluster) { isToCopy($0) && point.record.bits.frozen.isSet($0) }
-            }
-            next = cluster + 1
-        }
-        return nil
-    }
-
-    private func run(from first: Int, where isAlike: (Int) -> Bool) -> Range<Int> {
-        let most = max(1, Int(chunkSize / clusterSize))
-        var end = first + 1
-        while end < point.clusterCount, end - first < most, isAlike(end) { end += 1 }
-        return first..<end
-    }
-
-    private func isToCopy(_ cluster: Int) -> Bool { state.value.map.standing(of: cluster) == .toCopy }
-
-    private func isUrgent(_ cluster: Int) -> Bool {
-        guard isToCopy(cluster) else { return false }
-        if point.record.isCancelled && !point.record.bits.frozen.isSet(cluster) { return false }
-        return point.isTouched(point.bytes(of: cluster..<cluster + 1))
-    }
 
     /// Starts to copy the first of `clusters`, all to copy, if speed and depth permit; `take` tells the plan how much.
     private func startData(

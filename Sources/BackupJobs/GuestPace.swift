@@ -2,7 +2,7 @@
 ///
 /// A guest is busy when it made a request between this step of the copy and one of the last few. One with many on their way
 /// waits for its own requests more than for the copy's and can give more, most of all if it changes nothing: then nothing
-/// has to be saved.
+/// has to be saved. So can one whose writes are long, and what is copied before it comes there needs no saving.
 struct GuestPace {
     /// How many quiet steps make an idle guest.
     static let patience = 16
@@ -19,6 +19,7 @@ struct GuestPace {
         var chunkSize: UInt64
 
         static let idle = Allowance(depth: .max, stepLength: .max, chunkSize: .max)
+        static let longWrites = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 1 << 20)
         static let manyReads = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 1 << 20)
         static let manyChanges = Allowance(depth: 3, stepLength: 128 << 10, chunkSize: 256 << 10)
         static let few = Allowance(depth: 2, stepLength: 128 << 10, chunkSize: 256 << 10)
@@ -30,8 +31,9 @@ struct GuestPace {
     private var quietSteps = GuestPace.patience
     private var stepsWithoutChange = GuestPace.patience
 
-    /// Told at each step how many requests the guest has made so far; of a turn lately there were so many.
-    mutating func note(_ activity: LiveDrive.Activity, perTurn: UInt64) {
+    /// Told at each step how many requests the guest has made so far; of a turn lately there were so many, and whether it writes
+    /// long pieces one behind the other.
+    mutating func note(_ activity: LiveDrive.Activity, perTurn: UInt64, inLongPieces: Bool = false) {
         let last = last ?? activity
         self.last = activity
         quietSteps = activity.requests != last.requests ? 0 : min(quietSteps + 1, Self.patience)
@@ -39,7 +41,7 @@ struct GuestPace {
         if quietSteps == Self.patience {
             allowance = .idle
         } else if perTurn < Self.many {
-            allowance = .few
+            allowance = inLongPieces ? .longWrites : .few
         } else {
             allowance = stepsWithoutChange == Self.patience ? .manyReads : .manyChanges
         }

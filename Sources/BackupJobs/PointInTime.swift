@@ -36,6 +36,8 @@ final class PointInTime: Sendable {
         /// Why the point in time is lost.
         var failure: IOFailure?
         var urgent = UrgentClusters()
+        /// What guests are about to overwrite.
+        var writes: SequentialWrites
         /// How many readers of the view use the staging of a cluster.
         var pins: [Int: Int] = [:]
         /// Clusters that are done and whose part of staging waits to be given back with that of others.
@@ -90,7 +92,8 @@ final class PointInTime: Sendable {
         clusterCount = Int(drive.size.dividedRoundingUp(by: clusterSize))
         let retired = RetiredClusters(
             clustersPerStretch: max(1, Int(options.givenBackTogether / clusterSize)))
-        state = EngineIsolated(State(retired: retired), engine: drive.engine)
+        state = EngineIsolated(
+            State(writes: SequentialWrites(options.sequentialWrites), retired: retired), engine: drive.engine)
     }
 
     // MARK: Places

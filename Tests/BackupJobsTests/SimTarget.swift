@@ -59,6 +59,8 @@ final class SimTarget: BackupTarget {
     /// The largest number of requests in flight at once.
     var depth: Int { state.withLock { $0.busy } }
     var largest: UInt64 { state.withLock { $0.largest } }
+    /// What was written, in the order in which it was.
+    var order: [ByteRange] { state.withLock { $0.taken } }
     /// What was written, in order of offset.
     var taken: [ByteRange] { state.withLock { $0.taken.sorted { $0.offset < $1.offset } } }
 

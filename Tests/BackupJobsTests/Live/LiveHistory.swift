@@ -141,6 +141,10 @@ final class LiveHistory: Sendable {
         options.saveTimeout = chance.oneIn(8) ? .milliseconds(20 + chance.below(40)) : .seconds(3600)
         options.stagingFull = chance.oneIn(3) ? .stall : .fail
         options.givenBackTogether = [1, 2, 16][Int(seed / 3 % 3)] * clusterSize
+        // On so small a drive nearly all that the guest does is one piece behind the other.
+        options.sequentialWrites = .init(
+            least: [16384, 65536, .max][Int(seed / 9 % 3)], tolerance: clusterSize / 2,
+            lead: UInt64(seed / 27 % 2) * clusterSize, farthest: 2 * clusterSize, longPiece: 16384)
         self.options = options
         stagingLimit = chance.oneIn(5) ? UInt64(1 + chance.below(30)) * 4096 : nil
         failingWrite = chance.oneIn(20) ? 1 + chance.below(4) : nil

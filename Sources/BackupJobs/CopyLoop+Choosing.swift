@@ -2,14 +2,18 @@ internal import BlockIO
 
 /// What is copied before the plan's turn comes.
 extension CopyLoop {
-    /// Where a guest writes one piece behind the other, what it will come to: then that needs no saving. Not once staging has
-    /// filled up by a quarter, which only copies of what was saved relieve; and not what may yet be cloned.
+    /// How much staging may hold, in bytes and as a part of all that it may take, before only copies of what was saved go first.
+    private static let mostStaged: UInt64 = 512 << 20
+    private static let mostOfLimit: UInt64 = 4
+
+    /// Where a guest writes one piece behind the other, what it will come to: then that needs no saving. Not once staging holds
+    /// much, which only copies of what was saved relieve; and not what may yet be cloned.
     func nextAhead() -> Range<Int>? {
         guard options.sync == .full, state.value.cloning == .over,
             let range = point.state.value.writes.ahead?.clamped(to: source.range), !range.isEmpty
         else { return nil }
         let usage = point.staging.usage
-        guard usage.used <= usage.limit / 4 else { return nil }
+        guard usage.used <= min(Self.mostStaged, usage.limit / Self.mostOfLimit) else { return nil }
         var rest = point.clusters(of: range)
         while !rest.isEmpty {
             let (standing, end) = state.withState { $0.map.run(in: rest) }

@@ -6,9 +6,9 @@ internal import BlockIO
 // reads, lays over what was saved meanwhile, looks for zeroes, writes, and ends. The loop itself only ever waits for the
 // drive's extents and for the signal, which is raised by a chunk that ends, by a guest that overwrites something (unless
 // the loop waits for chunks or for the time only), by the control's verbs and by the timer of the rate; then it looks at
-// everything again. So there is one place where it is decided what comes next, as late as possible: clusters of which the
-// guest has overwritten something go first, then the plan's; the size of a chunk follows the speed of this moment, and
-// chunks are few and small while the guest is busy.
+// everything again. So there is one place where it is decided what comes next, as late as possible: what the guest is about
+// to overwrite goes first, then clusters of which it has overwritten something (CopyLoop+Choosing), then the plan's; the
+// size of a chunk follows the speed of this moment, and chunks are few and small while the guest is busy.
 //
 // Each cluster is to copy, in flight or done (ClusterMap): a chunk is put in flight before it starts, done when the
 // target has taken all of it, to copy again when it failed. A cluster larger than a buffer is copied by one chunk in

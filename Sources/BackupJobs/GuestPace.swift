@@ -19,7 +19,7 @@ struct GuestPace {
         var chunkSize: UInt64
 
         static let idle = Allowance(depth: .max, stepLength: .max, chunkSize: .max)
-        static let longWrites = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 1 << 20)
+        static let longWrites = Allowance(depth: 6, stepLength: 256 << 10, chunkSize: 1 << 20)
         static let manyReads = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 1 << 20)
         static let manyChanges = Allowance(depth: 3, stepLength: 128 << 10, chunkSize: 256 << 10)
         static let few = Allowance(depth: 2, stepLength: 128 << 10, chunkSize: 256 << 10)
@@ -33,7 +33,7 @@ struct GuestPace {
 
     /// Told at each step how many requests the guest has made so far; of a turn lately there were so many, and whether it writes
     /// long pieces one behind the other.
-    mutating func note(_ activity: LiveDrive.Activity, perTurn: UInt64, inLongPieces: Bool = false) {
+    mutating func note(_ activity: LiveDrive.Activity, perTurn: UInt64, inLongPieces: Bool) {
         let last = last ?? activity
         self.last = activity
         quietSteps = activity.requests != last.requests ? 0 : min(quietSteps + 1, Self.patience)
@@ -41,7 +41,7 @@ struct GuestPace {
         if quietSteps == Self.patience {
             allowance = .idle
         } else if perTurn < Self.many {
-            allowance = inLongPieces ? .longWrites : .few
+            allowance = inLongPieces && stepsWithoutChange < Self.patience ? .longWrites : .few
         } else {
             allowance = stepsWithoutChange == Self.patience ? .manyReads : .manyChanges
         }

@@ -82,8 +82,10 @@ package final class LiveDrive: BlockDevice {
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         // Beside a job the thread has more to do than long writes.
         guard range.length <= Self.longestAtOnceBesideJob || state.value.point == nil,
-            mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer) else { return false }
+            mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer)
+        else { return false }
         noteChange()
+        state.value.point?.noteWrite(range)
         return true
     }
 
@@ -98,8 +100,13 @@ package final class LiveDrive: BlockDevice {
             self.end(request)
             done(end)
         }
-        if hasBegun { noteChange() } else { end(request) }
-        return hasBegun
+        guard hasBegun else {
+            end(request)
+            return false
+        }
+        noteChange()
+        state.value.point?.noteWrite(range)
+        return true
     }
 
     /// Whether `range` may change in this step, after what can be saved in it.
@@ -186,6 +193,7 @@ package final class LiveDrive: BlockDevice {
 
     /// Returns when `range` may change. Without a job, and nothing kept, that is at once.
     private func prepare(_ range: ByteRange, _ point: PointInTime?) async throws(BlockError) {
+        point?.noteWrite(range)
         if !state.value.kept.isEmpty {
             state.value.kept.drop(range)
             while state.value.kept.isPassing(range) { await wait() }

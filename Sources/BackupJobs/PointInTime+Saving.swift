@@ -7,7 +7,6 @@ extension PointInTime {
     ///
     /// Throws only with `breakGuestWrite`, when a block could not be saved.
     func save(_ range: ByteRange) async throws(BlockError) {
-        state.withState { $0.writes.note(range) }
         let wanted = blocks(of: range)
         var next = wanted.lowerBound
         while next < wanted.upperBound {

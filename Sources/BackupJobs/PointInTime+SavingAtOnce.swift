@@ -5,7 +5,6 @@ internal import BlockIO
 extension PointInTime {
     /// Whether nothing of `range` is to be saved any more, after what can be saved in this step.
     func saveAtOnce(_ range: ByteRange) -> Bool {
-        state.withState { $0.writes.note(range) }
         let touched = blocks(of: range)
         var next = touched.lowerBound
         while next < touched.upperBound {

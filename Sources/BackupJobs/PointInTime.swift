@@ -124,6 +124,9 @@ final class PointInTime: Sendable {
 
     // MARK: What needs saving
 
+    /// Told of each write and zero of the guest once.
+    func noteWrite(_ range: ByteRange) { state.withState { $0.writes.note(range) } }
+
     /// Must a block of the cluster be saved before it changes?
     func isProtected(_ cluster: Int) -> Bool {
         guard !state.value.isOver, !record.isBroken else { return false }

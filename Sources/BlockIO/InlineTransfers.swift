@@ -5,7 +5,7 @@ internal import Glibc
 ///
 /// A read that the page cache can answer costs a microsecond; a small write into the page cache costs less than the
 /// worker thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader
-/// while the thread still goes round. But where the kernel holds back writers, because too
+/// while the thread still goes round. A long write whose bytes have just been received is best made where they are in the cache. But where the kernel holds back writers, because too
 /// much of what they wrote is not on the disk yet, a write takes as long as it likes, and with it everything that the
 /// thread serves: when they are slow, writes go to the ring for a while. Not when the thread was only put off its processor,
 /// or the host of this machine had to find memory: that would be no better elsewhere. A turn of the thread has a bound, too,
@@ -81,7 +81,10 @@ final class InlineTransfers {
     func write(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Int? {
         guard left > 0 else { return nil }
         let start = now()
-        guard start >= writesPausedUntil else { return nil }
+        // Once one was slow a long write might take very long.
+        guard start >= (bytes.count > Self.maximumQuickWrite ? writesWatchedUntil : writesPausedUntil) else {
+            return nil
+        }
         // To ask takes a system call: only while there is reason to.
         let waitsBefore = start < writesWatchedUntil ? waits() : nil
         let count = Int(cblockio_pwrite(descriptor, bytes.baseAddress, bytes.count, offset))

@@ -39,7 +39,7 @@ final class Connection: Sendable {
         // It may have been removed since.
         guard let served = registry.find(id: agreement.exportID) else { return }
         let transmission = Transmission(
-            served.export, agreement, socket: socket, input: input, memory: limits.memory, progress: progress,
+            served, agreement, socket: socket, input: input, memory: limits.memory, progress: progress,
             log: log)
         guard served.join(transmission) else { return }
         let isCutOff = state.withLock { state in

@@ -18,7 +18,8 @@ final class Transmission: Sendable {
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
     private static let maximumAtOnce = 64 << 10
 
-    /// A longer write than `maximumAtOnce`, too, where nobody else has to wait: while its payload is in the processor's cache.
+    /// A longer write than `maximumAtOnce`, too, where no other client of the export has to wait: while its payload is in the
+    /// processor's cache.
     private static let maximumAlone = 1 << 20
 
     /// How often in a row one request has come alone from a client that has one on its way at a time.
@@ -59,14 +60,17 @@ final class Transmission: Sendable {
     let progress: Progress
     let exportName: String
     let log: @Sendable (String) -> Void
+    private let served: ServedExport
     private let socket: Socket
     private let input: ReceiveBuffer
     private let rules: RequestRules
 
     init(
-        _ export: NBDExport, _ agreement: HandshakeMachine.Agreement, socket: Socket, input: ReceiveBuffer,
+        _ served: ServedExport, _ agreement: HandshakeMachine.Agreement, socket: Socket, input: ReceiveBuffer,
         memory: RequestMemory, progress: Progress, log: @escaping @Sendable (String) -> Void
     ) {
+        self.served = served
+        let export = served.export
         device = export.device
         engine = export.device.engine
         exportName = export.name
@@ -235,18 +239,20 @@ final class Transmission: Sendable {
     /// False when the device would have to wait, or it would take long.
     private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
-        guard payload.count <= Self.maximumAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
-            !request.flags.contains(.fua), device.writeAtOnce(range, from: payload)
+        guard !request.flags.contains(.fua),
+            payload.count <= Self.maximumAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
+            device.writeAtOnce(range, from: payload)
         else { return false }
         leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))
         return true
     }
 
-    /// Whether the client, from whom a request has come, has one on its way at a time.
+    /// Whether the client, from whom a request has come, is the only one and has one on its way at a time; if more are, it has
+    /// to show anew that it does not send many.
     private func comesAlone() -> Bool {
         let isAlone = state.value.inFlight == 0 && input.count == 0 && socket.isEmpty
         if !isAlone { state.value.timesAlone = 0 }
-        return isAlone && state.value.timesAlone >= Self.lonely
+        return isAlone && state.value.timesAlone >= Self.lonely && served.clients == 1
     }
 
     /// False when nothing more is to be received. `buffer` is memory that was taken for the request.

@@ -279,17 +279,18 @@ internal import Testing
 @Suite struct GuestPaceTests {
     /// What the pace allows after steps between which a guest did this.
     private func allowance(
-        steps: Int, requests: UInt64, changes: UInt64, perTurn: UInt64, then quiet: Int = 0
+        steps: Int, requests: UInt64, changes: UInt64, perTurn: UInt64, inLongPieces: Bool = false,
+        then quiet: Int = 0
     ) -> GuestPace.Allowance {
         var pace = GuestPace()
         var activity = LiveDrive.Activity()
-        pace.note(activity, perTurn: 0)
+        pace.note(activity, perTurn: 0, inLongPieces: false)
         for _ in 0..<steps {
             activity.requests += requests
             activity.changes += changes
-            pace.note(activity, perTurn: perTurn)
+            pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces)
         }
-        for _ in 0..<quiet { pace.note(activity, perTurn: perTurn) }
+        for _ in 0..<quiet { pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces) }
         return pace.allowance
     }
 
@@ -305,6 +306,10 @@ internal import Testing
         #expect(allowance(steps: long, requests: 100, changes: 1, perTurn: 16) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long - 1) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long) == .idle)
+        #expect(
+            allowance(steps: long, requests: 1, changes: 1, perTurn: 1, inLongPieces: true) == .longWrites)
+        // What was written long ago says nothing of a guest that reads.
+        #expect(allowance(steps: 2 * long, requests: 1, changes: 0, perTurn: 1, inLongPieces: true) == .few)
     }
 
     @Test("beside readers the copy holds back after a change, for a while")
@@ -315,7 +320,7 @@ internal import Testing
         for step in 0..<GuestPace.patience + 3 {
             activity.requests += 16
             if step == 1 { activity.changes += 1 }
-            pace.note(activity, perTurn: 16)
+            pace.note(activity, perTurn: 16, inLongPieces: false)
             allowed.append(pace.allowance)
         }
         // The first step has nothing to compare with.

@@ -5,13 +5,14 @@ internal import Testing
 
 @testable internal import NBD
 
-/// A disk that notes which writes it was to do at once, and holds zeroes when it is told to.
+/// A disk that notes which writes it was to do at once, as a simulated disk never does, and holds zeroes when it is told to.
 private final class NotingDisk: BlockDevice {
-    let disk: SimDisk
+    let disk: any BlockDevice
     let tried = Locked<[UInt64]>([])
+    let done = Locked(0)
     private let held = Locked<(isHolding: Bool, waiting: [CheckedContinuation<Void, Never>])>((false, []))
 
-    init(_ disk: SimDisk) { self.disk = disk }
+    init(_ disk: any BlockDevice) { self.disk = disk }
 
     var name: String { disk.name }
     var engine: any IOEngine { disk.engine }
@@ -19,10 +20,11 @@ private final class NotingDisk: BlockDevice {
     var isReadOnly: Bool { disk.isReadOnly }
     var limits: BlockLimits { disk.limits }
 
-    /// It never does: then the write is done in another way, and nothing of it is lost or done twice.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         tried.withLock { $0.append(range.length) }
-        return false
+        guard disk.writeAtOnce(range, from: buffer) else { return false }
+        done.withLock { $0 += 1 }
+        return true
     }
 
     func hold() { held.withLock { $0.isHolding = true } }
@@ -66,9 +68,12 @@ struct LongWriteTests {
     /// More than it takes until a client counts as one that has one request on its way.
     private static let many = 20
 
-    private static func start(_ kind: EngineKind) async throws -> (ServerUnderTest, NotingDisk, RawClient) {
+    private static func start(
+        _ kind: EngineKind, on device: ((ServerUnderTest) async throws -> any BlockDevice)? = nil
+    ) async throws -> (ServerUnderTest, NotingDisk, RawClient) {
         let test = try await ServerUnderTest.start(kind)
-        let disk = NotingDisk(SimDisk(size: 8 << 20, engine: test.engine, name: "long"))
+        let disk = NotingDisk(
+            try await device?(test) ?? SimDisk(size: 8 << 20, engine: test.engine, name: "long"))
         try test.server.add(NBDExport(name: "a", device: disk, isReadOnly: false))
         return (test, disk, try await RawClient.open(test.path, "a", structured: false))
     }
@@ -106,9 +111,48 @@ struct LongWriteTests {
         #expect(Self.tries(disk) == 0)
         try await Self.send(client, 53)
         #expect(Self.tries(disk) == 1)
-        #expect(disk.disk.contents(of: ByteRange(0..<UInt64(Self.length))).allSatisfy { $0 == 53 })
-        #expect(
-            disk.disk.contents(of: ByteRange(UInt64(Self.length)..<(1 << 20) + 512)).allSatisfy { $0 == 51 })
+        let content = try await client.ask(0, length: (1 << 20) + 512, answer: (1 << 20) + 512).payload
+        #expect(content[..<Int(Self.length)].allSatisfy { $0 == 53 })
+        #expect(content[Int(Self.length)...].allSatisfy { $0 == 51 })
+        try await test.stop()
+    }
+
+    @Test("bring what was sent to where it belongs", arguments: EngineKind.allCases)
+    func content(kind: EngineKind) async throws {
+        let seed = testSeed()
+        var random = SeededGenerator(seed)
+        let (test, disk, client) = try await Self.start(kind) { test in
+            try await test.addFile("b", bytes: 4 << 20)
+        }
+        var model = Data(count: 4 << 20)
+        let pattern = Data((0..<(1 << 20) + 251).map { UInt8(truncatingIfNeeded: $0 % 251) })
+        for _ in 0..<60 {
+            let length = Int.random(in: 65_537...1 << 20, using: &random)
+            let offset = Int.random(in: 0...(4 << 20) - length, using: &random)
+            let start = Int.random(in: 0..<251, using: &random)
+            model.replaceSubrange(offset..<offset + length, with: pattern[start..<start + length])
+            let answer = try await client.ask(
+                Self.write, offset: UInt64(offset), length: UInt32(length),
+                payload: [UInt8](pattern[start..<start + length]))
+            #expect(answer.error == 0)
+        }
+        let content = try await client.ask(0, length: 4 << 20, answer: 4 << 20).payload
+        #expect(Data(content) == model, "seed \(seed)")
+        if kind == .ring { #expect(disk.done.value > 0) }
+        try await test.stop()
+    }
+
+    @Test("are none where another client has the export open", arguments: EngineKind.allCases)
+    func shared(kind: EngineKind) async throws {
+        let (test, disk, client) = try await Self.start(kind)
+        let other = try await RawClient.open(test.path, "a")
+        _ = try await other.ask(Self.flush)
+        for turn in 0..<Self.many { try await Self.send(client, UInt8(turn)) }
+        #expect(Self.tries(disk) == 0)
+        other.socket.shutDown()
+        while test.server.clients(of: "a") > 1 { await Task.yield() }
+        try await Self.send(client, 99)
+        #expect(Self.tries(disk) == 1)
         try await test.stop()
     }
 

@@ -20,37 +20,54 @@ internal import Testing
         stride(from: range.lowerBound, to: range.upperBound, by: Int(length)).map { $0..<$0 + length }
     }
 
-    @Test("one is found out when it has written enough, and what it will come to is told")
+    @Test("one is found out when it has gone on for long enough, and what it will come to is told")
     func found() {
-        #expect(Self.after(Self.pieces(7000..<7090, of: 10)).ahead == nil)
-        let writes = Self.after(Self.pieces(7000..<7100, of: 10))
-        #expect(writes.ahead == ByteRange(8100..<13100) && !writes.isInLongPieces)
-        let long = Self.after([7000..<7050, 7050..<7100])
-        #expect(long.ahead == ByteRange(8100..<13100) && long.isInLongPieces)
-        #expect(Self.after([7000..<7100]).isInLongPieces)
+        #expect(Self.after(Self.pieces(7000..<7100, of: 10)).ahead == nil)
+        let writes = Self.after(Self.pieces(7000..<7110, of: 10))
+        #expect(writes.ahead == ByteRange(8110..<8210) && !writes.isInLongPieces)
+        let long = Self.after(Self.pieces(7000..<7200, of: 50))
+        #expect(long.ahead == ByteRange(8200..<8350) && long.isInLongPieces)
+        #expect(Self.after(Self.pieces(0..<20_000, of: 50)).ahead == ByteRange(21_000..<26_000))
+    }
+
+    @Test("neither long writes here and there are one, nor writes of the same place")
+    func others() {
+        #expect(Self.after([7000..<9000, 2000..<4000, 70_000..<90_000]).ahead == nil)
+        #expect(Self.after(Array(repeating: 7000..<7050, count: 100)).ahead == nil)
+        #expect(Self.after([0..<50, 200..<250, 400..<450, 0..<49, 60..<110]).ahead == nil)
     }
 
     @Test("the order of requests that were sent together does not matter")
     func order() {
-        #expect(
-            Self.after([5..<10, 0..<5, 15..<20, 10..<15, 20..<95, 95..<105]).ahead == ByteRange(1105..<6105))
-        // Where it begins anew is none of it.
-        #expect(Self.after([0..<50, 200..<250, 400..<450, 0..<49]).ahead == nil)
+        let writes = Self.after([5..<10, 0..<5, 15..<20, 10..<15, 20..<95, 95..<110])
+        #expect(writes.ahead == ByteRange(1110..<1210))
     }
 
     @Test("others in between do not hide it, until it has ended")
-    func others() {
-        let random: [Range<UInt64>] = (0..<64).map { 100_000 + $0 * 1000..<100_010 + $0 * 1000 }
-        var ranges = Self.pieces(7000..<7200, of: 20)
-        for index in 0..<10 {
-            ranges += random[index * 3..<index * 3 + 3]
-            ranges.append(7200 + UInt64(index) * 20..<7220 + UInt64(index) * 20)
+    func between() {
+        func random(_ number: Int) -> Range<UInt64> {
+            let start = 100_000 + UInt64(number) * 1000
+            return start..<start + 10
         }
-        #expect(Self.after(ranges).ahead == ByteRange(8400..<13400))
-        #expect(Self.after(ranges + random).ahead == ByteRange(8400..<13400))
-        #expect(Self.after(ranges + random + [500_000..<500_010]).ahead == nil)
+        var ranges: [Range<UInt64>] = []
+        for (index, piece) in Self.pieces(7000..<7400, of: 20).enumerated() {
+            ranges += [random(index * 3), random(index * 3 + 1), random(index * 3 + 2), piece]
+        }
+        #expect(Self.after(ranges).ahead == ByteRange(8400..<8780))
+        let rest = (0..<64).map { random(1000 + $0) }
+        #expect(Self.after(ranges + rest).ahead == ByteRange(8400..<8780))
+        #expect(Self.after(ranges + rest + [random(2000)]).ahead == nil)
         // Another one takes its place.
-        #expect(Self.after(ranges + [0..<60, 60..<120]).ahead == ByteRange(1120..<6120))
+        #expect(Self.after(ranges + [0..<60, 60..<120, 120..<180]).ahead == ByteRange(1180..<1300))
+        // Too many at once are none.
+        var five: [Range<UInt64>] = []
+        for step: UInt64 in 0..<20 {
+            for run: UInt64 in 0..<5 {
+                let start = 10_000 * run + 20 * step
+                five.append(start..<start + 20)
+            }
+        }
+        #expect(Self.after(five).ahead == nil)
     }
 
     // MARK: What the copy makes of it
@@ -100,7 +117,9 @@ internal import Testing
 
     @Test("what they will come to is copied first, then what they have overwritten, then the rest")
     func ahead() {
-        #expect(Self.order(20..<30) == Array(32..<40) + Array(20..<30) + Array(0..<20) + [30, 31] + Array(40..<64))
+        #expect(
+            Self.order(20..<30) == Array(32..<40) + Array(20..<30) + Array(0..<20) + [30, 31] + Array(40..<64)
+        )
         // Up to the end of the drive, and not beyond.
         #expect(Self.order(50..<60) == [62, 63] + Array(50..<60) + Array(0..<50) + [60, 61])
         #expect(Self.order(54..<64) == Array(54..<64) + Array(0..<54))

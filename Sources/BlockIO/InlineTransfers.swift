@@ -3,13 +3,14 @@ internal import Glibc
 
 /// Transfers that a ring's thread makes by itself, since that is quicker than to ask the ring.
 ///
-/// A read that the page cache can answer costs a microsecond; a small write into the page cache costs less than the
-/// worker thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader
-/// while the thread still goes round. A long write whose bytes have just been received is best made where they are in the cache. But where the kernel holds back writers, because too
-/// much of what they wrote is not on the disk yet, a write takes as long as it likes, and with it everything that the
-/// thread serves: when they are slow, writes go to the ring for a while. Not when the thread was only put off its processor,
-/// or the host of this machine had to find memory: that would be no better elsewhere. A turn of the thread has a bound, too,
-/// so that code which never waits does not keep others from what they wait for; a slow write ends it.
+/// A read that the page cache can answer costs a microsecond; a small write into the page cache costs less than the worker
+/// thread to which the kernel gives it on many file systems; a short answer that leaves at once is with its reader while
+/// the thread still goes round. A long write whose bytes have just been received is best made where they are in the cache.
+/// But where the kernel holds back writers, because too much of what they wrote is not on the disk yet, a write takes as
+/// long as it likes, and with it everything that the thread serves: when they are slow, writes go to the ring for a while.
+/// Not when the thread was only put off its processor, or the host of this machine had to find memory: that would be no
+/// better elsewhere. A turn of the thread has a bound, too, so that code which never waits does not keep others from what
+/// they wait for; a slow write ends it.
 final class InlineTransfers {
     /// Longer writes that only begin are better with a worker, beside whom the thread does something else.
     static let maximumQuickWrite = 64 << 10

@@ -144,7 +144,10 @@ package final class BackupJob: Sendable {
         }
         let all = engines
         let haveMet = await EngineMeeting.hold(all, within: meetingLimit) { position in
-            for job in jobs where job.drive.engine === all[position] { job.drive.attach(job.point) }
+            for job in jobs where job.drive.engine === all[position] {
+                job.staging.use(job.record.log, driveSize: job.drive.size)
+                job.drive.attach(job.point)
+            }
         }
         guard haveMet else {
             let drive = jobs.first?.drive
@@ -181,6 +184,7 @@ package final class BackupJob: Sendable {
             if record.isBroken { return lost("its point in time was lost before the agent was killed") }
             if record.isFlushing { return lost("the agent was killed while the target was being flushed") }
             do throws(BlockError) {
+                staging.use(record.log, driveSize: drive.size)
                 try await staging.recount()
                 drive.attach(point)
                 try await point.recover()

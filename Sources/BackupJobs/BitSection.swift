@@ -5,13 +5,14 @@ internal import BlockIO
 /// Its space is taken a page (32,768 bits) at a time, when the first bit of that page is set: a store cannot fail then,
 /// and a page without space is all clear and is never touched. Where there is a row of marks, one for each page, whose space
 /// was taken with the file, a page that is set in one step takes none: its mark stands for it. So a hole of a TiB costs a few
-/// bits, whatever a bit is. Used on one engine's thread.
+/// bits, whatever a bit is. Used on one engine's thread, as long as its file and `Pages` are there: it keeps neither alive, as
+/// it is copied several times for each thing that a guest writes, and counting references would take longer than the rest.
 struct BitSection {
     /// Bits in a page of the file.
     static let bitsPerPage = 4096 * 8
 
     /// What a page of bits is.
-    private enum Page: UInt8 {
+    fileprivate enum Page: UInt8 {
         /// All clear, without space.
         case clear
         /// As its words say.
@@ -20,15 +21,29 @@ struct BitSection {
         case whole
     }
 
+    /// What each page of some bits is.
+    final class Pages: Sendable {
+        // SAFETY: the address is constant; what is there is touched by sections only, on their engine's thread.
+        fileprivate nonisolated(unsafe) let pages: UnsafeMutableBufferPointer<Page>
+
+        /// All clear.
+        init(ofBits count: Int) {
+            pages = .allocate(capacity: BitSection.length(of: count) / 4096)
+            pages.initialize(repeating: .clear)
+        }
+
+        deinit { pages.deallocate() }
+    }
+
     /// How many bits there are.
     let count: Int
-    private let file: MappedFile
+    private unowned(unsafe) let file: MappedFile
     /// Where in the file the bits begin, a multiple of a page.
     private let start: Int
     private let words: UnsafeMutablePointer<UInt64>
     /// The marks of pages that are all set; nil where there are none.
     private let marks: UnsafeMutablePointer<UInt64>?
-    private var pages: [Page]
+    private let pages: UnsafeMutableBufferPointer<Page>
 
     /// Bytes of the file that `count` bits take.
     static func length(of count: Int) -> Int { (count + bitsPerPage - 1) / bitsPerPage * 4096 }
@@ -36,8 +51,9 @@ struct BitSection {
     /// Bytes of the file that the marks of `count` bits take, in whole words.
     static func lengthOfMarks(of count: Int) -> Int { (length(of: count) / 4096 + 63) / 64 * 8 }
 
-    /// The bits in `file` from `start` on. `marksAt`: where the marks are, a multiple of 8 bytes; they have space.
-    init(_ file: MappedFile, at start: Int, count: Int, marksAt: Int? = nil) {
+    /// The bits in `file` from `start` on, with `pages` for as many. `marksAt`: where the marks are, a multiple of 8 bytes; they have
+    /// space.
+    init(_ file: MappedFile, at start: Int, count: Int, _ pages: Pages, marksAt: Int? = nil) {
         precondition(
             start % 4096 == 0 && start + Self.length(of: count) <= file.length, "a section lies in its file")
         self.file = file
@@ -46,15 +62,16 @@ struct BitSection {
         guard let base = file.bytes.baseAddress else { preconditionFailure("a mapped file has an address") }
         words = (base + start).assumingMemoryBound(to: UInt64.self)
         marks = marksAt.map { (base + $0).assumingMemoryBound(to: UInt64.self) }
-        pages = Array(repeating: .clear, count: Self.length(of: count) / 4096)
+        self.pages = pages.pages
+        precondition(self.pages.count == Self.length(of: count) / 4096, "a section has pages of its own")
         guard let marks else { return }
-        for page in pages.indices where marks[page / 64] & (1 << UInt64(page % 64)) != 0 {
-            pages[page] = .whole
+        for page in self.pages.indices where marks[page / 64] & (1 << UInt64(page % 64)) != 0 {
+            self.pages[page] = .whole
         }
     }
 
     /// After a restart: these bytes of the file have space.
-    mutating func noteSpace(_ range: Range<Int>) {
+    func noteSpace(_ range: Range<Int>) {
         let first = max(0, range.lowerBound - start) / 4096
         let last = min(pages.count, (range.upperBound - start + 4095) / 4096)
         guard range.upperBound > start && first < last else { return }
@@ -70,7 +87,7 @@ struct BitSection {
     }
 
     /// Takes the space that setting `bits`, in one step, needs. Throws `.noSpace`; nothing is set then.
-    mutating func reserve(_ bits: Range<Int>) throws(BlockError) {
+    func reserve(_ bits: Range<Int>) throws(BlockError) {
         guard let (first, last) = pagesAt(bits) else { return }
         let covered = pagesCovered(by: bits)
         guard !covered.isEmpty else { return try takeSpace(first..<last + 1) }
@@ -91,7 +108,7 @@ struct BitSection {
         return first < end ? first..<end : 0..<0
     }
 
-    private mutating func takeSpace(_ wanted: Range<Int>) throws(BlockError) {
+    private func takeSpace(_ wanted: Range<Int>) throws(BlockError) {
         var next = wanted.lowerBound
         while let first = pages[next..<wanted.upperBound].firstIndex(of: .clear) {
             let end = pages[first..<wanted.upperBound].firstIndex { $0 != .clear } ?? wanted.upperBound
@@ -102,7 +119,7 @@ struct BitSection {
     }
 
     /// Sets bits whose space `reserve` took for just these, or, without marks, for more.
-    mutating func set(_ bits: Range<Int>) {
+    func set(_ bits: Range<Int>) {
         let covered = pagesCovered(by: bits)
         for page in covered where pages[page] == .clear {
             marks?[page / 64] |= 1 << UInt64(page % 64)

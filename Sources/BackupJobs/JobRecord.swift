@@ -6,22 +6,27 @@ package import BlockIO
 /// A store here is a store to memory: it cannot fail (its space was taken before) and is never torn. What comes before
 /// what, and why, is told where it is done (`PointInTime`). Layout, in 64-bit words of the machine's order:
 ///
-///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | change times of the drive (2 words)
+///     page 0   magic | version | drive size | cluster size | flags | boot id (2 words) | change times of the drive (2 words) |
+///              the shape of the log of staging (3 words)
 ///              from byte 512 on, and in as many pages as that takes: which pages of done, need known and not needed are
 ///              all set, a bit a page (`BitSection`)
 ///     then     sections of bits, each from a page of its own: done, need known, not needed, frozen (a bit a cluster),
 ///              saved, missing (a bit a block of 4 KiB)
+///     then     the log of staging (`StagingLog`)
 ///
 /// After `bind` it is used on the engine of its drive only.
 package final class JobRecord: Sendable {
     /// The unit in which old content is saved, in bytes.
     package static let blockSize: UInt64 = 4096
 
-    private enum Word: Int { case magic, version, driveSize, clusterSize, flags, boot0, boot1, changeTimes }
+    private enum Word: Int {
+        case magic, version, driveSize, clusterSize, flags, boot0, boot1, changeTimes, changeTimes1
+        case blocksPerSegment, buffers, segments
+    }
     private enum Flag: UInt64 { case broken = 1, flushing = 2, cancelled = 4, cloning = 8, cloned = 16 }
     /// "dbrecord".
     private static let magic: UInt64 = 0x6472_6f63_6572_6264
-    private static let version: UInt64 = 3
+    private static let version: UInt64 = 4
     /// Where the marks of whole pages begin.
     private static let marksStart = 512
 
@@ -40,7 +45,7 @@ package final class JobRecord: Sendable {
         /// The block's old content could not be read.
         var missing: BitSection
 
-        mutating func noteSpace(_ range: Range<Int>) {
+        func noteSpace(_ range: Range<Int>) {
             done.noteSpace(range)
             needKnown.noteSpace(range)
             notNeeded.noteSpace(range)
@@ -55,13 +60,23 @@ package final class JobRecord: Sendable {
     package let clusterSize: UInt64
     /// When the drive's file was last changed, to be kept from before the point in time on.
     package let changeTimes: ChangeTimes
+    /// Where short pieces are on their way to staging, and which are there.
+    let log: StagingLog
+    // These outlive the sections, which do not count references to them and are used through this object alone.
     private let file: MappedFile
+    private let pages: [BitSection.Pages]
     private let sections: EngineIsolated<Sections>
 
     /// Makes the record of a job: a new file at `path`. Blocks; call it inside `IOEngine.blocking`. `clusterSize` is
     /// the job's, `engine` the drive's. Throws `.alreadyExists`, `.noSpace` and what else making a file throws.
     package static func create(
         at path: String, driveSize: UInt64, clusterSize: UInt64, engine: any IOEngine
+    ) throws(BlockError) -> JobRecord {
+        try create(at: path, driveSize: driveSize, clusterSize: clusterSize, log: .init(), engine: engine)
+    }
+
+    static func create(
+        at path: String, driveSize: UInt64, clusterSize: UInt64, log: StagingLog.Shape, engine: any IOEngine
     ) throws(BlockError) -> JobRecord {
         guard driveSize <= BackupJob.largestDrive else {
             throw BlockError(
@@ -71,10 +86,13 @@ package final class JobRecord: Sendable {
         }
         let clusters = counts(driveSize: driveSize, clusterSize: clusterSize).clusters
         let file = try MappedFile.create(
-            path, length: length(driveSize: driveSize, clusterSize: clusterSize),
+            path, length: length(driveSize: driveSize, clusterSize: clusterSize) + log.recordLength,
             allocated: headerLength(clusters: clusters))
         let record = JobRecord(
-            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: [])
+            file, driveSize: driveSize, clusterSize: clusterSize, log: log, engine: engine, space: [])
+        record[.blocksPerSegment] = UInt64(log.blocksPerSegment)
+        record[.buffers] = UInt64(log.buffers)
+        record[.segments] = UInt64(log.segments)
         record[.driveSize] = driveSize
         record[.clusterSize] = clusterSize
         record[.version] = version
@@ -95,19 +113,22 @@ package final class JobRecord: Sendable {
         )
         guard file.length >= 4096, word(.magic) == magic, word(.version) == version,
             driveSize <= BackupJob.largestDrive, clusterSize.nonzeroBitCount == 1, clusterSize >= blockSize,
-            clusterSize <= 1 << 30, file.length == length(driveSize: driveSize, clusterSize: clusterSize)
+            clusterSize <= 1 << 30,
+            let log = StagingLog.Shape(word(.blocksPerSegment), word(.buffers), word(.segments)),
+            file.length == length(driveSize: driveSize, clusterSize: clusterSize) + log.recordLength
         else { throw BlockError(.corrupt, "Couldn't use \(path): it is not the record of a job") }
         let boot = try bootWords()
         guard word(.boot0) == boot.0, word(.boot1) == boot.1 else {
             throw BlockError(.invalid, "Couldn't use \(path): the host was restarted since it was written")
         }
         return JobRecord(
-            file, driveSize: driveSize, clusterSize: clusterSize, engine: engine, space: try file.dataRanges()
-        )
+            file, driveSize: driveSize, clusterSize: clusterSize, log: log, engine: engine,
+            space: try file.dataRanges())
     }
 
     private init(
-        _ file: MappedFile, driveSize: UInt64, clusterSize: UInt64, engine: any IOEngine, space: [Range<Int>]
+        _ file: MappedFile, driveSize: UInt64, clusterSize: UInt64, log shape: StagingLog.Shape,
+        engine: any IOEngine, space: [Range<Int>]
     ) {
         self.file = file
         self.driveSize = driveSize
@@ -116,19 +137,24 @@ package final class JobRecord: Sendable {
         let (clusters, blocks) = Self.counts(driveSize: driveSize, clusterSize: clusterSize)
         var next = Self.headerLength(clusters: clusters)
         var nextMarks = Self.marksStart
+        var allPages: [BitSection.Pages] = []
         func section(_ count: Int, isMarked: Bool = false) -> BitSection {
             defer {
                 next += BitSection.length(of: count)
                 if isMarked { nextMarks += BitSection.lengthOfMarks(of: count) }
             }
-            return BitSection(file, at: next, count: count, marksAt: isMarked ? nextMarks : nil)
+            let pages = BitSection.Pages(ofBits: count)
+            allPages.append(pages)
+            return BitSection(file, at: next, count: count, pages, marksAt: isMarked ? nextMarks : nil)
         }
         // What is never cleared, and set for holes of any size.
-        var all = Sections(
+        let all = Sections(
             done: section(clusters, isMarked: true), needKnown: section(clusters, isMarked: true),
             notNeeded: section(clusters, isMarked: true), frozen: section(clusters), saved: section(blocks),
             missing: section(blocks))
         for range in space { all.noteSpace(range) }
+        log = StagingLog(file, at: next, shape: shape, space: space, engine: engine)
+        pages = allPages
         sections = EngineIsolated(all, engine: engine)
     }
 

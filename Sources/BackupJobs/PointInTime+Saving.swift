@@ -232,7 +232,25 @@ extension PointInTime {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
+        sendStagingOn()
         if !state.value.needsNoSaves { control.signal.raise() }
+    }
+
+    /// What staging has in memory goes on to its file, when it has become much.
+    private func sendStagingOn() {
+        guard staging.shouldSendOn, !state.value.isOver else { return }
+        if let last = state.value.lastSendFailure, clock.now() - last < .seconds(1) { return }
+        beginUse()
+        Task.immediate(executorPreference: drive.engine) {
+            do throws(BlockError) {
+                try await staging.sendOn { !state.value.isOver }
+                state.value.lastSendFailure = nil
+            } catch {
+                // It stays where it is safe; when there is no room left the next save meets the error, and tells it.
+                state.value.lastSendFailure = clock.now()
+            }
+            endUse()
+        }
     }
 
     /// Records that the old content of `block` cannot be read. In the step in which it was seen not to be saved.

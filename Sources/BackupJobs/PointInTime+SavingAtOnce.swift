@@ -27,16 +27,20 @@ extension PointInTime {
         let range = bytes(ofBlocks: blocks)
         guard staging.room >= UInt64(blocks.count) * JobRecord.blockSize,
             !state.value.saves.contains(where: { $0.blocks.overlaps(blocks) }),
-            let buffer = drive.buffers.takeIfAvailable(range.length)
-        else { return false }
-        defer { drive.buffers.give(buffer) }
-        let slice = buffer[0..<Int(range.length)]
-        // An error is met again by `save`, which tells it.
-        guard (try? reserve(&record.bits.saved, blocks)) != nil, drive.device.readAtOnce(range, into: slice),
-            staging.saveAtOnce(range, from: slice)
+            // An error is met again by `save`, which tells it.
+            (try? reserve(&record.bits.saved, blocks)) != nil, copyOutAtOnce(range)
         else { return false }
         noteSaved(blocks)
         warnIfNearlyFull()
         return true
+    }
+
+    private func copyOutAtOnce(_ range: ByteRange) -> Bool {
+        let inLog = staging.saveInLog(range) { drive.device.readAtOnce(range, into: $0) }
+        if let inLog { return inLog }
+        guard let buffer = drive.buffers.takeIfAvailable(range.length) else { return false }
+        defer { drive.buffers.give(buffer) }
+        let slice = buffer[0..<Int(range.length)]
+        return drive.device.readAtOnce(range, into: slice) && staging.saveAtOnce(range, from: slice)
     }
 }

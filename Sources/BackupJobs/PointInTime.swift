@@ -51,6 +51,8 @@ final class PointInTime: Sendable {
         /// Who waits for space, or for the users of staging to end.
         var waiters = Waiters()
         var hasWarned = false
+        /// When what staging has in memory could not be sent on.
+        var lastSendFailure: Duration?
         /// The copy waits for the time at which its speed lets it go on, or for a chunk to end: what is saved meanwhile it
         /// finds then, and needs not be woken for.
         var needsNoSaves = false

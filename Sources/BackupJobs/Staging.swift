@@ -2,11 +2,12 @@ package import BlockIO
 internal import Synchronization
 
 /// Local space for the old content of blocks that the guest overwrites, on its way to the target: a sparse file as large
-/// as the drive, the old content of a block at the block's own offset.
+/// as the drive, the old content of a block at the block's own offset, and behind that a log (`StagingLog`) for short pieces.
 ///
-/// No index and no order: which blocks it holds, the job's record says. A late or a repeated write to it is harmless, it
-/// is the same content at the same place. Blocks of zeroes are not written: their holes read as zeroes. Except for
-/// `usage`, all of it is used on the drive's engine.
+/// The part as large as the drive has no index and no order: which blocks it holds, the job's record says. A late or a repeated
+/// write to it is harmless, it is the same content at the same place. Blocks of zeroes are not written: their holes read as
+/// zeroes. The log takes at most a quarter of the space; what it has no room for goes to the other part. Except for `usage`,
+/// all of it is used on the drive's engine.
 package final class Staging: Sendable {
     /// How much of the space is used, in bytes.
     package struct Usage: Sendable, Hashable {
@@ -35,8 +36,13 @@ package final class Staging: Sendable {
     }
 
     private struct State {
-        /// Blocks that have data in the file, by page of 512 words.
+        /// Blocks that it holds, by page of 512 words.
         var staged = SparseBits()
+        /// How many of them are not in the log.
+        var outside = 0
+        var log: StagingLog?
+        /// Where in the file the log is.
+        var logStart: UInt64?
         /// Space that is promised to saves on their way, in bytes.
         var promised: UInt64 = 0
         /// The file system had no more to give when it was looked at last.
@@ -62,7 +68,7 @@ package final class Staging: Sendable {
             let file = try await HostFile.create(path, on: engine)
             do throws(BlockError) {
                 try await file.changeLock(holding: lock.holding, unsharing: lock.unsharing)
-                try await file.setSize(driveSize.roundedUp(toMultipleOf: JobRecord.blockSize))
+                try await file.setSize(length(driveSize: driveSize))
                 guard await file.givesBackSpace() else {
                     throw BlockError(
                         .unsupported,
@@ -88,7 +94,7 @@ package final class Staging: Sendable {
     ) async throws(BlockError) -> Staging {
         try await engine.run { () async throws(BlockError) -> Staging in
             let file = try await HostFile.open(path, readOnly: false, lock: lock, on: engine)
-            guard file.size == driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) else {
+            guard file.size == length(driveSize: driveSize) else {
                 // What it is not is the error to tell.
                 try? await file.close()
                 throw BlockError(
@@ -99,7 +105,11 @@ package final class Staging: Sendable {
         }
     }
 
-    /// Staging on any device of zeroes at least as large as the drive, rounded up to a block.
+    private static func length(driveSize: UInt64) -> UInt64 {
+        driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) + StagingLog.Shape().fileLength
+    }
+
+    /// Staging on any device of zeroes at least as large as the drive, rounded up to a block, and its log behind that.
     package init(on file: any BlockDevice, path: String? = nil, limit: UInt64? = nil) {
         self.file = file
         self.path = path
@@ -113,6 +123,20 @@ package final class Staging: Sendable {
 
     /// How many there are.
     private static let count = Atomic(0)
+
+    /// Short pieces go to `log`, and what it holds counts; before anything else is done. The file has its part behind that of the
+    /// drive of this size; nothing where it has none.
+    func use(_ log: StagingLog, driveSize: UInt64) {
+        let start = driveSize.roundedUp(toMultipleOf: JobRecord.blockSize)
+        guard start + log.shape.fileLength <= file.size else { return }
+        state.withState { state in
+            state.log = log
+            state.logStart = start
+        }
+    }
+
+    /// Where the log begins, and the part with a place for each block ends.
+    private var logStart: UInt64 { state.value.logStart ?? file.size }
 
     /// Callable from anywhere.
     package var usage: Usage {
@@ -175,9 +199,17 @@ package final class Staging: Sendable {
 
     // MARK: Content
 
+    /// Longer pieces do not go to the log.
+    private static let longestInLog: UInt64 = 16 << 10
+
     /// Writes the old content of whole blocks (the drive's end excepted), for which space was promised; zeroes are left
     /// out. When it returns the content outlives this process.
     func save(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        let inLog = saveInLog(range) { memory in
+            memory.bytes.copyMemory(from: UnsafeRawBufferPointer(buffer.bytes))
+            return true
+        }
+        if inLog != nil { return }
         for (part, bytes) in dataParts(of: range, buffer) {
             try await file.write(part, from: bytes)
             // Not before: what is given back meanwhile must not be thought to hold what lands later.
@@ -206,6 +238,28 @@ package final class Staging: Sendable {
         return parts
     }
 
+    /// Saves short pieces to memory, which `fill` fills with their content, or returns false. Returns that, or nil where there is
+    /// no room for them; then nothing was called.
+    func saveInLog(_ range: ByteRange, fill: (IOSlice) -> Bool) -> Bool? {
+        guard range.length <= Self.longestInLog, let log = state.value.log else { return nil }
+        let blocks = blocks(of: range)
+        let next = log.length + log.shape.segmentLength
+        let mayGrow = next <= limit.load(ordering: .relaxed) / 4 && log.shape.segmentLength <= room
+        guard let memory = log.room(for: blocks.count, mayGrow: mayGrow) else { return nil }
+        let content = memory[0..<Int(range.length)]
+        guard fill(content) else { return false }
+        if !ZeroDetection.isZero(content.bytes) {
+            let before = log.held
+            log.take(blocks)
+            state.withState { state in
+                // What the other part holds of them, too, is given back with them.
+                state.outside += state.staged.set(blocks) - (log.held - before)
+            }
+        }
+        noteUsed()
+        return true
+    }
+
     /// The same in this step; false when that cannot be, and then any part of it may have been written.
     func saveAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         for (part, bytes) in dataParts(of: range, buffer) {
@@ -218,7 +272,48 @@ package final class Staging: Sendable {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await file.read(range, into: buffer)
+        guard let log = state.value.log, log.held > 0 else {
+            return try await file.read(range, into: buffer)
+        }
+        // All of what is in memory before the first wait: it may be in the file afterwards.
+        var (others, start): ([(part: ByteRange, from: UInt64)], UInt64) = ([], logStart)
+        for block in blocks(of: range) {
+            let whole = ByteRange(
+                offset: UInt64(block) * JobRecord.blockSize, length: JobRecord.blockSize)
+            let part = whole.clamped(to: range)
+            let position = part.offset - whole.offset
+            let from: UInt64
+            switch log.place(of: block) {
+            case .memory(let content):
+                let slice = Self.slice(of: buffer, part, in: range).bytes
+                let known = content.bytes[Int(position)..<Int(position) + slice.count]
+                slice.copyMemory(from: UnsafeRawBufferPointer(rebasing: known))
+                continue
+            case .file(let slot): from = start + slot + position
+            case nil: from = part.offset
+            }
+            if let last = others.last, last.part.end == part.offset, last.from + last.part.length == from {
+                others[others.count - 1].part = ByteRange(last.part.offset..<part.end)
+            } else {
+                others.append((part, from))
+            }
+        }
+        for (part, from) in others {
+            try await file.read(
+                ByteRange(offset: from, length: part.length), into: Self.slice(of: buffer, part, in: range))
+        }
+    }
+
+    private static func slice(of buffer: IOSlice, _ part: ByteRange, in range: ByteRange) -> IOSlice {
+        buffer[Int(part.offset - range.offset)..<Int(part.end - range.offset)]
+    }
+
+    /// The log has so much in memory that `sendOn` should be called.
+    var shouldSendOn: Bool { state.value.log?.shouldSend ?? false }
+
+    /// Sends on what the log has in memory, as long as there is much and `condition` holds. An error leaves it in memory.
+    func sendOn(while condition: () -> Bool) async throws(BlockError) {
+        try await state.value.log?.send(to: file, at: logStart, while: condition)
     }
 
     /// How much it holds of `range`, in bytes.
@@ -229,34 +324,54 @@ package final class Staging: Sendable {
     /// The space of whole blocks is free, and is to be punched; false when nothing is there.
     func forget(_ range: ByteRange) -> Bool {
         let blocks = blocks(of: range)
+        var inLog = 0
+        if let log = state.value.log, log.held > 0 {
+            let before = log.held
+            state.withState { state in state.staged.forEach(in: blocks) { log.forget($0) } }
+            inLog = before - log.held
+        }
         let cleared = state.withState { $0.staged.clear(blocks) }
         guard cleared > 0 else { return false }
-        used.subtract(UInt64(cleared) * JobRecord.blockSize, ordering: .relaxed)
+        state.value.outside -= cleared - inLog
+        noteUsed()
         return true
     }
 
     /// Gives the space of whole blocks back to the file system.
     func punch(_ range: ByteRange) async {
         // Only a favour to the file system: what stays goes with the file, and the limit looks at what is free.
-        try? await file.discard(range.clamped(to: file.range))
+        try? await file.discard(range.clamped(to: ByteRange(offset: 0, length: logStart)))
+        await state.value.log?.punch(file, at: logStart)
     }
 
     /// After a restart: counts what is there.
     func recount() async throws(BlockError) {
-        var rest = file.range
+        var rest = ByteRange(offset: 0, length: logStart)
         while !rest.isEmpty {
             for extent in try await file.extents(in: rest) {
                 if !extent.isZero { count(extent.range) }
                 rest = rest.dropFirst(extent.range.end - rest.offset)
             }
         }
+        if let log = state.value.log {
+            state.withState { state in
+                for block in log.blocks { state.outside += state.staged.set(block..<block + 1) - 1 }
+            }
+            await log.punchFree(file, at: logStart)
+        }
+        noteUsed()
         await lookForSpace()
     }
 
     private func count(_ range: ByteRange) {
         let blocks = blocks(of: range)
-        let added = state.withState { $0.staged.set(blocks) }
-        used.add(UInt64(added) * JobRecord.blockSize, ordering: .relaxed)
+        state.withState { $0.outside += $0.staged.set(blocks) }
+        noteUsed()
+    }
+
+    private func noteUsed() {
+        let (outside, log) = (UInt64(state.value.outside) * JobRecord.blockSize, state.value.log?.length ?? 0)
+        used.store(outside + log, ordering: .relaxed)
     }
 
     private func blocks(of range: ByteRange) -> Range<Int> {
@@ -292,6 +407,28 @@ private struct SparseBits {
             }
         }
         return count
+    }
+
+    /// Goes over the bits that are set.
+    func forEach(in bits: Range<Int>, _ body: (Int) -> Void) {
+        var next = bits.lowerBound
+        while next < bits.upperBound {
+            let page = next / (64 * Self.wordsPerPage)
+            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
+            guard let words = pages[page] else {
+                next = pageEnd
+                continue
+            }
+            while next < pageEnd {
+                let (word, end) = Self.word(of: next, in: pageEnd)
+                var rest = words[word] & Self.mask(next..<end)
+                while rest != 0 {
+                    body(next / 64 * 64 + rest.trailingZeroBitCount)
+                    rest &= rest - 1
+                }
+                next = end
+            }
+        }
     }
 
     private static func word(of bit: Int, in end: Int) -> (index: Int, end: Int) {

@@ -12,6 +12,8 @@ package final class IOBuffer: Sendable {
     nonisolated(unsafe) package let bytes: UnsafeMutableRawBufferPointer
     /// The memory that the buffer is a part of; nil for one of its own.
     package let memory: SharedMemory?
+    /// The file that it is a part of; nil for other memory.
+    private let file: MappedFile?
 
     package init(count: Int) {
         var address: UnsafeMutableRawPointer?
@@ -19,6 +21,16 @@ package final class IOBuffer: Sendable {
         guard result == 0, let address else { preconditionFailure("out of memory for \(count) bytes") }
         bytes = UnsafeMutableRawBufferPointer(start: address, count: count)
         memory = nil
+        file = nil
+    }
+
+    /// A part of a mapped file, from a multiple of the alignment, which has space wherever the buffer is used. Whoever makes it
+    /// knows that nobody else uses it.
+    package init(in file: MappedFile, at offset: Int, count: Int) {
+        precondition(offset >= 0 && count >= 0 && offset <= file.length - count, "a buffer lies in its file")
+        bytes = UnsafeMutableRawBufferPointer(rebasing: file.bytes[offset..<offset + count])
+        memory = nil
+        self.file = file
     }
 
     /// A part of shared memory, from a multiple of the alignment. Whoever makes it knows that nobody else uses it.
@@ -27,9 +39,10 @@ package final class IOBuffer: Sendable {
             offset >= 0 && count >= 0 && offset <= memory.count - count, "a buffer lies in its memory")
         bytes = UnsafeMutableRawBufferPointer(rebasing: memory.bytes[offset..<offset + count])
         self.memory = memory
+        file = nil
     }
 
-    deinit { if memory == nil { free(bytes.baseAddress) } }
+    deinit { if memory == nil, file == nil { free(bytes.baseAddress) } }
 
     package var count: Int { bytes.count }
 

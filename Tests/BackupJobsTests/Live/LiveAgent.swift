@@ -73,8 +73,8 @@ final class LiveAgent: Sendable {
         let record =
             try isNew
             ? JobRecord.create(
-                at: history.recordPath, driveSize: history.size, clusterSize: history.clusterSize, engine: sim
-            )
+                at: history.recordPath, driveSize: history.size, clusterSize: history.clusterSize,
+                log: history.log?.shape ?? .init(), engine: sim)
             : JobRecord.open(history.recordPath, engine: sim)
         let staged = LiveDisk(
             history.staged, sim, history.pieces, name: "staging", slowness: 20, isStaging: true,
@@ -83,7 +83,10 @@ final class LiveAgent: Sendable {
             drive: drive, base: history.drive.backing == nil ? nil : BaseDisk(history.drive, sim),
             target: target,
             options: history.options, record: record,
-            staging: Staging(on: staged, limit: history.stagingLimit),
+            staging: Staging(
+                on: history.log.map { log in
+                    LiveStaging(staged, log: log.content, isFaulty: history.stagingFullAt != nil)
+                } ?? staged, limit: history.stagingLimit),
             sums: history.sums.map {
                 BlockSums(
                     on: LiveSumsFile($0, sim), driveSize: history.size, algorithm: LiveHistory.algorithm)
@@ -163,6 +166,7 @@ final class LiveAgent: Sendable {
         // A kill may have left something where no bit says so; what is done has nothing left.
         let (outcome, done) = history.state.withLock { ($0.outcome, $0.done) }
         guard outcome == .some(nil) else { return }
+        lookAtLog(of: job, done: done)
         // What a reader of the view had pinned at the end goes with the file.
         let pinned = job.point.state.value.unpunched
         let retired = job.point.state.value.retired

@@ -83,6 +83,8 @@ final class LiveHistory: Sendable {
     let size: UInt64
     let drive: DiskContent
     let staged: DiskContent
+    /// The log of staging, and its part of the file. nil: there is no room for one.
+    let log: (shape: StagingLog.Shape, content: LogContent)?
     /// nil: a job without digests.
     let sums: SumsContent?
     /// The size of the copy's buffers in bytes.
@@ -181,6 +183,8 @@ final class LiveHistory: Sendable {
         let stagedSize = size.roundedUp(toMultipleOf: 4096)
         staged = DiskContent(
             size: stagedSize, values: Array(repeating: 0, count: Int(stagedSize / 512)), backing: nil)
+        // With a generator of its own: histories that were found stay what they were.
+        log = Self.log(seed)
         target = LiveTarget.Content(units: units)
         if chance.oneIn(4) {
             let first = chance.below(units)
@@ -202,6 +206,15 @@ final class LiveHistory: Sendable {
         state = Mutex(
             State(
                 truth: Array(repeating: nil, count: units), isNeeded: Array(repeating: nil, count: clusters)))
+    }
+
+    private static func log(_ seed: UInt64) -> (StagingLog.Shape, LogContent)? {
+        var chance = Chance(seed: seed &+ 0x5109)
+        guard !chance.oneIn(4) else { return nil }
+        let shape = StagingLog.Shape(
+            blocksPerSegment: chance.pick([1, 2, 3, 4, 7]), buffers: chance.pick([1, 2, 4, 9]),
+            segments: chance.pick([1, 3, 6, 20]))
+        return (shape, LogContent(shape))
     }
 
     var clusterCount: Int { Int(size.dividedRoundingUp(by: clusterSize)) }

@@ -1,0 +1,383 @@
+internal import BlockIO
+
+/// Where short pieces of old content go: one behind the other, first into memory that outlives a killed agent (a part of the
+/// job's record), and from there to the staging file, behind the part that has a place for each block, a segment at a time.
+///
+/// To write a block to a place of its own in a sparse file takes the file system five times as long as to copy it; a log costs
+/// the guest that copy. Slots are numbered through all segments. A table says which block each slot holds, as its number plus
+/// one, 0 for none, and each of the buffers in memory which segment it holds, in the same way. The order is what makes
+/// it safe: content, then the table; and a buffer is let go when the file has its segment. A slot's content never changes,
+/// and is used no more when the block is forgotten; a segment of which all blocks are forgotten is punched, and then used again.
+///
+/// Space for it is taken when it is first needed. Used on the drive's engine.
+final class StagingLog: Sendable {
+    /// How many of what there are.
+    struct Shape: Sendable, Hashable {
+        let blocksPerSegment: Int
+        /// Segments that fit into memory at the same time.
+        let buffers: Int
+        let segments: Int
+
+        /// Bytes of the staging file that it may take.
+        var fileLength: UInt64 { UInt64(segments) * segmentLength }
+        var segmentLength: UInt64 { UInt64(blocksPerSegment) * JobRecord.blockSize }
+
+        init(blocksPerSegment: Int = 20, buffers: Int = 204, segments: Int = 13_107) {
+            self.blocksPerSegment = blocksPerSegment
+            self.buffers = buffers
+            self.segments = segments
+        }
+
+        /// The words that a record has; nil when they are of none.
+        init?(_ blocksPerSegment: UInt64, _ buffers: UInt64, _ segments: UInt64) {
+            guard (1...4096).contains(blocksPerSegment), (1...4096).contains(buffers),
+                (1...1 << 20).contains(segments)
+            else { return nil }
+            self.init(
+                blocksPerSegment: Int(blocksPerSegment), buffers: Int(buffers), segments: Int(segments))
+        }
+
+        fileprivate var slots: Int { segments * blocksPerSegment }
+        fileprivate var holdersLength: Int { (buffers * 8).roundedUpToPage }
+        fileprivate var tableLength: Int { (slots * 8).roundedUpToPage }
+
+        /// Bytes of the record that it takes, in whole pages.
+        var recordLength: Int { holdersLength + tableLength + buffers * Int(segmentLength) }
+    }
+
+    /// Where the content of a block is.
+    enum Place {
+        /// In memory; valid in this step.
+        case memory(IOSlice)
+        /// From this position of the file on.
+        case file(UInt64)
+    }
+
+    private struct Segment {
+        enum Stage { case free, open, full, leaving, onFile, punched }
+        var stage = Stage.free
+        /// How many of its slots hold something.
+        var held = 0
+        /// The buffer that has it; -1: none.
+        var buffer = -1
+    }
+
+    private struct State {
+        var segments: [Segment] = []
+        /// Segments that were used and are free.
+        var free: [Int] = []
+        /// All from here on were never used.
+        var firstUnused = 0
+        /// Those that are in use, punched ones left out.
+        var used = 0
+        /// The segment that is being filled, and how many of its slots are.
+        var open: (segment: Int, filled: Int)?
+        /// Those in memory that are to go to the file, oldest first.
+        var full: [Int] = []
+        /// On the file, and nobody needs them any more.
+        var unpunched: [Int] = []
+        var freeBuffers: [Int] = []
+        /// How many buffers, and pages of the table, have space.
+        var buffersWithSpace = 0
+        var pagesWithSpace: Set<Int> = []
+        /// No more space is to be had.
+        var isLimited = false
+        var isSending = false
+        /// Where a block is: its slot, by the block's number, in tables of which none takes long to grow.
+        var index = [[Int: Int]](repeating: [:], count: 64)
+        /// How many blocks there are.
+        var held = 0
+    }
+
+    let shape: Shape
+    private let record: MappedFile
+    private let start: Int
+    private let memory: IOBuffer
+    private let state: EngineIsolated<State>
+
+    /// The log in `record` from `start` on, a multiple of a page, with what a killed agent has left there; `space` is what of the
+    /// record has space.
+    init(_ record: MappedFile, at start: Int, shape: Shape, space: [Range<Int>], engine: any IOEngine) {
+        precondition(
+            start % 4096 == 0 && start + shape.recordLength <= record.length, "the log lies in its record")
+        self.record = record
+        self.start = start
+        self.shape = shape
+        let buffers = start + shape.holdersLength + shape.tableLength
+        memory = IOBuffer(in: record, at: buffers, count: shape.buffers * Int(shape.segmentLength))
+        let found = Self.find(record, start, shape, space)
+        state = EngineIsolated(found, engine: engine)
+    }
+
+    private static func find(
+        _ record: MappedFile, _ start: Int, _ shape: Shape, _ space: [Range<Int>]
+    ) -> State {
+        var found = State()
+        found.segments = Array(repeating: Segment(), count: shape.segments)
+        let table = start + shape.holdersLength
+        for range in space {
+            let part = range.clamped(to: table..<table + shape.slots * 8)
+            for position in stride(from: part.lowerBound, to: part.upperBound, by: 8) {
+                let (slot, word) = ((position - table) / 8, Int(record.load(at: position)))
+                guard word > 0 else { continue }
+                found.index[(word - 1) % 64][word - 1] = slot
+                found.held += 1
+                found.segments[slot / shape.blocksPerSegment].held += 1
+            }
+        }
+        for segment in 0..<shape.segments where found.segments[segment].held > 0 {
+            found.segments[segment].stage = .onFile
+            found.firstUnused = segment + 1
+            found.used += 1
+        }
+        found.free = (0..<found.firstUnused).filter { found.segments[$0].held == 0 }.reversed()
+        guard space.contains(where: { $0.contains(start) }) else { return found }
+        for buffer in 0..<shape.buffers {
+            let segment = Int(record.load(at: start + buffer * 8)) - 1
+            guard segment >= 0 else { continue }
+            found.buffersWithSpace = buffer + 1
+            if found.segments[segment].held > 0 {
+                found.segments[segment].stage = .full
+                found.segments[segment].buffer = buffer
+                found.full.append(segment)
+            } else {
+                record.store(0, at: start + buffer * 8)
+            }
+        }
+        let taken = Set(found.full.map { found.segments[$0].buffer })
+        found.freeBuffers = (0..<found.buffersWithSpace).filter { !taken.contains($0) }
+        return found
+    }
+
+    // MARK: What it holds
+
+    /// How many blocks it holds.
+    var held: Int { state.value.held }
+
+    /// What it takes of the file, now or later, in bytes.
+    var length: UInt64 { UInt64(state.value.used) * shape.segmentLength }
+
+    /// The blocks that it holds, in no order.
+    var blocks: [Int] { state.value.index.flatMap(\.keys) }
+
+    func place(of block: Int) -> Place? {
+        guard let slot = slot(of: block) else { return nil }
+        let (segment, position) = slot.quotientAndRemainder(dividingBy: shape.blocksPerSegment)
+        let buffer = state.value.segments[segment].buffer
+        guard buffer >= 0 else { return .file(UInt64(slot) * JobRecord.blockSize) }
+        return .memory(slots(position..<position + 1, of: buffer))
+    }
+
+    private func slot(of block: Int) -> Int? { state.value.index[block % 64][block] }
+
+    /// Slots of a buffer.
+    private func slots(_ slots: Range<Int>, of buffer: Int) -> IOSlice {
+        let (unit, first) = (Int(JobRecord.blockSize), buffer * shape.blocksPerSegment)
+        return memory[(first + slots.lowerBound) * unit..<(first + slots.upperBound) * unit]
+    }
+
+    // MARK: What comes
+
+    /// Memory for the content of so many blocks, to be filled and told by `take` in this step; nil where there is none. It takes
+    /// up another segment only if it `mayGrow`.
+    func room(for blocks: Int, mayGrow: Bool) -> IOSlice? {
+        guard blocks <= shape.blocksPerSegment else { return nil }
+        if let open = state.value.open, open.filled + blocks > shape.blocksPerSegment { close(open.segment) }
+        guard state.value.open != nil || mayGrow && openNext(), let open = state.value.open else { return nil }
+        return slots(open.filled..<open.filled + blocks, of: state.value.segments[open.segment].buffer)
+    }
+
+    /// The content of `blocks` is where `room` for them was.
+    func take(_ blocks: Range<Int>) {
+        guard let open = state.value.open else { preconditionFailure("there was room for what is taken") }
+        let first = open.segment * shape.blocksPerSegment + open.filled
+        for block in blocks where slot(of: block) == nil {
+            let slot = first + block - blocks.lowerBound
+            note(UInt64(block) + 1, in: slot)
+            state.withState { state in
+                state.index[block % 64][block] = slot
+                state.held += 1
+                state.segments[open.segment].held += 1
+            }
+        }
+        state.value.open = (open.segment, open.filled + blocks.count)
+    }
+
+    private func note(_ word: UInt64, in slot: Int) {
+        record.store(word, at: start + shape.holdersLength + slot * 8)
+    }
+
+    private func close(_ segment: Int) {
+        state.value.open = nil
+        if state.value.segments[segment].held > 0 {
+            state.value.segments[segment].stage = .full
+            state.value.full.append(segment)
+        } else {
+            letGo(segment)
+        }
+    }
+
+    /// Begins to fill a segment; false when there is none, or no memory for it.
+    private func openNext() -> Bool {
+        guard let buffer = state.value.freeBuffers.last ?? newBuffer(),
+            let segment = state.value.free.last ?? newSegment(), takeSpace(forTableOf: segment)
+        else { return false }
+        // The table has nothing of it yet.
+        record.store(UInt64(segment) + 1, at: start + buffer * 8)
+        state.withState { state in
+            if state.freeBuffers.popLast() == nil { state.buffersWithSpace += 1 }
+            if state.free.popLast() == nil { state.firstUnused += 1 }
+            state.segments[segment].stage = .open
+            state.segments[segment].buffer = buffer
+            state.used += 1
+            state.open = (segment, 0)
+        }
+        return true
+    }
+
+    private func newSegment() -> Int? {
+        state.value.firstUnused < shape.segments ? state.value.firstUnused : nil
+    }
+
+    private func newBuffer() -> Int? {
+        let buffer = state.value.buffersWithSpace
+        let length = Int(shape.segmentLength)
+        let first = start + shape.holdersLength + shape.tableLength + buffer * length
+        guard buffer < shape.buffers, buffer > 0 || takeSpace(start..<start + shape.holdersLength),
+            takeSpace(first..<first + length)
+        else { return nil }
+        return buffer
+    }
+
+    private func takeSpace(forTableOf segment: Int) -> Bool {
+        let bytes = shape.blocksPerSegment * 8
+        let pages = segment * bytes / 4096...((segment + 1) * bytes - 1) / 4096
+        for page in pages where !state.value.pagesWithSpace.contains(page) {
+            let first = start + shape.holdersLength + page * 4096
+            guard takeSpace(first..<first + 4096) else { return false }
+            state.value.pagesWithSpace.insert(page)
+        }
+        return true
+    }
+
+    /// False when there is none: what comes goes to the file then, without us.
+    private func takeSpace(_ range: Range<Int>) -> Bool {
+        guard !state.value.isLimited else { return false }
+        do throws(BlockError) { try record.allocate(range) } catch { state.value.isLimited = true }
+        return !state.value.isLimited
+    }
+
+    // MARK: What goes
+
+    /// Nobody needs the block any more; nothing when it is not here.
+    func forget(_ block: Int) {
+        guard let slot = state.value.index[block % 64].removeValue(forKey: block) else { return }
+        note(0, in: slot)
+        let segment = slot / shape.blocksPerSegment
+        state.value.held -= 1
+        state.value.segments[segment].held -= 1
+        guard state.value.segments[segment].held == 0 else { return }
+        switch state.value.segments[segment].stage {
+        case .full:
+            state.withState { $0.full.removeAll { $0 == segment } }
+            letGo(segment)
+        case .onFile: retire(segment)
+        // What comes is still to come, or what is on its way to the file comes there all the same.
+        case .open, .leaving: break
+        case .free, .punched: preconditionFailure("what is held is in a segment")
+        }
+    }
+
+    /// A segment that is not on the file is free.
+    private func letGo(_ segment: Int) {
+        letGoBuffer(of: segment)
+        state.withState { state in
+            state.segments[segment].stage = .free
+            state.free.append(segment)
+            state.used -= 1
+        }
+    }
+
+    private func letGoBuffer(of segment: Int) {
+        let buffer = state.value.segments[segment].buffer
+        record.store(0, at: start + buffer * 8)
+        state.value.segments[segment].buffer = -1
+        state.value.freeBuffers.append(buffer)
+    }
+
+    private func retire(_ segment: Int) {
+        state.withState { state in
+            state.segments[segment].stage = .punched
+            state.unpunched.append(segment)
+            state.used -= 1
+        }
+    }
+
+    // MARK: To the file
+
+    /// So much is in memory that it should be sent on.
+    var shouldSend: Bool { !state.value.isSending && state.value.full.count > shape.buffers / 2 }
+
+    /// Writes segments to `file`, from `offset` on, as long as there is much of them in memory and `condition` holds. An error
+    /// leaves the segment in memory.
+    func send(
+        to file: any BlockDevice, at offset: UInt64, while condition: () -> Bool
+    ) async throws(BlockError) {
+        guard !state.value.isSending else { return }
+        state.value.isSending = true
+        defer { state.value.isSending = false }
+        while condition(), state.value.full.count > shape.buffers / 4 {
+            let segment = state.value.full.removeFirst()
+            state.value.segments[segment].stage = .leaving
+            let slice = slots(0..<shape.blocksPerSegment, of: state.value.segments[segment].buffer)
+            do throws(BlockError) {
+                try await file.write(range(of: segment, offset), from: slice)
+            } catch {
+                state.value.segments[segment].stage = .full
+                state.value.full.insert(segment, at: 0)
+                throw error
+            }
+            letGoBuffer(of: segment)
+            if state.value.segments[segment].held > 0 {
+                state.value.segments[segment].stage = .onFile
+            } else {
+                retire(segment)
+                await punch(file, at: offset)
+            }
+        }
+    }
+
+    /// Gives back what nobody needs of `file`, where it has the segments from `offset` on.
+    func punch(_ file: any BlockDevice, at offset: UInt64) async {
+        while let segment = state.value.unpunched.popLast() {
+            // Only a favour to the file system: what stays goes with the file.
+            try? await file.discard(range(of: segment, offset))
+            state.value.segments[segment].stage = .free
+            state.value.free.append(segment)
+        }
+    }
+
+    /// After a restart: gives back what the agent before has left of segments that are free. What stays goes with the file.
+    func punchFree(_ file: any BlockDevice, at offset: UInt64) async {
+        var next = 0
+        while next < shape.segments {
+            let first = next
+            while next < shape.segments, state.value.segments[next].held == 0 { next += 1 }
+            if next > first {
+                let (length, count) = (shape.segmentLength, UInt64(next - first))
+                let part = ByteRange(offset: offset + UInt64(first) * length, length: count * length)
+                // As above.
+                try? await file.discard(part)
+            }
+            next += 1
+        }
+    }
+
+    private func range(of segment: Int, _ offset: UInt64) -> ByteRange {
+        ByteRange(offset: offset + UInt64(segment) * shape.segmentLength, length: shape.segmentLength)
+    }
+}
+
+extension Int {
+    fileprivate var roundedUpToPage: Int { (self + 4095) / 4096 * 4096 }
+}

@@ -313,6 +313,7 @@ package final class Staging: Sendable {
 
     /// Sends on what the log has in memory, as long as there is much and `condition` holds. An error leaves it in memory.
     func sendOn(while condition: () -> Bool) async throws(BlockError) {
+        defer { noteUsed() }
         try await state.value.log?.send(to: file, at: logStart, while: condition)
     }
 

@@ -155,7 +155,10 @@ final class StagingLog: Sendable {
     var held: Int { state.value.held }
 
     /// What it takes of the file, now or later, in bytes.
-    var length: UInt64 { UInt64(state.value.used) * shape.segmentLength }
+    var length: UInt64 {
+        let empty = state.value.open.map { state.value.segments[$0.segment].held == 0 ? 1 : 0 } ?? 0
+        return UInt64(state.value.used - empty) * shape.segmentLength
+    }
 
     /// The blocks that it holds, in no order.
     var blocks: [Int] { state.value.index.flatMap(\.keys) }
@@ -330,20 +333,26 @@ final class StagingLog: Sendable {
             let segment = state.value.full.removeFirst()
             state.value.segments[segment].stage = .leaving
             let slice = slots(0..<shape.blocksPerSegment, of: state.value.segments[segment].buffer)
+            let failure: BlockError?
             do throws(BlockError) {
                 try await file.write(range(of: segment, offset), from: slice)
+                failure = nil
             } catch {
-                state.value.segments[segment].stage = .full
-                state.value.full.insert(segment, at: 0)
-                throw error
+                failure = error
             }
-            letGoBuffer(of: segment)
-            if state.value.segments[segment].held > 0 {
-                state.value.segments[segment].stage = .onFile
-            } else {
+            if state.value.segments[segment].held == 0 {
+                // Some of it may be there.
+                letGoBuffer(of: segment)
                 retire(segment)
                 await punch(file, at: offset)
+            } else if failure == nil {
+                letGoBuffer(of: segment)
+                state.value.segments[segment].stage = .onFile
+            } else {
+                state.value.segments[segment].stage = .full
+                state.value.full.insert(segment, at: 0)
             }
+            if let failure { throw failure }
         }
     }
 

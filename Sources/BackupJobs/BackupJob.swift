@@ -184,7 +184,9 @@ package final class BackupJob: Sendable {
             if record.isBroken { return lost("its point in time was lost before the agent was killed") }
             if record.isFlushing { return lost("the agent was killed while the target was being flushed") }
             do throws(BlockError) {
-                staging.use(record.log, driveSize: drive.size)
+                guard staging.use(record.log, driveSize: drive.size) else {
+                    return lost("its staging is shorter than it was")
+                }
                 try await staging.recount()
                 drive.attach(point)
                 try await point.recover()

@@ -92,7 +92,7 @@ extension PointInTime {
         while next < clusters.upperBound {
             let end =
                 (next..<clusters.upperBound).first { state.value.pins[$0] != nil } ?? clusters.upperBound
-            if end > next { await giveBack(bytes(of: next..<end)) }
+            if end > next { await giveBack(done: next..<end) }
             if end < clusters.upperBound {
                 // It may have been let go while the others were punched.
                 if state.value.pins[end] == nil { next = end; continue }
@@ -114,12 +114,48 @@ extension PointInTime {
         }
     }
 
+    /// In this step nobody needs what staging holds of `range`; then its space is given back.
     private func giveBack(_ range: ByteRange) async {
-        let whole = range.expanded(toMultipleOf: JobRecord.blockSize)
-        guard staging.forget(whole) else { return }
+        if forget(range) { await punchAndLook(range) }
+        await punchLog()
+    }
+
+    /// The same for clusters that are done: what is done stays so, and others have their turn in between.
+    private func giveBack(done clusters: Range<Int>) async {
+        let range = bytes(of: clusters)
+        var (rest, isToPunch) = (range, false)
+        while !rest.isEmpty {
+            let part = staging.prefix(of: rest, holding: Self.forgottenAtOnce)
+            rest = rest.dropFirst(part.length)
+            if forget(part) { isToPunch = true }
+            if !rest.isEmpty { _ = await drive.engine.letOthersIn() }
+        }
+        if isToPunch { await punchAndLook(range) }
+        await punchLog()
+    }
+
+    /// Blocks: each takes a tenth of a microsecond or two.
+    private static let forgottenAtOnce = 256
+
+    /// True when it is to be punched.
+    private func forget(_ range: ByteRange) -> Bool {
+        let before = staging.usage.used
+        let isToPunch = staging.forget(range.expanded(toMultipleOf: JobRecord.blockSize))
         // There is room from now on.
-        state.value.waiters.wake()
-        await staging.punch(whole)
+        if staging.usage.used < before { state.value.waiters.wake() }
+        return isToPunch
+    }
+
+    private func punchAndLook(_ range: ByteRange) async {
+        await staging.punch(range.expanded(toMultipleOf: JobRecord.blockSize))
+        await haveGivenBack()
+    }
+
+    private func punchLog() async {
+        while await staging.punchLog() { await haveGivenBack() }
+    }
+
+    private func haveGivenBack() async {
         if state.value.lastGivenBack != nil { state.value.lastGivenBack = clock.now() }
         guard staging.isFull else { return }
         await staging.lookForSpace()

@@ -241,6 +241,7 @@ extension PointInTime {
         guard staging.shouldSendOn, !state.value.isOver else { return }
         if let last = state.value.lastSendFailure, clock.now() - last < .seconds(1) { return }
         beginUse()
+        // Who waits for the end of the use of staging waits for it.
         Task.immediate(executorPreference: drive.engine) {
             do throws(BlockError) {
                 try await staging.sendOn { !state.value.isOver }

@@ -1,4 +1,5 @@
 package import BlockIO
+internal import Glibc
 internal import Synchronization
 
 /// Local space for the old content of blocks that the guest overwrites, on its way to the target: a sparse file as large
@@ -68,7 +69,7 @@ package final class Staging: Sendable {
             let file = try await HostFile.create(path, on: engine)
             do throws(BlockError) {
                 try await file.changeLock(holding: lock.holding, unsharing: lock.unsharing)
-                try await file.setSize(length(driveSize: driveSize))
+                try await setSize(of: file, driveSize)
                 guard await file.givesBackSpace() else {
                     throw BlockError(
                         .unsupported,
@@ -94,7 +95,7 @@ package final class Staging: Sendable {
     ) async throws(BlockError) -> Staging {
         try await engine.run { () async throws(BlockError) -> Staging in
             let file = try await HostFile.open(path, readOnly: false, lock: lock, on: engine)
-            guard file.size == length(driveSize: driveSize) else {
+            guard file.size >= driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) else {
                 // What it is not is the error to tell.
                 try? await file.close()
                 throw BlockError(
@@ -105,8 +106,13 @@ package final class Staging: Sendable {
         }
     }
 
-    private static func length(driveSize: UInt64) -> UInt64 {
-        driveSize.roundedUp(toMultipleOf: JobRecord.blockSize) + StagingLog.Shape().fileLength
+    private static func setSize(of file: HostFile, _ driveSize: UInt64) async throws(BlockError) {
+        let size = driveSize.roundedUp(toMultipleOf: JobRecord.blockSize)
+        do throws(BlockError) { try await file.setSize(size + StagingLog.Shape().fileLength) } catch {
+            // A drive that is just as long as a file can be has no log.
+            guard error.errno == EFBIG else { throw error }
+            try await file.setSize(size)
+        }
     }
 
     /// Staging on any device of zeroes at least as large as the drive, rounded up to a block, and its log behind that.
@@ -125,14 +131,16 @@ package final class Staging: Sendable {
     private static let count = Atomic(0)
 
     /// Short pieces go to `log`, and what it holds counts; before anything else is done. The file has its part behind that of the
-    /// drive of this size; nothing where it has none.
-    func use(_ log: StagingLog, driveSize: UInt64) {
+    /// drive of this size; where it has none nothing goes there, and false is returned if it holds something.
+    @discardableResult
+    func use(_ log: StagingLog, driveSize: UInt64) -> Bool {
         let start = driveSize.roundedUp(toMultipleOf: JobRecord.blockSize)
-        guard start + log.shape.fileLength <= file.size else { return }
+        guard start + log.shape.fileLength <= file.size else { return log.held == 0 }
         state.withState { state in
             state.log = log
             state.logStart = start
         }
+        return true
     }
 
     /// Where the log begins, and the part with a place for each block ends.
@@ -298,10 +306,36 @@ package final class Staging: Sendable {
                 others.append((part, from))
             }
         }
-        for (part, from) in others {
-            try await file.read(
-                ByteRange(offset: from, length: part.length), into: Self.slice(of: buffer, part, in: range))
+        try await read(others, of: range, into: buffer)
+    }
+
+    /// What the page cache has in this step; the rest together, as it waits for the disk.
+    private func read(
+        _ parts: [(part: ByteRange, from: UInt64)], of range: ByteRange, into buffer: IOSlice
+    ) async throws(BlockError) {
+        var late: [(from: ByteRange, slice: IOSlice)] = []
+        for (index, (part, from)) in parts.enumerated() {
+            // Each is short, and many are long.
+            if index % 16 == 15 { _ = await file.engine.letOthersIn() }
+            let (slice, from) = (
+                Self.slice(of: buffer, part, in: range), ByteRange(offset: from, length: part.length)
+            )
+            if !file.readAtOnce(from, into: slice) { late.append((from, slice)) }
         }
+        guard late.count > 1 else {
+            for (from, slice) in late { try await file.read(from, into: slice) }
+            return
+        }
+        let failure = await withTaskGroup(of: BlockError?.self) { [file] group in
+            for (from, slice) in late {
+                group.addTask {
+                    do throws(BlockError) { try await file.read(from, into: slice) } catch { return error }
+                    return nil
+                }
+            }
+            return await group.reduce(nil) { $0 ?? $1 }
+        }
+        if let failure { throw failure }
     }
 
     private static func slice(of buffer: IOSlice, _ part: ByteRange, in range: ByteRange) -> IOSlice {
@@ -322,7 +356,13 @@ package final class Staging: Sendable {
         UInt64(state.value.staged.count(in: blocks(of: range))) * JobRecord.blockSize
     }
 
-    /// The space of whole blocks is free, and is to be punched; false when nothing is there.
+    /// The first part of `range`, whole blocks, of which it holds at most so many; not empty.
+    func prefix(of range: ByteRange, holding limit: Int) -> ByteRange {
+        let end = state.value.staged.prefix(of: blocks(of: range), holding: limit).upperBound
+        return range.prefix(UInt64(end) * JobRecord.blockSize - range.offset)
+    }
+
+    /// The space of whole blocks is free; true when it is to be punched.
     func forget(_ range: ByteRange) -> Bool {
         let blocks = blocks(of: range)
         var inLog = 0
@@ -332,18 +372,19 @@ package final class Staging: Sendable {
             inLog = before - log.held
         }
         let cleared = state.withState { $0.staged.clear(blocks) }
-        guard cleared > 0 else { return false }
         state.value.outside -= cleared - inLog
         noteUsed()
-        return true
+        return cleared > inLog
     }
 
     /// Gives the space of whole blocks back to the file system.
     func punch(_ range: ByteRange) async {
         // Only a favour to the file system: what stays goes with the file, and the limit looks at what is free.
         try? await file.discard(range.clamped(to: ByteRange(offset: 0, length: logStart)))
-        await state.value.log?.punch(file, at: logStart)
     }
+
+    /// The same for a part of the log that nobody needs any more; false when there is none.
+    func punchLog() async -> Bool { await state.value.log?.punchNext(file, at: logStart) ?? false }
 
     /// After a restart: counts what is there.
     func recount() async throws(BlockError) {
@@ -377,98 +418,5 @@ package final class Staging: Sendable {
 
     private func blocks(of range: ByteRange) -> Range<Int> {
         Int(range.offset / JobRecord.blockSize)..<Int(range.end.dividedRoundingUp(by: JobRecord.blockSize))
-    }
-}
-
-/// Bits of which few are set, in memory.
-private struct SparseBits {
-    private static let wordsPerPage = 64
-    private static let emptyPage = [UInt64](repeating: 0, count: wordsPerPage)
-    private var pages: [Int: [UInt64]] = [:]
-
-    /// Sets bits; returns how many were clear.
-    mutating func set(_ bits: Range<Int>) -> Int { change(bits, to: true) }
-
-    /// Clears bits; returns how many were set.
-    mutating func clear(_ bits: Range<Int>) -> Int { change(bits, to: false) }
-
-    func count(in bits: Range<Int>) -> Int {
-        var (next, count) = (bits.lowerBound, 0)
-        while next < bits.upperBound {
-            let page = next / (64 * Self.wordsPerPage)
-            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard let words = pages[page] else {
-                next = pageEnd
-                continue
-            }
-            while next < pageEnd {
-                let (word, end) = Self.word(of: next, in: pageEnd)
-                count += (words[word] & Self.mask(next..<end)).nonzeroBitCount
-                next = end
-            }
-        }
-        return count
-    }
-
-    /// Goes over the bits that are set.
-    func forEach(in bits: Range<Int>, _ body: (Int) -> Void) {
-        var next = bits.lowerBound
-        while next < bits.upperBound {
-            let page = next / (64 * Self.wordsPerPage)
-            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard let words = pages[page] else {
-                next = pageEnd
-                continue
-            }
-            while next < pageEnd {
-                let (word, end) = Self.word(of: next, in: pageEnd)
-                var rest = words[word] & Self.mask(next..<end)
-                while rest != 0 {
-                    body(next / 64 * 64 + rest.trailingZeroBitCount)
-                    rest &= rest - 1
-                }
-                next = end
-            }
-        }
-    }
-
-    private static func word(of bit: Int, in end: Int) -> (index: Int, end: Int) {
-        (bit / 64 % wordsPerPage, min(end, bit / 64 * 64 + 64))
-    }
-
-    /// Bits of one word.
-    private static func mask(_ bits: Range<Int>) -> UInt64 {
-        (UInt64.max >> UInt64(64 - bits.count)) << UInt64(bits.lowerBound % 64)
-    }
-
-    private mutating func change(_ bits: Range<Int>, to isSet: Bool) -> Int {
-        var (next, changed) = (bits.lowerBound, 0)
-        while next < bits.upperBound {
-            let page = next / (64 * Self.wordsPerPage)
-            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard isSet || pages[page] != nil else {
-                next = pageEnd
-                continue
-            }
-            // In place: the page is not copied.
-            let part = next..<pageEnd
-            changed += Self.change(part, to: isSet, in: &pages[page, default: Self.emptyPage])
-            if !isSet, let words = pages[page], words.allSatisfy({ $0 == 0 }) { pages[page] = nil }
-            next = pageEnd
-        }
-        return changed
-    }
-
-    /// The same within a page.
-    private static func change(_ bits: Range<Int>, to isSet: Bool, in words: inout [UInt64]) -> Int {
-        var (next, changed) = (bits.lowerBound, 0)
-        while next < bits.upperBound {
-            let (index, end) = word(of: next, in: bits.upperBound)
-            let mask = mask(next..<end)
-            changed += ((isSet ? ~words[index] : words[index]) & mask).nonzeroBitCount
-            words[index] = isSet ? words[index] | mask : words[index] & ~mask
-            next = end
-        }
-        return changed
     }
 }

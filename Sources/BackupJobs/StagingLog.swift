@@ -80,13 +80,18 @@ final class StagingLog: Sendable {
         /// How many buffers, and pages of the table, have space.
         var buffersWithSpace = 0
         var pagesWithSpace: Set<Int> = []
-        /// No more space is to be had.
-        var isLimited = false
         var isSending = false
         /// Where a block is: its slot, by the block's number, in tables of which none takes long to grow.
-        var index = [[Int: Int]](repeating: [:], count: 64)
+        var index = [[Int: Int]](repeating: [:], count: StagingLog.tables)
         /// How many blocks there are.
         var held = 0
+    }
+
+    private static let tables = 1024
+
+    /// Which of them is the block's: neighbours, and those at regular distances, are in different ones.
+    private static func table(of block: Int) -> Int {
+        Int(truncatingIfNeeded: (UInt64(truncatingIfNeeded: block) &* 0x9E37_79B9_7F4A_7C15) >> 54)
     }
 
     let shape: Shape
@@ -120,7 +125,7 @@ final class StagingLog: Sendable {
             for position in stride(from: part.lowerBound, to: part.upperBound, by: 8) {
                 let (slot, word) = ((position - table) / 8, Int(record.load(at: position)))
                 guard word > 0 else { continue }
-                found.index[(word - 1) % 64][word - 1] = slot
+                found.index[Self.table(of: word - 1)][word - 1] = slot
                 found.held += 1
                 found.segments[slot / shape.blocksPerSegment].held += 1
             }
@@ -171,7 +176,7 @@ final class StagingLog: Sendable {
         return .memory(slots(position..<position + 1, of: buffer))
     }
 
-    private func slot(of block: Int) -> Int? { state.value.index[block % 64][block] }
+    private func slot(of block: Int) -> Int? { state.value.index[Self.table(of: block)][block] }
 
     /// Slots of a buffer.
     private func slots(_ slots: Range<Int>, of buffer: Int) -> IOSlice {
@@ -186,7 +191,9 @@ final class StagingLog: Sendable {
     func room(for blocks: Int, mayGrow: Bool) -> IOSlice? {
         guard blocks <= shape.blocksPerSegment else { return nil }
         if let open = state.value.open, open.filled + blocks > shape.blocksPerSegment { close(open.segment) }
-        guard state.value.open != nil || mayGrow && openNext(), let open = state.value.open else { return nil }
+        let holdsSome = state.value.open.map { state.value.segments[$0.segment].held > 0 }
+        guard holdsSome == true || mayGrow && (holdsSome != nil || openNext()), let open = state.value.open
+        else { return nil }
         return slots(open.filled..<open.filled + blocks, of: state.value.segments[open.segment].buffer)
     }
 
@@ -198,7 +205,7 @@ final class StagingLog: Sendable {
             let slot = first + block - blocks.lowerBound
             note(UInt64(block) + 1, in: slot)
             state.withState { state in
-                state.index[block % 64][block] = slot
+                state.index[Self.table(of: block)][block] = slot
                 state.held += 1
                 state.segments[open.segment].held += 1
             }
@@ -263,18 +270,24 @@ final class StagingLog: Sendable {
         return true
     }
 
+    /// So much stays free where the record is, of half a file system if that is less, in bytes: what jobs must record of what they
+    /// have saved and copied goes there, too, and they fail without.
+    private static let spared: UInt64 = 64 << 20
+
     /// False when there is none: what comes goes to the file then, without us.
     private func takeSpace(_ range: Range<Int>) -> Bool {
-        guard !state.value.isLimited else { return false }
-        do throws(BlockError) { try record.allocate(range) } catch { state.value.isLimited = true }
-        return !state.value.isLimited
+        guard let space = record.space(), space.available >= min(Self.spared, space.total / 2) else {
+            return false
+        }
+        do throws(BlockError) { try record.allocate(range) } catch { return false }
+        return true
     }
 
     // MARK: What goes
 
     /// Nobody needs the block any more; nothing when it is not here.
     func forget(_ block: Int) {
-        guard let slot = state.value.index[block % 64].removeValue(forKey: block) else { return }
+        guard let slot = state.value.index[Self.table(of: block)].removeValue(forKey: block) else { return }
         note(0, in: slot)
         let segment = slot / shape.blocksPerSegment
         state.value.held -= 1
@@ -344,7 +357,7 @@ final class StagingLog: Sendable {
                 // Some of it may be there.
                 letGoBuffer(of: segment)
                 retire(segment)
-                await punch(file, at: offset)
+                _ = await punchNext(file, at: offset)
             } else if failure == nil {
                 letGoBuffer(of: segment)
                 state.value.segments[segment].stage = .onFile
@@ -356,14 +369,14 @@ final class StagingLog: Sendable {
         }
     }
 
-    /// Gives back what nobody needs of `file`, where it has the segments from `offset` on.
-    func punch(_ file: any BlockDevice, at offset: UInt64) async {
-        while let segment = state.value.unpunched.popLast() {
-            // Only a favour to the file system: what stays goes with the file.
-            try? await file.discard(range(of: segment, offset))
-            state.value.segments[segment].stage = .free
-            state.value.free.append(segment)
-        }
+    /// Gives a segment that nobody needs back to `file`, which has them from `offset` on; false when there is none.
+    func punchNext(_ file: any BlockDevice, at offset: UInt64) async -> Bool {
+        guard let segment = state.value.unpunched.popLast() else { return false }
+        // Only a favour to the file system: what stays goes with the file.
+        try? await file.discard(range(of: segment, offset))
+        state.value.segments[segment].stage = .free
+        state.value.free.append(segment)
+        return true
     }
 
     /// After a restart: gives back what the agent before has left of segments that are free. What stays goes with the file.

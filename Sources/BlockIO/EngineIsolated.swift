@@ -12,12 +12,12 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
     final class Storage: @unchecked Sendable {
         // Tests, which are built for debugging, find accesses that overlap; to look for them takes as long as the access.
         #if DEBUG
-            @usableFromInline
-            var state: State
+        @usableFromInline
+        var state: State
         #else
-            @usableFromInline
-            @exclusivity(unchecked)
-            var state: State
+        @usableFromInline
+        @exclusivity(unchecked)
+        var state: State
         #endif
         init(_ state: consuming State) { self.state = state }
     }

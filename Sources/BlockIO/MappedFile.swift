@@ -118,6 +118,14 @@ package final class MappedFile: Sendable {
         }
     }
 
+    /// What its file system has, in bytes; nil where that cannot be told. Of tmpfs, which does not block.
+    package func space() -> (total: UInt64, available: UInt64)? {
+        var status = statvfs()
+        guard fstatvfs(descriptor, &status) == 0 else { return nil }
+        let unit = UInt64(status.f_frsize)
+        return (UInt64(status.f_blocks) * unit, UInt64(status.f_bavail) * unit)
+    }
+
     /// Stores a number in one piece, after everything that was stored before it. `position` is a multiple of 8.
     package func store(_ value: UInt64, at position: Int) {
         precondition(position % 8 == 0 && position >= 0 && position <= length - 8, "a word lies in its file")

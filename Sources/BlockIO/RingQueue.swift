@@ -103,8 +103,8 @@ final class RingQueue {
         var request = request
         request.token = UInt64(token)
         request.message = messages + token
-        holders[token] = request.operation.holdsFile ? request.descriptor : -1
-        if request.operation.holdsFile { heldFiles.append(request.descriptor) }
+        holders[token] = request.holdsFile ? request.descriptor : -1
+        if request.holdsFile { heldFiles.append(request.descriptor) }
         prepare(&request)
     }
 
@@ -173,11 +173,13 @@ final class RingQueue {
     }
 }
 
-extension cblockio_operation {
-    /// A write to the same file may have to wait for it, and for the disk.
+extension cblockio_request {
+    /// A write to the same file may have to wait for it, and for the disk. A file is held by each write, but by short ones for no
+    /// time to speak of.
     fileprivate var holdsFile: Bool {
-        switch self {
+        switch operation {
         case CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_SYNC_FILE_RANGE, CBLOCKIO_FALLOCATE: true
+        case CBLOCKIO_WRITE: length > InlineTransfers.maximumQuickWrite
         default: false
         }
     }

@@ -53,7 +53,8 @@ private final class StagingHistory: Sendable {
     let shape: StagingLog.Shape
     let state = Mutex(
         State(
-            blocks: Array(repeating: .none, count: blockCount), readers: Array(repeating: 0, count: blockCount)))
+            blocks: Array(repeating: .none, count: blockCount),
+            readers: Array(repeating: 0, count: blockCount)))
     private let seed: UInt64
     private let size: UInt64
     private let limit: UInt64?
@@ -160,6 +161,7 @@ private final class StagingHistory: Sendable {
         let range = ByteRange(
             offset: UInt64(blocks.lowerBound) * 4096, length: UInt64(blocks.count) * 4096)
         if staging.forget(range) { await staging.punch(range) }
+        while await staging.punchLog() {}
     }
 
     private func bytes(_ blocks: Range<Int>) -> ByteRange {

@@ -46,6 +46,8 @@ package final class BackupJob: Sendable {
         package var stagingFull = StagingFull.fail
         /// What staging holds of so many bytes of the drive is given back together; of a cluster, where that is larger.
         var givenBackTogether: UInt64 = 8 << 20
+        /// After so many blocks that staging need not hold any more others have their turn.
+        var forgottenAtOnce = 256
         /// When a guest counts as one that writes one piece behind the other, and how far before it is copied.
         var sequentialWrites = SequentialWrites.Scale()
         /// What happens when the drive cannot be read.

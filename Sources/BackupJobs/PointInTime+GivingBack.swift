@@ -40,7 +40,7 @@ extension PointInTime {
         guard state.value.lastGivenBack == nil, let first = state.value.retired.next() else { return false }
         beginUse()
         state.value.lastGivenBack = clock.now()
-        // It runs at once, up to where it has to wait: then there is room already.
+        // It runs at once, up to where it has to wait, or has done much: then there is some room already.
         Task.immediate(executorPreference: drive.engine) {
             var next: Int? = first
             while let stretch = next {
@@ -52,6 +52,7 @@ extension PointInTime {
                     }
                     await punch(run)
                 }
+                await letOthersIn(after: 8)
                 next = state.value.retired.next()
             }
             endGivingBack()
@@ -120,22 +121,29 @@ extension PointInTime {
         await punchLog()
     }
 
-    /// The same for clusters that are done: what is done stays so, and others have their turn in between.
+    /// The same for clusters that are done, and so stay done when others have their turn in between.
     private func giveBack(done clusters: Range<Int>) async {
         let range = bytes(of: clusters)
         var (rest, isToPunch) = (range, false)
         while !rest.isEmpty {
-            let part = staging.prefix(of: rest, holding: Self.forgottenAtOnce)
+            let part = staging.prefix(of: rest, holding: options.forgottenAtOnce)
+            let held = Int(staging.held(in: part) / JobRecord.blockSize)
             rest = rest.dropFirst(part.length)
             if forget(part) { isToPunch = true }
-            if !rest.isEmpty { _ = await drive.engine.letOthersIn() }
+            await letOthersIn(after: held + 8)
         }
         if isToPunch { await punchAndLook(range) }
         await punchLog()
     }
 
-    /// Blocks: each takes a tenth of a microsecond or two.
-    private static let forgottenAtOnce = 256
+    /// So many blocks were forgotten, or as much was done; to forget one takes a tenth of a microsecond or two.
+    private func letOthersIn(after work: Int) async {
+        state.value.forgottenInTurn += work
+        guard state.value.forgottenInTurn >= options.forgottenAtOnce else { return }
+        state.value.forgottenInTurn = 0
+        if state.value.lastGivenBack != nil { state.value.lastGivenBack = clock.now() }
+        _ = await drive.engine.letOthersIn()
+    }
 
     /// True when it is to be punched.
     private func forget(_ range: ByteRange) -> Bool {

@@ -238,18 +238,25 @@ extension PointInTime {
 
     /// What staging has in memory goes on to its file, when it has become much.
     private func sendStagingOn() {
-        guard staging.shouldSendOn, !state.value.isOver else { return }
+        guard staging.shouldSendOn, !state.value.isOver, !state.value.isSendingOn else { return }
         if let last = state.value.lastSendFailure, clock.now() - last < .seconds(1) { return }
+        state.value.isSendingOn = true
         beginUse()
         // Who waits for the end of the use of staging waits for it.
         Task.immediate(executorPreference: drive.engine) {
             do throws(BlockError) {
-                try await staging.sendOn { !state.value.isOver }
+                var used = staging.usage.used
+                while !state.value.isOver, try await staging.sendNext() {
+                    // What was forgotten on its way is room now.
+                    if staging.usage.used < used { state.value.waiters.wake() }
+                    used = staging.usage.used
+                }
                 state.value.lastSendFailure = nil
             } catch {
                 // It stays where it is safe; when there is no room left the next save meets the error, and tells it.
                 state.value.lastSendFailure = clock.now()
             }
+            state.value.isSendingOn = false
             endUse()
         }
     }

@@ -51,7 +51,11 @@ final class PointInTime: Sendable {
         /// Who waits for space, or for the users of staging to end.
         var waiters = Waiters()
         var hasWarned = false
-        /// When what staging has in memory could not be sent on.
+        /// How many blocks were forgotten since others had their turn.
+        var forgottenInTurn = 0
+        /// There is a task that sends on what staging has in memory.
+        var isSendingOn = false
+        /// When that failed last.
         var lastSendFailure: Duration?
         /// The copy waits for the time at which its speed lets it go on, or for a chunk to end: what is saved meanwhile it
         /// finds then, and needs not be woken for.

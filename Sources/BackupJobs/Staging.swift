@@ -41,6 +41,8 @@ package final class Staging: Sendable {
         var staged = SparseBits()
         /// How many of them are not in the log.
         var outside = 0
+        /// Blocks of the log may be in the other part, too: their save had begun there.
+        var isDoubled = false
         var log: StagingLog?
         /// Where in the file the log is.
         var logStart: UInt64?
@@ -260,8 +262,9 @@ package final class Staging: Sendable {
             let before = log.held
             log.take(blocks)
             state.withState { state in
-                // What the other part holds of them, too, is given back with them.
-                state.outside += state.staged.set(blocks) - (log.held - before)
+                let doubled = log.held - before - state.staged.set(blocks)
+                state.outside -= doubled
+                if doubled > 0 { state.isDoubled = true }
             }
         }
         noteUsed()
@@ -309,7 +312,7 @@ package final class Staging: Sendable {
         try await read(others, of: range, into: buffer)
     }
 
-    /// What the page cache has in this step; the rest together, as it waits for the disk.
+    /// What the page cache has, and then the rest, many at a time, as it waits for the disk.
     private func read(
         _ parts: [(part: ByteRange, from: UInt64)], of range: ByteRange, into buffer: IOSlice
     ) async throws(BlockError) {
@@ -327,13 +330,17 @@ package final class Staging: Sendable {
             return
         }
         let failure = await withTaskGroup(of: BlockError?.self) { [file] group in
-            for (from, slice) in late {
+            var failure: BlockError?
+            for (index, (from, slice)) in late.enumerated() {
+                // Others have requests of the disk, too.
+                if index >= 16, let ended = await group.next() { failure = failure ?? ended }
                 group.addTask {
                     do throws(BlockError) { try await file.read(from, into: slice) } catch { return error }
                     return nil
                 }
             }
-            return await group.reduce(nil) { $0 ?? $1 }
+            for await ended in group { failure = failure ?? ended }
+            return failure
         }
         if let failure { throw failure }
     }
@@ -342,13 +349,13 @@ package final class Staging: Sendable {
         buffer[Int(part.offset - range.offset)..<Int(part.end - range.offset)]
     }
 
-    /// The log has so much in memory that `sendOn` should be called.
+    /// The log has so much in memory that `sendNext` should be called.
     var shouldSendOn: Bool { state.value.log?.shouldSend ?? false }
 
-    /// Sends on what the log has in memory, as long as there is much and `condition` holds. An error leaves it in memory.
-    func sendOn(while condition: () -> Bool) async throws(BlockError) {
+    /// Sends on a part of what the log has in memory; false when there is little. An error leaves it in memory.
+    func sendNext() async throws(BlockError) -> Bool {
         defer { noteUsed() }
-        try await state.value.log?.send(to: file, at: logStart, while: condition)
+        return try await state.value.log?.sendNext(to: file, at: logStart) ?? false
     }
 
     /// How much it holds of `range`, in bytes.
@@ -374,7 +381,7 @@ package final class Staging: Sendable {
         let cleared = state.withState { $0.staged.clear(blocks) }
         state.value.outside -= cleared - inLog
         noteUsed()
-        return cleared > inLog
+        return state.value.isDoubled ? cleared > 0 : cleared > inLog
     }
 
     /// Gives the space of whole blocks back to the file system.
@@ -397,7 +404,10 @@ package final class Staging: Sendable {
         }
         if let log = state.value.log {
             state.withState { state in
-                for block in log.blocks { state.outside += state.staged.set(block..<block + 1) - 1 }
+                for block in log.blocks where state.staged.set(block..<block + 1) == 0 {
+                    state.outside -= 1
+                    state.isDoubled = true
+                }
             }
             await log.punchFree(file, at: logStart)
         }
@@ -407,7 +417,14 @@ package final class Staging: Sendable {
 
     private func count(_ range: ByteRange) {
         let blocks = blocks(of: range)
-        state.withState { $0.outside += $0.staged.set(blocks) }
+        state.withState { state in
+            let added = state.staged.set(blocks)
+            state.outside += added
+            if let log = state.log, added < blocks.count, blocks.contains(where: { log.place(of: $0) != nil })
+            {
+                state.isDoubled = true
+            }
+        }
         noteUsed()
     }
 

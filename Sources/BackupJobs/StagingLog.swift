@@ -60,6 +60,8 @@ final class StagingLog: Sendable {
         var held = 0
         /// The buffer that has it; -1: none.
         var buffer = -1
+        /// The file may have some of it.
+        var isOnFile = false
     }
 
     private struct State {
@@ -132,6 +134,7 @@ final class StagingLog: Sendable {
         }
         for segment in 0..<shape.segments where found.segments[segment].held > 0 {
             found.segments[segment].stage = .onFile
+            found.segments[segment].isOnFile = true
             found.firstUnused = segment + 1
             found.used += 1
         }
@@ -296,7 +299,12 @@ final class StagingLog: Sendable {
         switch state.value.segments[segment].stage {
         case .full:
             state.withState { $0.full.removeAll { $0 == segment } }
-            letGo(segment)
+            if state.value.segments[segment].isOnFile {
+                letGoBuffer(of: segment)
+                retire(segment)
+            } else {
+                letGo(segment)
+            }
         case .onFile: retire(segment)
         // What comes is still to come, or what is on its way to the file comes there all the same.
         case .open, .leaving: break
@@ -334,39 +342,35 @@ final class StagingLog: Sendable {
     /// So much is in memory that it should be sent on.
     var shouldSend: Bool { !state.value.isSending && state.value.full.count > shape.buffers / 2 }
 
-    /// Writes segments to `file`, from `offset` on, as long as there is much of them in memory and `condition` holds. An error
-    /// leaves the segment in memory.
-    func send(
-        to file: any BlockDevice, at offset: UInt64, while condition: () -> Bool
-    ) async throws(BlockError) {
-        guard !state.value.isSending else { return }
+    /// Writes a segment to `file`, which has them from `offset` on; false when there is little in memory. An error leaves it there.
+    func sendNext(to file: any BlockDevice, at offset: UInt64) async throws(BlockError) -> Bool {
+        guard !state.value.isSending, state.value.full.count > shape.buffers / 4 else { return false }
         state.value.isSending = true
         defer { state.value.isSending = false }
-        while condition(), state.value.full.count > shape.buffers / 4 {
-            let segment = state.value.full.removeFirst()
-            state.value.segments[segment].stage = .leaving
-            let slice = slots(0..<shape.blocksPerSegment, of: state.value.segments[segment].buffer)
-            let failure: BlockError?
-            do throws(BlockError) {
-                try await file.write(range(of: segment, offset), from: slice)
-                failure = nil
-            } catch {
-                failure = error
-            }
-            if state.value.segments[segment].held == 0 {
-                // Some of it may be there.
-                letGoBuffer(of: segment)
-                retire(segment)
-                _ = await punchNext(file, at: offset)
-            } else if failure == nil {
-                letGoBuffer(of: segment)
-                state.value.segments[segment].stage = .onFile
-            } else {
-                state.value.segments[segment].stage = .full
-                state.value.full.insert(segment, at: 0)
-            }
-            if let failure { throw failure }
+        let segment = state.value.full.removeFirst()
+        state.value.segments[segment].stage = .leaving
+        state.value.segments[segment].isOnFile = true
+        let slice = slots(0..<shape.blocksPerSegment, of: state.value.segments[segment].buffer)
+        let failure: BlockError?
+        do throws(BlockError) {
+            try await file.write(range(of: segment, offset), from: slice)
+            failure = nil
+        } catch {
+            failure = error
         }
+        if state.value.segments[segment].held == 0 {
+            letGoBuffer(of: segment)
+            retire(segment)
+            _ = await punchNext(file, at: offset)
+        } else if failure == nil {
+            letGoBuffer(of: segment)
+            state.value.segments[segment].stage = .onFile
+        } else {
+            state.value.segments[segment].stage = .full
+            state.value.full.insert(segment, at: 0)
+        }
+        if let failure { throw failure }
+        return true
     }
 
     /// Gives a segment that nobody needs back to `file`, which has them from `offset` on; false when there is none.
@@ -374,6 +378,7 @@ final class StagingLog: Sendable {
         guard let segment = state.value.unpunched.popLast() else { return false }
         // Only a favour to the file system: what stays goes with the file.
         try? await file.discard(range(of: segment, offset))
+        state.value.segments[segment].isOnFile = false
         state.value.segments[segment].stage = .free
         state.value.free.append(segment)
         return true

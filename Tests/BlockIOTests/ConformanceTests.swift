@@ -148,40 +148,19 @@ struct ConformanceTests {
 }
 
 /// Forgets the last byte of every seventh write.
-private final class ForgetfulDisk: BlockDevice {
-    private let disk: SimDisk
+private final class ForgetfulDisk: DiskAbove {
+    let below: any BlockDevice
     private let writes: EngineIsolated<Int>
 
     init(_ disk: SimDisk) {
-        self.disk = disk
+        below = disk
         writes = EngineIsolated(0, engine: disk.engine)
-    }
-
-    var name: String { disk.name }
-    var engine: any IOEngine { disk.engine }
-    var size: UInt64 { disk.size }
-    var isReadOnly: Bool { false }
-    var limits: BlockLimits { disk.limits }
-
-    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await disk.read(range, into: buffer)
     }
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
         writes.value += 1
         let forgets = writes.value % 7 == 0 && !range.isEmpty
         let count = buffer.count - (forgets ? 1 : 0)
-        try await disk.write(range.prefix(UInt64(count)), from: buffer[0..<count])
+        try await below.write(range.prefix(UInt64(count)), from: buffer[0..<count])
     }
-
-    func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
-        try await disk.writeZeroes(range, mayUnmap: mayUnmap)
-    }
-
-    func discard(_ range: ByteRange) async throws(BlockError) { try await disk.discard(range) }
-    func flush() async throws(BlockError) { try await disk.flush() }
-    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
-        try await disk.extents(in: range)
-    }
-    func close() async throws(BlockError) { try await disk.close() }
 }

@@ -6,20 +6,15 @@ internal import Testing
 
 /// A disk that does most requests without a task, when it is told to: at random it does them, it does not, or it has nothing
 /// of the kind.
-private final class LateDisk: BlockDevice {
+private final class LateDisk: DiskAbove {
     let disk: SimDisk
+    var below: any BlockDevice { disk }
     private let state: Locked<(generator: SeededGenerator, isHolding: Bool, held: [@Sendable () -> Void])>
 
     init(_ disk: SimDisk, seed: UInt64) {
         self.disk = disk
         state = Locked((SeededGenerator(seed), false, []))
     }
-
-    var name: String { disk.name }
-    var engine: any IOEngine { disk.engine }
-    var size: UInt64 { disk.size }
-    var isReadOnly: Bool { disk.isReadOnly }
-    var limits: BlockLimits { disk.limits }
 
     func beginRead(
         _ range: ByteRange, into buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
@@ -75,22 +70,6 @@ private final class LateDisk: BlockDevice {
         }
         engine.callSoon { for end in held { end() } }
     }
-
-    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await disk.read(range, into: buffer)
-    }
-    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
-        try await disk.write(range, from: buffer)
-    }
-    func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
-        try await disk.writeZeroes(range, mayUnmap: mayUnmap)
-    }
-    func discard(_ range: ByteRange) async throws(BlockError) { try await disk.discard(range) }
-    func flush() async throws(BlockError) { try await disk.flush() }
-    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
-        try await disk.extents(in: range)
-    }
-    func close() async throws(BlockError) { try await disk.close() }
 }
 
 /// Requests that are begun without a task, which a ring does.

@@ -6,23 +6,17 @@ internal import Testing
 @testable internal import NBD
 
 /// A disk that notes which writes it was to do at once, as a simulated disk never does, and holds zeroes when it is told to.
-private final class NotingDisk: BlockDevice {
-    let disk: any BlockDevice
+private final class NotingDisk: DiskAbove {
+    let below: any BlockDevice
     let tried = Locked<[UInt64]>([])
     let done = Locked(0)
     private let held = Locked<(isHolding: Bool, waiting: [CheckedContinuation<Void, Never>])>((false, []))
 
-    init(_ disk: any BlockDevice) { self.disk = disk }
-
-    var name: String { disk.name }
-    var engine: any IOEngine { disk.engine }
-    var size: UInt64 { disk.size }
-    var isReadOnly: Bool { disk.isReadOnly }
-    var limits: BlockLimits { disk.limits }
+    init(_ disk: any BlockDevice) { below = disk }
 
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         tried.withLock { $0.append(range.length) }
-        guard disk.writeAtOnce(range, from: buffer) else { return false }
+        guard below.writeAtOnce(range, from: buffer) else { return false }
         done.withLock { $0 += 1 }
         return true
     }
@@ -39,26 +33,14 @@ private final class NotingDisk: BlockDevice {
         for continuation in waiting { continuation.resume() }
     }
 
-    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await disk.read(range, into: buffer)
-    }
-    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
-        try await disk.write(range, from: buffer)
-    }
     func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
         if held.value.isHolding {
             await withCheckedContinuation { continuation in
                 held.withLock { $0.waiting.append(continuation) }
             }
         }
-        try await disk.writeZeroes(range, mayUnmap: mayUnmap)
+        try await below.writeZeroes(range, mayUnmap: mayUnmap)
     }
-    func discard(_ range: ByteRange) async throws(BlockError) { try await disk.discard(range) }
-    func flush() async throws(BlockError) { try await disk.flush() }
-    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
-        try await disk.extents(in: range)
-    }
-    func close() async throws(BlockError) { try await disk.close() }
 }
 
 @Suite("Long writes in the step in which they come")

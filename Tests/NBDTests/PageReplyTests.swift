@@ -8,19 +8,15 @@ internal import Testing
 
 /// A file that counts how often its pages went into a pipe, how often they could not, and how often it said that they are there
 /// and then that they are not, as when they leave the cache in between.
-private final class CountingFile: BlockDevice {
+private final class CountingFile: DiskAbove {
     let file: HostFile
+    var below: any BlockDevice { file }
     let counts = Locked((filled: 0, refused: 0, denied: 0))
     /// How many of the next `fill`s are refused, which may be of other ranges.
     private let denials = Locked((left: 0, asked: 0))
 
     init(_ file: HostFile) { self.file = file }
 
-    var name: String { file.name }
-    var engine: any IOEngine { file.engine }
-    var size: UInt64 { file.size }
-    var isReadOnly: Bool { file.isReadOnly }
-    var limits: BlockLimits { file.limits }
     var fillsPipes: Bool { file.fillsPipes }
 
     func hasCached(_ range: ByteRange) -> Bool {
@@ -47,22 +43,7 @@ private final class CountingFile: BlockDevice {
         return isFilled
     }
 
-    func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await file.read(range, into: buffer)
-    }
-    func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
-        try await file.write(range, from: buffer)
-    }
-    func writeZeroes(_ range: ByteRange, mayUnmap: Bool) async throws(BlockError) {
-        try await file.writeZeroes(range, mayUnmap: mayUnmap)
-    }
     func zeroesQuickly(mayUnmap: Bool) -> Bool { file.zeroesQuickly(mayUnmap: mayUnmap) }
-    func discard(_ range: ByteRange) async throws(BlockError) { try await file.discard(range) }
-    func flush() async throws(BlockError) { try await file.flush() }
-    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
-        try await file.extents(in: range)
-    }
-    func close() async throws(BlockError) { try await file.close() }
 }
 
 @Suite("Long reads that are answered with pages of the cache")

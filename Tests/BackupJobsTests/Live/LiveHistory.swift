@@ -143,6 +143,7 @@ final class LiveHistory: Sendable {
         options.saveTimeout = chance.oneIn(8) ? .milliseconds(20 + chance.below(40)) : .seconds(3600)
         options.stagingFull = chance.oneIn(3) ? .stall : .fail
         options.givenBackTogether = [1, 2, 16][Int(seed / 3 % 3)] * clusterSize
+        options.forgottenAtOnce = [1, 20, 256][Int(seed / 5 % 3)]
         // On so small a drive nearly all that the guest does is one piece behind the other.
         options.sequentialWrites = .init(
             least: [16384, 65536, .max][Int(seed / 9 % 3)], tolerance: clusterSize / 2,

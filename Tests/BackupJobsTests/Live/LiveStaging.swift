@@ -1,6 +1,7 @@
 internal import BlockIO
 internal import Glibc
 internal import Synchronization
+internal import TestKit
 
 @testable internal import BackupJobs
 
@@ -12,16 +13,13 @@ final class LogContent: Sendable {
 }
 
 /// A staging file as one agent sees it: the simulated disk, and a log behind it whose requests take their time, in pieces, too.
-final class LiveStaging: BlockDevice {
+final class LiveStaging: DiskAbove {
     private let blocks: LiveDisk
     private let log: LogContent
     /// Writes to the log fail, sometimes.
     private let isFaulty: Bool
 
-    let name = "staging"
-    let isReadOnly = false
-    let limits = BlockLimits()
-    var engine: any IOEngine { blocks.sim }
+    var below: any BlockDevice { blocks }
     var size: UInt64 { blocks.size + log.bytes.withLock { UInt64($0.count) } }
 
     init(_ blocks: LiveDisk, log: LogContent, isFaulty: Bool) {
@@ -88,12 +86,6 @@ final class LiveStaging: BlockDevice {
         log.bytes.withLock {
             $0.replaceSubrange(positions, with: [UInt8](repeating: 0, count: positions.count))
         }
-    }
-
-    func flush() async throws(BlockError) { try await blocks.flush() }
-    func close() async throws(BlockError) { try await blocks.close() }
-    func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
-        try await blocks.extents(in: range)
     }
 }
 

@@ -129,7 +129,9 @@ private final class StagingHistory: Sendable {
             if staging.usage.used != 0 || !staging.isEmpty || record.log.held != 0 {
                 complain("\(staging.usage.used) bytes are in use in the end, \(record.log.held) in the log")
             }
-            if (0..<Self.blockCount * 8).contains(where: { disk.value($0) != 0 }) {
+            if (0..<Self.blockCount * 8).contains(where: { disk.value($0) != 0 })
+                || log.bytes.withLock({ $0.contains { $0 != 0 } })
+            {
                 complain("the file is not empty in the end")
             }
         } catch { complain("\(error)") }
@@ -269,7 +271,7 @@ private final class StagingHistory: Sendable {
         while await goOn(agent.sim) {
             guard agent.staging.shouldSendOn else { continue }
             // What could not be sent is where it was.
-            try? await agent.staging.sendOn { true }
+            while (try? await agent.staging.sendNext()) == true {}
         }
     }
 }

@@ -174,8 +174,8 @@ final class RingQueue {
 }
 
 extension cblockio_request {
-    /// A write to the same file may have to wait for it, and for the disk. A file is held by each write, but by short ones for no
-    /// time to speak of.
+    /// A write to the same file may have to wait for it, and for the disk. A file is held by each write, but by short ones mostly for
+    /// no longer than it takes to hand another one over.
     fileprivate var holdsFile: Bool {
         switch operation {
         case CBLOCKIO_FSYNC, CBLOCKIO_FDATASYNC, CBLOCKIO_SYNC_FILE_RANGE, CBLOCKIO_FALLOCATE: true

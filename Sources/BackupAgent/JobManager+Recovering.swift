@@ -246,18 +246,22 @@ extension JobManager {
             own(number, Task { await self.giveUp(number) })
             return
         }
+        // By the agent before: nobody has been able to ask this one for the job's end.
+        let wasFlushing = records[number]?.hold?.record?.isFlushing == true
         // Not the job's: it may outlive it, as long as the agent before holds the file.
         Task { await target.open() }
-        own(number, Task { await self.goOn(number, job.phase, target) })
+        own(number, Task { await self.goOn(number, job.phase, target, wasFlushing: wasFlushing) })
     }
 
-    private func goOn(_ number: JobNumber, _ phase: StoredJob.Phase, _ target: ReopeningTarget) async {
+    private func goOn(
+        _ number: JobNumber, _ phase: StoredJob.Phase, _ target: ReopeningTarget, wasFlushing: Bool
+    ) async {
         guard let found = await target.found(unless: records[number]?.stop) else {
             // Cancelled while the target was busy, or the agent stops.
             if !isStopping { report(.copyStopped, number) }
             return
         }
-        let (machine, journal) = (records[number]?.machine, records[number]?.hold?.record)
+        let machine = records[number]?.machine
         switch (phase, found) {
         case (.finalizing, .success(.published)), (.decided, .success(.published)):
             // The last that the agent before did was to give the target its name.
@@ -270,7 +274,7 @@ extension JobManager {
             // Of a group that was decided the others complete.
             records[number]?.isDecided = false
             report(.copyFailed(JobFailure(error: error)), number)
-        case _ where journal?.isFlushing == true:
+        case _ where wasFlushing:
             report(.copyFailed(JobFailure(error: interrupted(number))), number)
         default: await goOnCopying(number)
         }

@@ -208,7 +208,8 @@ struct RestartTests {
         let test = try await start([job])
         for try await event in try await test.client.jobs.watch("a") where event.pending != nil { break }
         _ = try await test.client.jobs.finalize("a")
-        #expect(try await test.end(of: "a").completed != nil)
+        let end = try await test.end(of: "a")
+        #expect(end.completed != nil, "\(end)")
         await test.stop()
     }
 

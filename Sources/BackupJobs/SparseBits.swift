@@ -11,19 +11,10 @@ struct SparseBits {
     mutating func clear(_ bits: Range<Int>) -> Int { change(bits, to: false) }
 
     func count(in bits: Range<Int>) -> Int {
-        var (next, count) = (bits.lowerBound, 0)
-        while next < bits.upperBound {
-            let page = next / (64 * Self.wordsPerPage)
-            let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard let words = pages[page] else {
-                next = pageEnd
-                continue
-            }
-            while next < pageEnd {
-                let (word, end) = Self.word(of: next, in: pageEnd)
-                count += (words[word] & Self.mask(next..<end)).nonzeroBitCount
-                next = end
-            }
+        var count = 0
+        _ = end(ofWords: bits) { _, word in
+            count += word.nonzeroBitCount
+            return nil
         }
         return count
     }
@@ -48,6 +39,20 @@ struct SparseBits {
 
     /// Goes over the bits that are set, until `body` says false of one: returns that, or the end of `bits`.
     private func end(of bits: Range<Int>, _ body: (Int) -> Bool) -> Int {
+        end(ofWords: bits) { first, word in
+            var rest = word
+            while rest != 0 {
+                let bit = first + rest.trailingZeroBitCount
+                guard body(bit) else { return bit }
+                rest &= rest - 1
+            }
+            return nil
+        }
+    }
+
+    /// Goes over the words of pages that there are, with the number of the first bit of each and those of `bits` in it that are
+    /// set, until `body` names a bit: returns that, or the end of `bits`.
+    private func end(ofWords bits: Range<Int>, _ body: (Int, UInt64) -> Int?) -> Int {
         var next = bits.lowerBound
         while next < bits.upperBound {
             let page = next / (64 * Self.wordsPerPage)
@@ -58,12 +63,7 @@ struct SparseBits {
             }
             while next < pageEnd {
                 let (word, end) = Self.word(of: next, in: pageEnd)
-                var rest = words[word] & Self.mask(next..<end)
-                while rest != 0 {
-                    let bit = next / 64 * 64 + rest.trailingZeroBitCount
-                    guard body(bit) else { return bit }
-                    rest &= rest - 1
-                }
+                if let bit = body(next / 64 * 64, words[word] & Self.mask(next..<end)) { return bit }
                 next = end
             }
         }

@@ -82,7 +82,6 @@ final class StagingLog: Sendable {
         /// How many buffers, and pages of the table, have space.
         var buffersWithSpace = 0
         var pagesWithSpace: Set<Int> = []
-        var isSending = false
         /// Where a block is: its slot, by the block's number, in tables of which none takes long to grow.
         var index = [[Int: Int]](repeating: [:], count: StagingLog.tables)
         /// How many blocks there are.
@@ -340,13 +339,12 @@ final class StagingLog: Sendable {
     // MARK: To the file
 
     /// So much is in memory that it should be sent on.
-    var shouldSend: Bool { !state.value.isSending && state.value.full.count > shape.buffers / 2 }
+    var shouldSend: Bool { state.value.full.count > shape.buffers / 2 }
 
     /// Writes a segment to `file`, which has them from `offset` on; false when there is little in memory. An error leaves it there.
+    /// By one task at a time.
     func sendNext(to file: any BlockDevice, at offset: UInt64) async throws(BlockError) -> Bool {
-        guard !state.value.isSending, state.value.full.count > shape.buffers / 4 else { return false }
-        state.value.isSending = true
-        defer { state.value.isSending = false }
+        guard state.value.full.count > shape.buffers / 4 else { return false }
         let segment = state.value.full.removeFirst()
         state.value.segments[segment].stage = .leaving
         state.value.segments[segment].isOnFile = true

@@ -90,7 +90,9 @@ extension AgentConfiguration {
         guard let buffer = getcwd(nil, 0) else { return }
         defer { free(buffer) }
         let current = String(cString: buffer)
-        func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : current + "/" + path }
+        func absolute(_ path: String) -> String {
+            path.utf8.first == UInt8(ascii: "/") ? path : current + "/" + path
+        }
         stateDirectory = absolute(stateDirectory)
         runtimeDirectory = absolute(runtimeDirectory)
         allowedDirectories = allowedDirectories.map(absolute)

@@ -72,6 +72,8 @@ struct BackupOpening: Sendable {
             throw AgentError(error, of: .drive, subject: file)
         }
         do throws(AgentError) {
+            // What was opened, whatever became of the name in between.
+            for layer in image.layers { try access.check(layer.path) }
             try await checkDrive(image.layers.map(\.path))
             try Self.check(image.device.size, manifest, file, place)
         } catch {

@@ -44,14 +44,14 @@ package final class DirectoryLock: Sendable {
     }
 
     private static func makeDirectory(_ path: String, purpose: String) throws(AgentError) {
-        guard path.hasPrefix("/"), !path.utf8.contains(0) else {
+        guard path.isAbsolutePath, !path.utf8.contains(0) else {
             throw AgentError(
                 .pathInvalid, "Couldn't use the \(purpose) directory '\(path)': give an absolute path",
                 subject: path)
         }
         var made = ""
-        for part in path.split(separator: "/") {
-            made += "/" + part
+        for part in path.utf8.split(separator: UInt8(ascii: "/")) {
+            made += "/" + String(Substring(part))
             guard mkdir(made, 0o700) == 0 || errno == EEXIST || errno == EROFS || errno == EACCES else {
                 throw failure("make the \(purpose) directory \(made)", errno)
             }

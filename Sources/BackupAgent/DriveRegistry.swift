@@ -224,9 +224,9 @@ package actor DriveRegistry {
         drives[lease.id]?.isRestored = false
     }
 
-    /// An engine for what a job opens beside drives.
-    func engine(for path: String) throws(AgentError) -> any IOEngine {
-        do throws(BlockError) { return try engines.engine(forDrive: false) } catch {
+    /// The engine for a backup that a job reads.
+    func readingEngine(for path: String) throws(AgentError) -> any IOEngine {
+        do throws(BlockError) { return try engines.readingEngine() } catch {
             throw AgentError(error, of: .drive, subject: path)
         }
     }

@@ -6,6 +6,7 @@ internal import Synchronization
 package final class EnginePool: Sendable {
     private struct State {
         var engines: [any IOEngine] = []
+        var reading: (any IOEngine)?
         /// How many drives were given an engine.
         var drives = 0
     }
@@ -33,6 +34,17 @@ package final class EnginePool: Sendable {
         }
     }
 
+    /// The engine for backups that are read back. It serves no drive: where they lie may hang, and no guest waits for that.
+    package func readingEngine() throws(BlockError) -> any IOEngine {
+        try state.withLock { state throws(BlockError) in
+            if let engine = state.reading { return engine }
+            let engine = try kind.makeEngine(name: "backups")
+            engine.share()
+            state.reading = engine
+            return engine
+        }
+    }
+
     private func add(to state: inout State) throws(BlockError) -> any IOEngine {
         let engine = try kind.makeEngine(name: "drives \(state.engines.count)")
         state.engines.append(engine)
@@ -42,8 +54,8 @@ package final class EnginePool: Sendable {
     /// Ends all engines. No drive is open any more.
     package func shutDown() async {
         let engines = state.withLock { state in
-            defer { state.engines = [] }
-            return state.engines
+            defer { (state.engines, state.reading) = ([], nil) }
+            return state.engines + (state.reading.map { [$0] } ?? [])
         }
         for engine in engines { await engine.shutDown() }
     }

@@ -1,3 +1,5 @@
+internal import BlockIO
+
 /// An export as the command line names it: `drive=ID,listen=ADDRESS[,name=NAME][,writable=on|off]`.
 package struct ExportOption: Sendable, Hashable {
     package var drive: String
@@ -36,7 +38,7 @@ package struct ExportOption: Sendable, Hashable {
     mutating func makeAbsolute(in directory: String) {
         for prefix in ["unix://", "unix:"] where address.hasPrefix(prefix) {
             let path = address.dropFirst(prefix.count)
-            if !path.hasPrefix("/") { address = "unix:\(directory)/\(path)" }
+            if !path.isAbsolutePath { address = "unix:\(directory)/\(path)" }
             return
         }
     }

@@ -22,7 +22,7 @@ package struct HookOptions: Sendable, Hashable {
             guard let path else { continue }
             var status = stat()
             let why: String? =
-                if !path.hasPrefix("/") || path.utf8.contains(0) {
+                if !path.isAbsolutePath || path.utf8.contains(0) {
                     "it is no absolute path"
                 } else if stat(path, &status) != 0 {
                     BlockError.describe(errno: errno)

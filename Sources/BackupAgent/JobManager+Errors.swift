@@ -67,7 +67,15 @@ extension JobManager {
     func lookForMissing(_ number: JobNumber, _ job: BackupJob) async {
         guard records[number]?.isMissingKnown == false else { return }
         records[number]?.isMissingKnown = true
-        let missing = await job.missing(limit: Self.missingBound)
+        // What a backup lacks that is read back was missing before.
+        let before = records[number].flatMap { $0.spec.work == .backup ? nil : $0.manifest }
+        guard let before, before.missingBytes > 0 else {
+            records[number]?.info.missing = await job.missing(limit: Self.missingBound)
+            return
+        }
+        var missing = await job.missing(limit: .max)
+            .joined(with: BackupJob.Missing(length: before.missingBytes, ranges: before.missing))
+        missing.ranges = Array(missing.ranges.prefix(Self.missingBound))
         records[number]?.info.missing = missing
     }
 

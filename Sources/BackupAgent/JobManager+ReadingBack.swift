@@ -18,7 +18,7 @@ extension JobManager {
         if case .restore(let from) = spec.work { path = from }
         let opening = BackupOpening(
             path: path, access: access, manifestDirectory: files.manifestDirectory,
-            engine: try await drives.engine(for: path),
+            engine: try await drives.readingEngine(for: path),
             drive: spec.drive.isEmpty ? nil : (spec.drive, await drives.topFile(of: spec.drive)))
         let backup = try await unlessStopped(number) { () async throws(AgentError) in
             try await opening.open(withChain: spec.work != .verify)

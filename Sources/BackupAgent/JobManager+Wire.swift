@@ -68,23 +68,27 @@ extension JobManager {
     /// that have not been dismissed.
     func listAll(after sequence: UInt64) async throws(AgentError) -> ListJobsResponse {
         let limit = Self.page.jobs + 1
-        // Read first: what ends meanwhile is in memory.
-        let kept = try await history?.store.jobs(after: sequence, limit: limit) ?? []
         var response = ListJobsResponse()
         var numbers: Set<JobNumber> = []
         var bytes = 0
-        for (number, body) in kept {
-            if response.jobs.count == Self.page.jobs || bytes > Self.page.bytes {
-                response.more = true
-                break
+        // Read first: what ends meanwhile is in memory.
+        var (kept, last): ([(number: JobNumber, body: [UInt8])], UInt64) = ([], sequence)
+        repeat {
+            kept = try await history?.store.jobs(after: last, limit: limit) ?? []
+            for (number, body) in kept {
+                if response.jobs.count == Self.page.jobs || bytes > Self.page.bytes {
+                    response.more = true
+                    return response
+                }
+                let job: DriveBackupWire.Job = try Self.decoded(body)
+                numbers.insert(number)
+                last = job.lastSequence
+                // One that has not been dismissed is told at the end.
+                guard records[number] == nil else { continue }
+                bytes += body.count
+                response.jobs.append(job)
             }
-            bytes += body.count
-            numbers.insert(number)
-            // One that has not been dismissed is told at the end.
-            guard records[number] == nil else { continue }
-            response.jobs.append(try Self.decoded(body))
-        }
-        guard !response.more else { return response }
+        } while kept.count == limit
         // Those that the history does not have yet, or could not be given.
         for (number, info) in endedInMemory
         where info.lastSequence > sequence && records[number] == nil && !numbers.contains(number) {

@@ -15,7 +15,14 @@ struct ManifestPlace: Sendable {
 
     /// What stands for a device's path in a directory: no slash is left in it.
     static func name(ofDevice path: String) -> String {
-        String(path.drop { $0 == "/" }).replacing("%", with: "%25").replacing("/", with: "%2F")
+        let bytes = path.utf8.drop { $0 == UInt8(ascii: "/") }.flatMap { byte -> [UInt8] in
+            switch byte {
+            case UInt8(ascii: "%"): Array("%25".utf8)
+            case UInt8(ascii: "/"): Array("%2F".utf8)
+            default: [byte]
+            }
+        }
+        return String(decoding: bytes, as: UTF8.self)
     }
 
     /// Reads it. Throws MANIFEST_MISSING when there is none, MANIFEST_INVALID for what is none.

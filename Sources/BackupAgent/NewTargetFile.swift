@@ -185,6 +185,13 @@ final class NewTargetFile: Sendable {
             try directory.rename(partialName, to: name, replacing: overwrites)
         } catch {
             guard error.code == .alreadyExists else { throw error }
+            guard try !owns(name) else {
+                // Where names are given by linking: a kill came between the two steps, or an answer was lost.
+                try directory.remove(partialName)
+                return try directory.synchronize()
+            }
+            // It is not the other file's.
+            manifest.discard(isTargetGone: true)
             throw BlockError(
                 .alreadyExists,
                 "Couldn't give the backup its name \(path): a file of that name appeared while the job ran "

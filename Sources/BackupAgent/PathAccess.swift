@@ -21,10 +21,7 @@ package enum PathAccess: Sendable, Hashable, Codable {
                     + "host (start the agent with --allow-directory)",
                 subject: path)
         case .below(let directories):
-            let isBelow = directories.contains { directory in
-                path == directory || path.hasPrefix(directory == "/" ? "/" : directory + "/")
-            }
-            guard !isBelow else { return }
+            guard !directories.contains(where: { path.isAtOrBelow($0) }) else { return }
             throw AgentError(
                 .pathNotAllowed,
                 "Couldn't use \(path): it is not below an allowed directory "
@@ -81,7 +78,7 @@ package struct PathPolicy: Sendable {
             why = "it is empty"
         } else if path.utf8.contains(0) {
             why = "it contains a NUL byte"
-        } else if !path.hasPrefix("/") {
+        } else if !path.isAbsolutePath {
             why = "it is not absolute"
         } else if path.utf8.count > 4000 {
             why = "it is too long"
@@ -95,14 +92,12 @@ package struct PathPolicy: Sendable {
     /// The directory and the last name of a path that is to be made.
     package static func split(_ path: String) throws(AgentError) -> (directory: String, name: String) {
         try checkSyntax(path)
-        guard let slash = path.lastIndex(of: "/") else {
+        guard let (directory, name) = path.splitAtLastSlash else {
             throw AgentError(.pathInvalid, "Couldn't use the path \(path): it is not absolute", subject: path)
         }
-        let name = String(path[path.index(after: slash)...])
         guard !name.isEmpty, name != ".", name != ".." else {
             throw AgentError(.pathInvalid, "Couldn't use the path \(path): it names no file", subject: path)
         }
-        let directory = path[..<slash]
-        return (directory.isEmpty ? "/" : String(directory), name)
+        return (directory.isEmpty ? "/" : String(directory), String(name))
     }
 }

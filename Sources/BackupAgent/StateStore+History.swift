@@ -196,15 +196,17 @@ extension StateStore {
                 try database.execute(sql: "DELETE FROM event WHERE job = ?", arguments: [number])
                 try database.execute(sql: "DELETE FROM endedJob WHERE number = ?", arguments: [number])
             }
-            // Events of jobs that have not ended, or whose end nobody has seen.
+            // Events of jobs whose end nobody has seen; those that run keep theirs, however old.
             let old = try Row.fetchAll(
                 database, sql: "SELECT sequence, time FROM event ORDER BY sequence LIMIT ?",
                 arguments: [limit * 8])
             let orphans: [Int64] = old.prefix { $0["time"] < time }.map { $0["sequence"] }
             if let last = orphans.last {
                 try database.execute(
-                    sql: "DELETE FROM event WHERE sequence <= ? AND job NOT IN (SELECT number FROM endedJob)",
-                    arguments: [last])
+                    sql: """
+                        DELETE FROM event WHERE sequence <= ? AND job NOT IN (SELECT number FROM endedJob)
+                        AND job NOT IN (SELECT number FROM runningJob)
+                        """, arguments: [last])
             }
             return gone.count == limit
         }

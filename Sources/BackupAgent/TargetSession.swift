@@ -167,9 +167,13 @@ final class TargetSession: JobTarget {
 
     func prepare() async throws(BlockError) {
         try await perform(.flush) { () async throws(BlockError) in
-            // A sector that the drive ends in the middle of: the rest of it belongs to the image.
+            // A sector that the drive ends in the middle of: the rest of it belongs to the image. Of a layer that says nothing of
+            // it the drive's own image does.
             if device.size > size {
-                try await device.writeZeroes(ByteRange(size..<device.size), mayUnmap: true)
+                let rest = ByteRange(size..<device.size)
+                if try await device.extents(in: rest).contains(where: \.isAllocated) {
+                    try await device.writeZeroes(rest, mayUnmap: true)
+                }
             }
             try await device.flush()
         }

@@ -341,7 +341,7 @@ private struct TargetOpening {
                 "Couldn't use \(path) as target: it has no backing file, and sync none needs the drive's image there "
                     + "(\(hint))", subject: path)
         }
-        let resolved = name.hasPrefix("/") ? name : (try PathPolicy.split(path).directory) + "/" + name
+        let resolved = name.isAbsolutePath ? name : (try PathPolicy.split(path).directory) + "/" + name
         let found = await engine.blocking { FileIdentity.of(path: resolved) }
         guard let found, wanted.identities.contains(found) else {
             throw AgentError(

@@ -254,6 +254,26 @@ package final class BackupJob: Sendable {
             self.length = length
             self.ranges = ranges
         }
+
+        /// Both, each byte once; of what neither of them lists it is taken that it is not the same.
+        package func joined(with other: Missing) -> Missing {
+            var joined = Missing()
+            for range in (ranges + other.ranges).sorted(by: { $0.offset < $1.offset }) {
+                if let last = joined.ranges.last, range.offset <= last.end {
+                    joined.ranges[joined.ranges.count - 1] = ByteRange(last.offset..<max(last.end, range.end))
+                } else {
+                    joined.ranges.append(range)
+                }
+            }
+            joined.length = joined.listed + unlisted + other.unlisted
+            return joined
+        }
+
+        private var listed: UInt64 { ranges.reduce(0) { $0 + $1.length } }
+        private var unlisted: UInt64 {
+            let listed = listed
+            return length > listed ? length - listed : 0
+        }
     }
 
     /// What is missing by now, with at most `limit` ranges.

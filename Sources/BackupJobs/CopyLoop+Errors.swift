@@ -23,6 +23,10 @@ extension CopyLoop {
         state.withState { $0.map.giveUp(clusters) }
         // It may be told once, and an agent that goes on after a kill would hear nothing any more.
         if failure.ioFailure?.error.code == .dataLost { point.record.setBroken() }
+        guard !isLeft(by: failure) else {
+            point.noteToCopy(clusters)
+            return false
+        }
         if let error = failure.ioFailure, halts(error) {
             point.noteToCopy(clusters)
             control.halt()
@@ -33,6 +37,11 @@ extension CopyLoop {
             }
         }
         return false
+    }
+
+    /// The agent ends, and so has the target before all of its requests: the next agent does again what has failed.
+    func isLeft(by failure: BackupFailure) -> Bool {
+        control.isSuspended && failure.ioFailure?.error.code != .dataLost
     }
 
     /// Whether the copy stops at an error, and goes on when it is resumed. One that is ending cannot be paused.

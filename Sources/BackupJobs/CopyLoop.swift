@@ -166,7 +166,7 @@ struct CopyLoop: Sendable {
                 }
                 state.withState { state in
                     state.beginning = .done
-                    if state.failure == nil { state.failure = failure }
+                    if state.failure == nil, let failure, !isLeft(by: failure) { state.failure = failure }
                 }
                 control.signal.raise()
             }

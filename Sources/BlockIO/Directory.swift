@@ -62,8 +62,16 @@ package final class Directory: Sendable {
     /// The path of a name in this directory.
     package func path(of name: String) -> String { path == "/" ? "/" + name : path + "/" + name }
 
+    /// What is called `name` is in this directory, and not somewhere below it or elsewhere.
+    private func check(_ name: String) throws(BlockError) {
+        guard !name.isEmpty, !name.hasSlash, !name.utf8.contains(0) else {
+            throw BlockError(.invalid, "Couldn't use \(path(of: name)): \"\(name)\" is no name of a file")
+        }
+    }
+
     /// What `name` stands for, or nil when there is nothing (a followed link that leads nowhere included).
     package func entry(_ name: String, followingLinks: Bool = false) throws(BlockError) -> Entry? {
+        try check(name)
         var status = stat()
         let result = cblockio_stat_in(descriptor, name, &status, followingLinks ? 1 : 0)
         if result == -ENOENT || (followingLinks && result == -ELOOP) { return nil }
@@ -83,6 +91,7 @@ package final class Directory: Sendable {
     package func open(
         _ name: String, readOnly: Bool, followingLinks: Bool = false
     ) throws(BlockError) -> Int32 {
+        try check(name)
         let result = cblockio_open_in(
             descriptor, name, readOnly ? O_RDONLY : O_RDWR, followingLinks ? 1 : 0)
         guard result >= 0 else { throw BlockError("Couldn't open \(path(of: name))", errno: -result) }
@@ -91,6 +100,7 @@ package final class Directory: Sendable {
 
     /// Makes a file that must not exist, open for reading and writing; the caller closes the descriptor.
     package func create(_ name: String, mode: UInt32) throws(BlockError) -> Int32 {
+        try check(name)
         let result = cblockio_create_in(descriptor, name, mode)
         guard result >= 0 else { throw BlockError("Couldn't make \(path(of: name))", errno: -result) }
         return result
@@ -115,6 +125,7 @@ package final class Directory: Sendable {
 
     /// Removes a name; it is no error when it is gone already.
     package func remove(_ name: String) throws(BlockError) {
+        try check(name)
         let result = cblockio_remove_in(descriptor, name)
         guard result == 0 || result == -ENOENT else {
             throw BlockError("Couldn't remove \(path(of: name))", errno: -result)
@@ -124,6 +135,8 @@ package final class Directory: Sendable {
     /// Gives what is called `old` the name `new`. What has that name is replaced, or is left alone and the error is
     /// `.alreadyExists`.
     package func rename(_ old: String, to new: String, replacing: Bool) throws(BlockError) {
+        try check(old)
+        try check(new)
         let result =
             replacing
             ? cblockio_rename_in(descriptor, old, new)

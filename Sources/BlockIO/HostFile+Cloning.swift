@@ -53,8 +53,11 @@ extension HostFile {
             throw refusal(source, name, why: BlockError.describe(errno: -first))
         default: throw failure(range, source, name, first)
         }
-        // The file system does that, too, but holds up whoever writes to the source. What it meets is its to tell.
-        _ = cblockio_sync_file_range(opened, range.offset, range.length, cblockio_range_write_and_wait)
+        // The file system does that, too, but holds up whoever writes to the source. An error is told once: the file system would
+        // share what is on the disk instead of what the cache has.
+        let written = cblockio_sync_file_range(
+            opened, range.offset, range.length, cblockio_range_write_and_wait)
+        guard written == 0 else { throw failure(range, source, name, written) }
         var rest = range
         while !rest.isEmpty {
             // A piece takes the file system some milliseconds at most; in between writers have their turn.

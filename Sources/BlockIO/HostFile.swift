@@ -120,6 +120,16 @@ package final class HostFile: BlockDevice {
         _ = cblockio_close(descriptor)
     }
 
+    /// What its path is now, without links.
+    package func truePath() async throws(BlockError) -> String {
+        let (descriptor, name) = (descriptor, name)
+        return try await engine.blocking { () -> Result<String, BlockError> in
+            do throws(BlockError) { return .success(try Directory.path(of: descriptor, name: name)) } catch {
+                return .failure(error)
+            }
+        }.get()
+    }
+
     /// Closes the descriptor, which ends its locks. Flushes nothing.
     package func close() async throws(BlockError) {
         guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }

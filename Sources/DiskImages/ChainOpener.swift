@@ -128,12 +128,18 @@ struct ChainOpener {
             layer: ImageLayer(
                 path: path, format: format ?? .raw, identity: file.identity, aliases: file.aliases,
                 virtualSize: file.size, clusterSize: 0))
-        if links.contains(where: { $0.file.identity == file.identity }) {
-            links.append(link)
+        let isLoop = links.contains { $0.file.identity == file.identity }
+        links.append(link)
+        guard !isLoop else {
             throw BlockError(
                 .corrupt, "Couldn't open \(path): the chain of backing files comes back to this file")
         }
-        links.append(link)
+        // Its name was allowed; what is open may be what somebody has put there since.
+        let opened = try await file.truePath()
+        guard opened == path else {
+            throw BlockError(
+                .denied, "Couldn't open \(path): meanwhile that had become \(opened) (try again)")
+        }
         if format == nil { link.layer.format = try await ImageFiles.probe(file) }
         if link.layer.format == .qcow2 {
             let header = try await ImageFiles.readHeader(file)
@@ -178,13 +184,13 @@ struct ChainOpener {
     }
 
     private func resolveBacking(_ name: String, of overlay: String) async throws(BlockError) -> String {
-        if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/") {
+        if let colon = name.firstIndex(of: ":"), !name[..<colon].hasSlash {
             throw BlockError(
                 .unsupported,
                 "Couldn't open \"\(name)\", the backing file of \(overlay): only plain files are supported")
         }
-        let directory = overlay.lastIndex(of: "/").map { overlay[...$0] } ?? "./"
-        return try await resolve(name.hasPrefix("/") ? name : directory + name)
+        let directory = overlay.splitAtLastSlash?.directory ?? "."
+        return try await resolve(name.isAbsolutePath ? name : "\(directory)/\(name)")
     }
 
     /// Errors of a backing file say whose it is.

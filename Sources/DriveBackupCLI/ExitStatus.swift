@@ -26,6 +26,8 @@ enum ExitStatus: Int32, Sendable {
     init(_ status: RPCStatus) {
         switch status.code {
         case .ok: self = .done
+        // Somebody cancelled the job before it had started.
+        case .aborted where status.reason == "JOB_CANCELLED": self = .cancelled
         case .invalidArgument: self = .usage
         case .unavailable: self = .unreachable
         case .permissionDenied, .unauthenticated: self = .denied

@@ -137,6 +137,8 @@ struct GroupWatch {
                 "interrupted before the backups were started; '\(session.prefix) job list' tells whether they are"
         }
         let names = running.joined(separator: ", ")
-        return "\(names) \(running.count == 1 ? "goes" : "go") on; '\(session.prefix) job list' shows them"
+        let (verb, job) = (running.count == 1 ? "goes" : "go", "\(session.prefix) job")
+        return "\(names) \(verb) on; '\(job) list' shows them, '\(job) watch ID' follows one, "
+            + "'\(job) cancel ID' ends one"
     }
 }

@@ -74,7 +74,7 @@ struct RestoreCommand: ToolCommand {
     func request(in surroundings: Surroundings) throws(CommandFailure) -> RestoreRequest {
         var request = RestoreRequest()
         request.target = try surroundings.absolute(target)
-        if destination.contains("/") {
+        if destination.utf8.contains(UInt8(ascii: "/")) {
             request.file = try surroundings.absolute(destination)
         } else {
             request.drive = destination

@@ -47,11 +47,11 @@ struct Surroundings: Sendable {
     /// `path` as seen from the root. Links and `..` stay as they are: only the agent may say where they lead.
     func absolute(_ path: String) throws(CommandFailure) -> String {
         guard !path.isEmpty else { throw .usage("a path is empty") }
-        guard !path.hasPrefix("/") else { return path }
+        guard path.utf8.first != UInt8(ascii: "/") else { return path }
         if let scheme = path.firstRange(of: "://"), !path[..<scheme.lowerBound].contains("/") {
             throw .usage("'\(path)' is no path; only files on the agent's host can be named yet")
         }
-        guard let currentDirectory, currentDirectory.hasPrefix("/") else {
+        guard let currentDirectory, currentDirectory.utf8.first == UInt8(ascii: "/") else {
             throw CommandFailure(
                 .failed,
                 "couldn't make \(path) absolute: the current directory cannot be told; give the whole path")

@@ -8,8 +8,9 @@ struct VerifyCommand: ToolCommand {
         abstract: "Read a backup back and report damage.",
         discussion: """
             Compares what TARGET holds with its manifest, TARGET.manifest.json, and prints a line for each place that is \
-            damaged or cannot be read. Exits with 0 when all is as it was written, 1 when it is not. What the backup lies on \
-            (--sync top and none) is not read. Ctrl-C leaves the job running (exit status 130).
+            damaged or cannot be read. Exits with 0 when all is as it was written, 1 when it is not, 3 when it is, but lacks \
+            what could not be read or written when it was made. What the backup lies on (--sync top and none) is not read. \
+            Ctrl-C leaves the job running (exit status 130).
 
             Examples:
               drive-backup verify /backup/vm1.qcow2

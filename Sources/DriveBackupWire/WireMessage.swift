@@ -93,6 +93,7 @@ public struct WireLimits: Sendable {
 
     /// For what a client sends: what is not understood must not be acted on.
     public static let request = WireLimits()
-    /// For what an agent answers: a newer one may know more values than this client, which shows their numbers.
-    public static let response = WireLimits(refusesUnknownEnumValues: false)
+    /// For what an agent answers: a newer one may know more values than this client, which shows their numbers; and a page of
+    /// jobs, each with all the ranges that it lacks, has many fields.
+    public static let response = WireLimits(maximumFields: 1 << 19, refusesUnknownEnumValues: false)
 }

@@ -105,7 +105,8 @@ struct DriveBackupAgent: AsyncParsableCommand {
     @Option(
         help: ArgumentHelp(
             """
-            A program that is run for each job that completes, without a shell, with the job as JSON on its standard             input; it has 30 seconds.
+            A program that is run for each job that completes, without a shell, with the job as JSON on its standard input; it \
+            has 30 seconds.
             """, valueName: "executable"))
     var onCompleted: String?
 

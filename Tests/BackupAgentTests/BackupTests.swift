@@ -73,6 +73,12 @@ struct BackupTests {
         _ = try await test.backup(
             BackupRequest(drive: "vm1", target: qcow2, sync: .full, format: "qcow2"))
         try await qemuImg(["compare", "-f", "raw", source, qcow2])
+        // Nothing of the drive's end is in this one.
+        let layer = directory.file("n.qcow2")
+        try await test.start(BackupRequest(drive: "vm1", target: layer, sync: .none, format: "qcow2"))
+        _ = try await test.client.jobs.cancel("vm1")
+        #expect(try await test.end(of: "vm1").completed != nil)
+        try await qemuImg(["compare", "-f", "raw", source, layer])
         await test.stop()
     }
 

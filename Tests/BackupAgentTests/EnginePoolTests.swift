@@ -20,6 +20,9 @@ struct EnginePoolTests {
         #expect(drives.allSatisfy { !$0.isShared })
         #expect(try ring() === drives[0])
         #expect(drives.map(\.isShared) == [true, false])
+        let reading = try pool.readingEngine()
+        #expect(drives.allSatisfy { $0 !== reading as? RingEngine }, "a hanging backup holds a guest up")
+        #expect(try reading === pool.readingEngine())
         await pool.shutDown()
     }
 }

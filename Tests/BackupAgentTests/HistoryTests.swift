@@ -227,10 +227,18 @@ struct HistoryTests {
         spec.requestKey = "key"
         life.writer.add(
             keys.remember([spec], jobs: [JobNumber(value: 3)], now: WallClock.now()).map { .key($0) })
+        // One that still runs, and one whose end nobody will see.
+        let (running, lost) = (JobNumber(value: 1001), JobNumber(value: 1002))
+        let stored = StoredJob(
+            number: running.value, spec: spec, access: .everything, group: "", target: "/t", format: .raw,
+            sync: .full, drive: StoredJob.DriveFile(path: "/d", device: 1, inode: 1, size: 1), pointInTime: 1,
+            createdAt: 1, speedBytesPerSecond: 0, restarts: 0, phase: .running)
+        try await life.store.keep([stored])
+        for job in [running, lost] { life.log.append([.pending], job: job, id: "vm1") }
         for number in 1...300 { life.runJob(UInt64(number)) }
         while try await life.storedJobs != [3] + Array(281...300) { await Task.yield() }
         let numbers = try await life.store.events(after: 0, through: .max, of: nil, limit: .max).count
-        #expect(numbers == 21 * 5, "the events of forgotten jobs are there")
+        #expect(numbers == 21 * 5 + 2, "the events of forgotten jobs are there")
         // Later, when the key is forgotten and all is old.
         let now = WallClock.now() + 1
         #expect(try await !life.store.forget(before: 0, beyond: 20, keyTime: now, limit: 100))
@@ -239,6 +247,9 @@ struct HistoryTests {
         #expect(try await life.storedJobs == Array(296...300))
         #expect(try await !life.store.forget(before: now, beyond: 20, keyTime: now, limit: 15))
         #expect(try await life.storedJobs.isEmpty)
+        #expect(try await life.storedEvents.count == 1, "what runs has not kept its events, and nothing else")
+        try await life.store.keep([], forgetting: [running])
+        #expect(try await !life.store.forget(before: now, beyond: 20, keyTime: now, limit: 15))
         #expect(try await life.storedEvents.isEmpty)
         #expect(await life.writer.finish(within: .seconds(600)))
         life.store.close()

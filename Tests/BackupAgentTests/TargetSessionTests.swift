@@ -1,6 +1,7 @@
 import BackupJobs
 import BlockIO
 import DiskImages
+import Foundation
 import Glibc
 import TestKit
 import Testing
@@ -102,6 +103,32 @@ struct TargetSessionTests {
         #expect(await slow.value == nil)
         await until { disk.calls.last?.operation == .close }
         #expect(await read(session)?.code == .cancelled)
+    }
+
+    @Test("a target that has its name already is complete; one whose name is another's leaves nothing there")
+    func names() async throws {
+        let opener = try TargetHome.thisProcess.opener()
+        for (number, isOwn) in [(1, true), (2, false)] {
+            let session = try await opener.open(spec("t", number, size: 4096, format: .raw))
+            try await session.putManifest(Array(Manifest.mark.utf8), isFinal: true)
+            try await session.prepare()
+            let (path, partial) = (directory.file("t"), directory.file("t.partial"))
+            if isOwn {
+                // As a kill between the two steps leaves it where names are given by linking.
+                #expect(link(partial, path) == 0)
+                try await session.publish()
+                #expect(access(partial, F_OK) != 0 && access(path + ".manifest.json", F_OK) == 0)
+                #expect(await session.giveUp(keep: false) == true)
+                #expect(unlink(path) == 0 && unlink(path + ".manifest.json") == 0)
+            } else {
+                #expect(FileManager.default.createFile(atPath: path, contents: Data("other".utf8)))
+                await #expect(throws: BlockError.self) { try await session.publish() }
+                _ = await session.giveUp(keep: true)
+                #expect(try String(contentsOfFile: path, encoding: .utf8) == "other")
+                #expect(access(path + ".manifest.json", F_OK) != 0, "it stands beside another's file")
+                #expect(access(partial, F_OK) == 0)
+            }
+        }
     }
 
     @Test(

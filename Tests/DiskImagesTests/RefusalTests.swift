@@ -148,6 +148,39 @@ struct RefusalTests {
         try await expectRefusal(path, nil, .corrupt, "comes back")
     }
 
+    @Test("what is not any more what was allowed when it is opened is refused")
+    func replaced() async throws {
+        let directory = try TemporaryDirectory()
+        let (base, other) = (directory.file("base.raw"), directory.file("other.raw"))
+        for path in [base, other] { try write([UInt8](repeating: 0, count: 65536), to: path) }
+        let path = directory.file("a.qcow2")
+        try await create(path, backing: base, format: "raw")
+        let gate = ImageGate { (allowed: String) throws(BlockError) in
+            guard unlink(allowed) == 0, symlink(other, allowed) == 0 else {
+                throw BlockError("Couldn't replace \(allowed)", errno: errno)
+            }
+        }
+        try await expectRefusal(path, nil, .denied, "become \(other)", gate: gate)
+    }
+
+    @Test("paths are bytes: a mark behind a slash does not hide it")
+    func slashes() throws {
+        let path = "/a/b\u{600}/\u{301}c"
+        #expect(path.isAbsolutePath && path.splitAtLastSlash?.name == "\u{301}c")
+        #expect(path.splitAtLastSlash?.directory == "/a/b\u{600}" && "/\u{301}c".isAbsolutePath)
+        for (path, below) in [("/a", "/a"), ("/a/b", "/a"), ("/a/\u{301}b", "/a"), ("/b", "/")] {
+            #expect(path.isAtOrBelow(below))
+        }
+        for (path, below) in [("/ab", "/a"), ("/", "/a"), ("/e\u{301}/b", "/\u{e9}")] {
+            #expect(!path.isAtOrBelow(below))
+        }
+        let directory = try TemporaryDirectory()
+        let place = try Directory(directory.path)
+        for name in ["", "a/b", "b\u{600}/c", "/\u{301}c"] {
+            #expect(throws: BlockError.self) { try place.create(name, mode: 0o600) }
+        }
+    }
+
     @Test("a backing file without recorded format is taken when it is a qcow2 image beyond doubt")
     func unrecordedQcow2() async throws {
         let directory = try TemporaryDirectory()

@@ -20,6 +20,12 @@ struct ExitStatusTests {
         }
     }
 
+    @Test("a job that was cancelled before it had started was cancelled")
+    func cancelledAtStart() {
+        #expect(ExitStatus(RPCStatus(.aborted, "x", reason: "JOB_CANCELLED")).rawValue == 4)
+        #expect(ExitStatus(RPCStatus(.aborted, "x", reason: "IO_ERROR")).rawValue == 1)
+    }
+
     @Test("each result of a job has its exit status, an unknown one is a failure")
     func results() {
         #expect(ExitStatus(JobResult.completed).rawValue == 0)

@@ -2,7 +2,7 @@
 
 import shutil
 
-from faults import mounted, with_protected
+from faults import mounted, with_bad_sectors, with_protected
 from harness import kind
 from images import KiB, MiB, create, qemu_io, raw, same
 
@@ -37,6 +37,18 @@ def test_what_a_backup_lacks_is_told_by_verify_and_zero_after_a_restore(start_ag
             assert restored.code == 3, restored
             assert any("zeroes" in warning for warning in warnings(restored.objects)), restored
             assert file.read_bytes() == bytes(expected)
+        manifest = target.with_name(f"{target.name}.manifest.json").read_bytes()
+    # Since then more of it has gone bad: both lack.
+    with with_bad_sectors(tmp_path / "later", store, (3 * MiB + 124 * KiB, 8 * KiB), (6 * MiB, 4 * KiB)) as target:
+        target.with_name(f"{target.name}.manifest.json").write_bytes(manifest)
+        restored = agent.run("restore", target, targets / "s.raw", "--on-source-error", "ignore")
+        assert restored.code == 3, restored
+        completed = restored.objects[-1]["completed"]
+        assert completed["missing_bytes"] == 72 * KiB and completed["missing"] == [
+            {"offset": 3 * MiB + 64 * KiB, "length": 68 * KiB}, {"offset": 6 * MiB, "length": 4 * KiB}], completed
+        expected[3 * MiB + 128 * KiB:3 * MiB + 132 * KiB] = bytes(4 * KiB)
+        expected[6 * MiB:6 * MiB + 4 * KiB] = bytes(4 * KiB)
+        assert (targets / "s.raw").read_bytes() == bytes(expected)
 
 
 def test_a_layer_is_restored_on_the_backup_it_was_made_on_and_on_no_other(start_agent, images, targets):

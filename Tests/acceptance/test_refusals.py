@@ -259,13 +259,17 @@ def fenced(start_agent, tmp_path):
 
 def test_targets_outside_the_allowed_directories(fenced):
     inside, outside = fenced.inside, fenced.outside
+    # A slash is a slash, whatever character the mark behind it, or before it, makes of it.
+    (inside / "A\u0600").symlink_to(outside)
     with untouched(inside, outside, fenced.evil):
         for name in (
+            f"{inside}/A\u0600/t", f"{inside}/A\u0600/o.raw", f"{inside}/out/\u0301t",
             outside / "t", fenced.evil / "t", f"{inside}/../outside/t", inside / "out" / "t", inside / "up" / "t",
             inside / "up" / "outside" / "t", "/tmp/t-of-drive-backup", inside.parent / "t",
         ):
             fenced.refused("start", "vm1", name, code=77)
             fenced.refused("start", "vm1", name, "--overwrite", code=77)
+            fenced.refused("export", "add", "vm1", f"unix:{name}", code=77)
         for name in (outside / "o.raw", inside / "o.raw", inside / "out" / "o.raw"):
             fenced.refused("start", "vm1", name, "--mode", "existing", "--format", "raw", code=77)
             fenced.refused("start", "vm1", name, "--overwrite", code=(1, 77))

@@ -252,6 +252,19 @@ def test_a_job_whose_target_still_hangs_after_a_restart_can_be_cancelled(start_a
     agent.backup("vm1", freezing.path / "t", "--job-id", "j3")
 
 
+def test_a_job_whose_target_does_not_answer_outlives_a_stop_in_order(agent, targets):
+    agent.slow_job("vm1", targets / "t", "--format", "raw", speed="1")
+    process = target_processes(agent)["vm1"]
+    # Its requests end with it, after the job was suspended.
+    os.kill(process, signal.SIGSTOP)
+    agent.ok("job", "set-speed", "vm1", "0")
+    agent.ok("job", "show", "vm1")
+    agent.restart()
+    go_on_to_the_end(agent)
+    same(agent.disk, "raw", targets / "t", "raw")
+    agent.ok("verify", targets / "t")
+
+
 def test_a_stopped_process_of_a_killed_agent_is_waited_for(agent, targets):
     agent.slow_job("vm1", targets / "t", "--format", "raw", speed="1")
     process = target_processes(agent)["vm1"]

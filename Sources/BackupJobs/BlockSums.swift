@@ -103,6 +103,8 @@ package final class BlockSums: Sendable {
 
     fileprivate func read(_ range: ByteRange, into slots: IOSlice) async throws(BlockError) {
         try await file.read(range, into: slots)
+        // What the disk has lost reads as digests of zeroes.
+        if let lost = file.writebackFailure() { throw lost }
     }
 
     fileprivate func extents(from offset: UInt64) async throws(BlockError) -> [Extent] {

@@ -128,7 +128,7 @@ extension CopyLoop {
         for run in saved {
             let range = point.bytes(ofBlocks: run)
             do throws(BlockError) {
-                try await point.staging.read(range, into: part(run, of: piece, slice))
+                try await point.readSaved(range, into: part(run, of: piece, slice))
             } catch {
                 return .failed(IOFailure(.staging, .read, range, error))
             }

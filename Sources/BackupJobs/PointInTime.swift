@@ -223,6 +223,15 @@ final class PointInTime: Sendable {
         if !isNeeded { noteDone(clusters) }
     }
 
+    /// Reads what was saved. What the disk has lost of it since reads as zeroes, without an error, and that is told once: the point
+    /// in time is lost then, whoever reads.
+    func readSaved(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try await staging.read(range, into: buffer)
+        guard let lost = staging.lostData() else { return }
+        lose(lost, .write, range)
+        throw lost
+    }
+
     // MARK: The end
 
     /// The point in time is lost: recorded before anything that was not saved goes on.

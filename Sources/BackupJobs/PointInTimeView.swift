@@ -137,7 +137,7 @@ final class PointInTimeView: BlockDevice {
             let slice = buffer[Int(range.offset - piece.offset)..<Int(range.end - piece.offset)]
             do throws(BlockError) {
                 switch place {
-                case .staging: try await point.staging.read(range, into: slice)
+                case .staging: try await point.readSaved(range, into: slice)
                 case .target: try await target.read(range, into: slice)
                 case .base: try await readBase(range, into: slice)
                 case .drive: break

@@ -48,6 +48,7 @@ package final class Staging: Sendable {
         var logStart: UInt64?
         /// Space that is promised to saves on their way, in bytes.
         var promised: UInt64 = 0
+        var lost: BlockError?
         /// The file system had no more to give when it was looked at last.
         var isFull = false
     }
@@ -310,6 +311,12 @@ package final class Staging: Sendable {
             }
         }
         try await read(others, of: range, into: buffer)
+    }
+
+    /// The disk has lost some of what was saved.
+    func lostData() -> BlockError? {
+        if state.value.lost == nil { state.value.lost = file.writebackFailure() }
+        return state.value.lost
     }
 
     /// What the page cache has, and then the rest, many at a time, as it waits for the disk.

@@ -63,6 +63,10 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// Makes all writes that completed before this call durable: data and the metadata that finds it.
     func flush() async throws(BlockError)
 
+    /// An error in writing back what earlier writes have left with a cache: some of it may read as anything since. Told once, and
+    /// without waiting for anything; nil when none is known of by now.
+    func writebackFailure() -> BlockError?
+
     /// Describes the start of `range` (not empty): at least one extent, the first begins at `range.offset`, each
     /// next where the previous ended, none is empty, and none reaches beyond `range`. Fewer bytes than asked for may be
     /// described: ask again from where the answer ends. An error in finding out is an error; "unknown" is data.
@@ -147,6 +151,8 @@ extension BlockDevice {
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }
 
     package func zeroesQuickly(mayUnmap: Bool) -> Bool { false }
+
+    package func writebackFailure() -> BlockError? { nil }
 
     /// Throws `BlockError.invalid` unless `range` lies within the device.
     package func check(_ range: ByteRange, to verb: String) throws(BlockError) {

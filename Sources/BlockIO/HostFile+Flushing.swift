@@ -79,6 +79,15 @@ extension HostFile {
         try await synchronize(range, cblockio_range_write_and_wait, "Couldn't write back \(range) of \(name)")
     }
 
+    /// To wait for nothing, behind the file's end, tells what all of it has met (sync_file_range(2)).
+    package func writebackFailure() -> BlockError? {
+        let result = cblockio_sync_file_range(descriptor, size, 4096, cblockio_range_wait)
+        switch result {
+        case 0, -EINTR, -ENOSYS, -EOPNOTSUPP, -EINVAL, -ESPIPE: return nil
+        default: return lose("Couldn't write back what was written to \(name)", Int(result))
+        }
+    }
+
     private func synchronize(_ range: ByteRange, _ flags: UInt32, _ what: String) async throws(BlockError) {
         if let lost = state.value.lostData { throw laterFailure(lost) }
         // A length of 0 would mean "to the end" to the kernel.

@@ -235,6 +235,7 @@ const int cblockio_keep_size = FALLOC_FL_KEEP_SIZE;
 const unsigned cblockio_range_start_write = SYNC_FILE_RANGE_WRITE;
 const unsigned cblockio_range_write_and_wait =
     SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+const unsigned cblockio_range_wait = SYNC_FILE_RANGE_WAIT_BEFORE;
 
 static struct flock one_byte(short type, uint64_t byte) {
     // l_pid stays 0, as open file description locks demand.

@@ -22,6 +22,7 @@ extension DiskAbove {
         try await below.writeZeroes(range, mayUnmap: mayUnmap)
     }
     package func discard(_ range: ByteRange) async throws(BlockError) { try await below.discard(range) }
+    package func writebackFailure() -> BlockError? { below.writebackFailure() }
     package func flush() async throws(BlockError) { try await below.flush() }
     package func extents(in range: ByteRange) async throws(BlockError) -> [Extent] {
         try await below.extents(in: range)

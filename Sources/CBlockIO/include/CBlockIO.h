@@ -79,6 +79,7 @@ extern const int cblockio_punch_hole;
 extern const int cblockio_keep_size;
 extern const unsigned cblockio_range_start_write;
 extern const unsigned cblockio_range_write_and_wait;
+extern const unsigned cblockio_range_wait;
 
 // Locks that belong to an open file description (fcntl(2), "Open file description locks").
 

@@ -4,14 +4,14 @@ struct ClusterRuns: Sendable {
 
     var isEmpty: Bool { runs.isEmpty }
 
-    /// Adds clusters that are not in it.
-    mutating func insert(_ clusters: Range<UInt64>) {
-        guard !clusters.isEmpty else { return }
+    /// Adds clusters that are not in it; false, and nothing is added, when one of them is.
+    @discardableResult
+    mutating func insert(_ clusters: Range<UInt64>) -> Bool {
+        guard !clusters.isEmpty else { return true }
         let index = firstIndex(atOrAfter: clusters.lowerBound)
-        precondition(
-            (index == runs.count || runs[index].lowerBound >= clusters.upperBound)
-                && (index == 0 || runs[index - 1].upperBound <= clusters.lowerBound),
-            "a cluster is added once")
+        guard index == runs.count || runs[index].lowerBound >= clusters.upperBound,
+            index == 0 || runs[index - 1].upperBound <= clusters.lowerBound
+        else { return false }
         let joinsBefore = index > 0 && runs[index - 1].upperBound == clusters.lowerBound
         let joinsAfter = index < runs.count && runs[index].lowerBound == clusters.upperBound
         switch (joinsBefore, joinsAfter) {
@@ -22,6 +22,7 @@ struct ClusterRuns: Sendable {
         case (false, true): runs[index] = clusters.lowerBound..<runs[index].upperBound
         case (false, false): runs.insert(clusters, at: index)
         }
+        return true
     }
 
     /// The parts of a range of clusters that are not in it.

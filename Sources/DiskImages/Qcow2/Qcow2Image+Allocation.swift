@@ -194,11 +194,7 @@ extension Qcow2Image {
             let isFree = try await refcount(of: cluster) == 0
             dropUnsearched(upTo: cluster + 1)
             guard isFree else { continue }
-            guard !isOwnTable(cluster) else {
-                throw corrupt(
-                    "the cluster at offset \(cluster * clusterSize), a part of its tables, has a refcount of 0"
-                )
-            }
+            try checkNoTable(cluster)
             found += 1
             if let last = runs.last, last.clusters.upperBound == cluster {
                 runs[runs.count - 1].clusters = last.clusters.lowerBound..<cluster + 1
@@ -222,6 +218,13 @@ extension Qcow2Image {
         return cluster == 0 || range.overlaps(header.l1Range) || range.overlaps(isolated.value.refcountTable)
     }
 
+    private func checkNoTable(_ cluster: UInt64) throws(BlockError) {
+        guard !isOwnTable(cluster) else {
+            throw corrupt(
+                "the cluster at offset \(cluster * clusterSize), a part of its tables, has a refcount of 0")
+        }
+    }
+
     /// From behind everything else. Under the lock.
     private func refillFromEnd() async throws(BlockError) {
         let first = try await nextFreeCluster()
@@ -231,6 +234,7 @@ extension Qcow2Image {
         guard end > first else { throw fullDevice() }
         var run = first..<first
         while run.upperBound < end, try await refcount(of: run.upperBound) == 0 {
+            try checkNoTable(run.upperBound)
             run = first..<run.upperBound + 1
         }
         let isUnused = !file.isBlockDevice && run.lowerBound * clusterSize >= file.size

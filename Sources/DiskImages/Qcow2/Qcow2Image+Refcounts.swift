@@ -95,14 +95,42 @@ extension Qcow2Image {
     /// The first cluster behind the last one with a refcount, for devices, which have no end of their own.
     func firstUnusedCluster() async throws(BlockError) -> UInt64 {
         let perBlock = header.refcountsPerBlock
-        for region in (0..<header.refcountTableEntries).reversed() {
-            guard try await refcountBlock(region) != nil else { continue }
-            for cluster in (region * perBlock..<(region + 1) * perBlock).reversed()
-            where try await refcount(of: cluster) != 0 {
-                return cluster + 1
+        // What is counted behind the device's end is not there.
+        let end = file.size / clusterSize
+        for region in (0..<min(header.refcountTableEntries, end.dividedRoundingUp(by: perBlock))).reversed() {
+            // Of a large device that has little this is a long way.
+            if region % 4096 == 4095 { _ = await file.engine.letOthersIn() }
+            guard let block = try await refcountBlock(region) else { continue }
+            let first = region * perBlock
+            var rest = first..<min(first + perBlock, end)
+            while !rest.isEmpty {
+                let last = try await lastUsed(in: rest, block)
+                if last.isUsed { return last.cluster + 1 }
+                rest = first..<last.cluster
+                _ = await file.engine.letOthersIn()
             }
         }
         throw corrupt("its refcounts say that no cluster is in use")
+    }
+
+    /// The last cluster with a refcount among those of `clusters`, not empty, that are counted in the page of the last one; or the first
+    /// of them, when none is. `block` counts all of them.
+    private func lastUsed(
+        in clusters: Range<UInt64>, _ block: UInt64
+    ) async throws(BlockError) -> (cluster: UInt64, isUsed: Bool) {
+        var cluster = clusters.upperBound - 1
+        let byte = RefcountPlace(cluster, header).byte
+        let page = try await page(containing: block + UInt64(byte), .refcountBlock)
+        defer { page.unpin() }
+        let start = Int(page.offset - block)
+        while true {
+            let place = RefcountPlace(cluster, header)
+            guard place.load(page.bytes, at: place.byte - start) == 0 else { return (cluster, true) }
+            guard cluster > clusters.lowerBound, RefcountPlace(cluster - 1, header).byte >= start else {
+                return (cluster, false)
+            }
+            cluster -= 1
+        }
     }
 
     /// Moves the refcount table to a larger place behind everything else, with blocks for that place.

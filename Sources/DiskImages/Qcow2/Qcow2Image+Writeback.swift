@@ -308,15 +308,27 @@ extension Qcow2Image {
                 continue
             }
             do throws(BlockError) {
+                // The last cluster of something compressed may be one of them.
+                if let table = run.clusters.first(where: isOwnTable) {
+                    throw corrupt("a part of its tables, at offset \(table * clusterSize), was used for data")
+                }
                 for clusters in try await dropReferences(run.clusters) {
                     if options.isDrive { await punch(clusters) }
-                    isolated.value.allocator.free.insert(clusters)
+                    try noteFree(clusters)
                 }
             } catch {
                 // What this run had left is leaked; the rest can wait.
                 isolated.value.allocator.unmapped += runs[(index + 1)...]
                 throw error
             }
+        }
+    }
+
+    /// An image in which a guest can write to the counters has the same clusters come free again.
+    private func noteFree(_ clusters: Range<UInt64>) throws(BlockError) {
+        guard isolated.value.allocator.free.insert(clusters) else {
+            throw corrupt(
+                "clusters from offset \(clusters.lowerBound * clusterSize) on were in use while free")
         }
     }
 
@@ -346,9 +358,7 @@ extension Qcow2Image {
         isolated.value.allocator.setReserve([])
         do throws(BlockError) {
             for run in reserve {
-                for clusters in try await dropReferences(run.clusters) {
-                    isolated.value.allocator.free.insert(clusters)
-                }
+                for clusters in try await dropReferences(run.clusters) { try noteFree(clusters) }
             }
             try await settleFreed()
             let unused = isolated.value.allocator.free.runs

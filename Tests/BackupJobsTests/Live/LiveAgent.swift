@@ -85,7 +85,9 @@ final class LiveAgent: Sendable {
             options: history.options, record: record,
             staging: Staging(
                 on: history.log.map { log in
-                    LiveStaging(staged, log: log.content, isFaulty: history.stagingFullAt != nil)
+                    LiveStaging(
+                        staged, log: log.content, isFaulty: history.stagingFullAt != nil,
+                        isLosing: history.losesStaged)
                 } ?? staged, limit: history.stagingLimit),
             sums: history.sums.map {
                 BlockSums(

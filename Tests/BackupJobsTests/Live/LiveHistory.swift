@@ -108,6 +108,8 @@ final class LiveHistory: Sendable {
     let losesWriteBack: Bool
     /// The number of the write to staging for which the file system has no space.
     let stagingFullAt: Int?
+    /// What was written to staging, where that has a log, can be lost later: that is told once.
+    let losesStaged: Bool
     /// What of the target cannot be written.
     let targetFault: LiveTarget.Content.Fault?
     /// The failing write is one that cannot be tried again.
@@ -163,6 +165,7 @@ final class LiveHistory: Sendable {
         thinkTime = .microseconds(chance.pick([2000, 6000, 15_000, 40_000]))
         losesWriteBack = chance.oneIn(10)
         stagingFullAt = chance.oneIn(10) ? 1 + chance.below(6) : nil
+        losesStaged = chance.oneIn(10)
         failsForGood = chance.oneIn(4)
         badCount = chance.pick([1, 1, 9, 40])
         // Fewer than anybody tries.
@@ -360,7 +363,7 @@ final class LiveHistory: Sendable {
                 let hadFailed = failingWrite != nil || targetFault != nil
                 let wasLetGo = state.wasKilled > 0 && (hadFailed || cancelTime != nil)
                 if stagingLimit == nil, stagingFullAt == nil, !mayBeLate, !state.hadBad, !state.isFlushing,
-                    !wasLetGo
+                    !wasLetGo, !losesStaged
                 {
                     complain("failed: \(failure)")
                 }

@@ -8,6 +8,8 @@ internal import TestKit
 /// What the part of a staging file behind that of the drive holds: bytes of anything. It outlives the agents that use it.
 final class LogContent: Sendable {
     let bytes: Mutex<[UInt8]>
+    /// The disk has lost something, and nobody was told.
+    let isLossUntold = Atomic(false)
 
     init(_ shape: StagingLog.Shape) { bytes = Mutex([UInt8](repeating: 0, count: Int(shape.fileLength))) }
 }
@@ -18,14 +20,24 @@ final class LiveStaging: DiskAbove {
     private let log: LogContent
     /// Writes to the log fail, sometimes.
     private let isFaulty: Bool
+    /// The disk loses what was written, sometimes.
+    private let isLosing: Bool
 
     var below: any BlockDevice { blocks }
     var size: UInt64 { blocks.size + log.bytes.withLock { UInt64($0.count) } }
 
-    init(_ blocks: LiveDisk, log: LogContent, isFaulty: Bool) {
+    init(_ blocks: LiveDisk, log: LogContent, isFaulty: Bool, isLosing: Bool = false) {
         self.blocks = blocks
         self.log = log
         self.isFaulty = isFaulty
+        self.isLosing = isLosing
+    }
+
+    func writebackFailure() -> BlockError? {
+        guard log.isLossUntold.exchange(false, ordering: .relaxed) else { return nil }
+        var error = BlockError("Couldn't write back what was written to \(name)", errno: EIO)
+        error.code = .dataLost
+        return error
     }
 
     private func isInLog(_ range: ByteRange) -> Bool {
@@ -45,9 +57,16 @@ final class LiveStaging: DiskAbove {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        guard isInLog(range) else { return try await blocks.read(range, into: buffer) }
-        await delay()
-        log.bytes.withLock { buffer.bytes.copyBytes(from: $0[positions(range)]) }
+        if isInLog(range) {
+            await delay()
+            log.bytes.withLock { buffer.bytes.copyBytes(from: $0[positions(range)]) }
+        } else {
+            try await blocks.read(range, into: buffer)
+        }
+        guard isLosing, blocks.sim.random({ $0.oneIn(4) }) else { return }
+        Trace.note("staging: \(range) lost")
+        buffer.bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        log.isLossUntold.store(true, ordering: .relaxed)
     }
 
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {

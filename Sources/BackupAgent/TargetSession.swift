@@ -160,7 +160,17 @@ final class TargetSession: JobTarget {
     private func writeBack(_ written: ByteRange) async throws(BlockError) {
         let (start, due) = window.withState { $0.add(written) }
         for range in start { try await file.startWriteback(range) }
-        for range in due { try await file.waitForWriteback(range) }
+        for range in due {
+            // Whoever waits in the kernel is told of an error when that comes, also after a kill, and nobody is afterwards. So it
+            // is asked for when there is nothing to wait for.
+            while !file.isWrittenBack(range) {
+                guard !state.withLock({ $0.isGivenUp }) else { throw givenUp() }
+                try await file.startWriteback(range)
+                // Nobody cancels it; if anybody did, the kernel would wait below.
+                guard (try? await Task.sleep(for: .milliseconds(2))) != nil else { break }
+            }
+            try await file.waitForWriteback(range)
+        }
     }
 
     // MARK: The end

@@ -79,6 +79,12 @@ extension HostFile {
         try await synchronize(range, cblockio_range_write_and_wait, "Couldn't write back \(range) of \(name)")
     }
 
+    /// Whether the data of `range` that was written before has reached the disk, as far as the system tells (Linux 6.5). Unlike
+    /// `waitForWriteback` it leaves an error for whoever asks later, in another process maybe.
+    package func isWrittenBack(_ range: ByteRange) -> Bool {
+        range.isEmpty || cblockio_unwritten_pages(descriptor, range.offset, range.length) <= 0
+    }
+
     /// To wait for nothing, behind the file's end, tells what all of it has met (sync_file_range(2)).
     package func writebackFailure() -> BlockError? {
         let result = cblockio_sync_file_range(descriptor, size, 4096, cblockio_range_wait)

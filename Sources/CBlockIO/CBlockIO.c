@@ -232,6 +232,15 @@ int64_t cblockio_extents_end(int descriptor, uint64_t offset, uint64_t length, u
 const int cblockio_zero_range = FALLOC_FL_ZERO_RANGE;
 const int cblockio_punch_hole = FALLOC_FL_PUNCH_HOLE;
 const int cblockio_keep_size = FALLOC_FL_KEEP_SIZE;
+int64_t cblockio_unwritten_pages(int descriptor, uint64_t offset, uint64_t length) {
+    // The kernel's interface; glibc has no names for it yet.
+    const long cachestat_number = 451;
+    struct { uint64_t offset, length; } range = {offset, length};
+    struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages;
+    if (syscall(cachestat_number, descriptor, &range, &pages, 0) != 0) return -errno;
+    return (int64_t)(pages.dirty + pages.writeback);
+}
+
 const unsigned cblockio_range_start_write = SYNC_FILE_RANGE_WRITE;
 const unsigned cblockio_range_write_and_wait =
     SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;

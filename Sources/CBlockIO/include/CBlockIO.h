@@ -74,6 +74,9 @@ int cblockio_clone_range(int descriptor, int source, uint64_t offset, uint64_t l
 /// or a negated errno.
 int64_t cblockio_extents_end(int descriptor, uint64_t offset, uint64_t length, uint32_t count);
 
+/// How many pages of a part of a file are still to be written to the disk, or on their way there (cachestat(2)); or a negated errno.
+int64_t cblockio_unwritten_pages(int descriptor, uint64_t offset, uint64_t length);
+
 extern const int cblockio_zero_range;
 extern const int cblockio_punch_hole;
 extern const int cblockio_keep_size;

@@ -257,13 +257,14 @@ final class PointInTime: Sendable {
         drive.detach(self)
     }
 
-    /// The next agent goes on from the record. False while the copy runs, or a request of the guest or a save is in flight.
+    /// The next agent goes on from the record. False while the copy runs, or a request of the guest or a save is in flight. Nobody
+    /// watches any more in any case: what sleeps must not wake up when the engine has ended.
     func suspend() -> Bool {
+        state.value.watchdog?.cancel()
         guard !state.value.isOver, !control.isRunning, state.value.saves.isEmpty, drive.forget(self) else {
             return false
         }
         state.value.isOver = true
-        state.value.watchdog?.cancel()
         return true
     }
 

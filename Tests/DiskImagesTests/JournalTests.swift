@@ -191,6 +191,19 @@ struct JournalTests {
         try expectEqual(try await open(killed).contents, now, "once more")
     }
 
+    @Test("a journal whose image was removed does not stand in the way of another one with its inode number")
+    func reusedNumber() async throws {
+        let killed = try await kill()
+        try change(killed) { $0[56] ^= 1 }
+        var image = try bytes(of: killed.path)
+        image[88] = 0
+        try write(image, to: killed.path)
+        let opened = try await open(killed)
+        try expectEqual(opened.contents, killed.before, "the image alone")
+        #expect(try #require(opened.note).contains("removed"))
+        #expect(!FileManager.default.fileExists(atPath: killed.journal))
+    }
+
     @Test("the bit in the header that vouches for a journal is there before it and goes with it")
     func headerBit() async throws {
         let killed = try await kill()
@@ -243,7 +256,8 @@ struct JournalTests {
             l1Offset: 65536)
         let file = try MappingJournal.create(in: directory.path, for: identity, bootID: "boot", records: 8)
         func reopened() throws -> MappingJournal {
-            guard case .journal(let journal) = try MappingJournal.examine(file, for: identity, bootID: "boot")
+            let found = try MappingJournal.examine(file, for: identity, bootID: "boot", isMarked: true)
+            guard case .journal(let journal) = found
             else { throw TestKitError("no journal") }
             return journal
         }
@@ -279,7 +293,8 @@ struct JournalTests {
             file: FileIdentity(fileOn: 1, inode: 2), birthTime: 3, size: 1 << 30, clusterBits: 16,
             l1Offset: 65536)
         let file = try MappingJournal.create(in: directory.path, for: identity, bootID: "boot", records: 8)
-        guard case .journal(let journal) = try MappingJournal.examine(file, for: identity, bootID: "boot")
+        let found = try MappingJournal.examine(file, for: identity, bootID: "boot", isMarked: true)
+        guard case .journal(let journal) = found
         else {
             throw TestKitError("no journal")
         }

@@ -50,7 +50,7 @@ struct MappingJournal {
 
     private enum Place {
         static let magic = 0, device = 8, inode = 16, size = 24, clusterBits = 32, l1Offset = 40,
-            capacity = 48
+            capacity = 48, birthTime = 56
         static let bootID = 64, ready = 120, tail = 128, reserve = 136, reserveSlots = 4096, records = 12288
     }
     private static let magic: UInt64 = 0x314c_4e4a_5132_4244
@@ -92,9 +92,10 @@ struct MappingJournal {
         case worthless(String)
     }
 
-    /// Looks at an existing journal; throws `.corrupt` for one that should count and cannot be used.
+    /// Looks at an existing journal; throws `.corrupt` for one that should count and cannot be used. `isMarked`: the image says, or may
+    /// mean, that there is one.
     static func examine(
-        _ file: MappedFile, for identity: Identity, bootID: String
+        _ file: MappedFile, for identity: Identity, bootID: String, isMarked: Bool
     ) throws(BlockError) -> Found {
         let bytes = file.bytes
         func word(_ place: Int) -> UInt64 { bytes.load(fromByteOffset: place, as: UInt64.self) }
@@ -110,6 +111,10 @@ struct MappingJournal {
         guard word(Place.magic) == magic, capacity > 0,
             UInt64(file.length - Place.records) / UInt64(recordSize) >= capacity
         else { throw unusable(file, "is damaged") }
+        // A copy of its image would have the mark in the header.
+        guard isMarked || word(Place.birthTime) == identity.birthTime else {
+            return .worthless("its image was removed, and this one, made later, has the same inode number")
+        }
         for (place, value) in identity.words where word(place) != value {
             throw unusable(file, "was written for another image, or this one was changed since")
         }

@@ -66,6 +66,7 @@ extension Qcow2Image {
         in directory: String
     ) async throws(BlockError) -> (journal: MappingJournal?, why: Worthless)? {
         let identity = await journalIdentity()
+        let isMarked = isolated.value.autoclear & journalBit == journalBit
         return try await engine.blockingResult {
             () throws(BlockError) -> (journal: MappingJournal?, why: Worthless)? in
             let file: MappedFile
@@ -76,7 +77,10 @@ extension Qcow2Image {
                 throw error
             }
             let bootID = try HostBoot.identifier()
-            return switch try MappingJournal.examine(file, for: identity, bootID: bootID) {
+            return
+                switch try MappingJournal.examine(
+                    file, for: identity, bootID: bootID, isMarked: isMarked)
+            {
             case .journal(let journal): (journal, (file, ""))
             case .worthless(let why): (nil, (file, why))
             }
@@ -108,7 +112,9 @@ extension Qcow2Image {
             let bootID = try HostBoot.identifier()
             let file = try MappingJournal.create(
                 in: directory, for: identity, bootID: bootID, records: records)
-            guard case .journal(let journal) = try MappingJournal.examine(file, for: identity, bootID: bootID)
+            guard
+                case .journal(let journal) = try MappingJournal.examine(
+                    file, for: identity, bootID: bootID, isMarked: true)
             else { preconditionFailure("a journal that was just made is one") }
             return journal
         }

@@ -64,6 +64,8 @@ struct PieceWriter: Sendable {
             if failed.isEmpty { return nil }
         }
         for (range, error) in failed {
+            // Zeroes where it takes those: what stood there before, or shines through, is not the drive's. If not, it is told as well.
+            if bytes != nil { _ = await attempt(range, of: run, nil) }
             leaveOut(IOFailure(.target, bytes == nil ? .writeZeroes : .write, range, error))
         }
         return nil

@@ -73,7 +73,7 @@ struct BackupOpening: Sendable {
         }
         do throws(AgentError) {
             // What was opened, whatever became of the name in between.
-            for layer in image.layers { try access.check(layer.path) }
+            for layer in image.layers { try access.check(layer.openedPath) }
             try await checkDrive(image.layers.map(\.path))
             try Self.check(image.device.size, manifest, file, place)
         } catch {

@@ -357,7 +357,7 @@ package actor DriveRegistry {
         if let note = image.recoveryNote { logger.notice("The drive \(option.id): \(note)") }
         do throws(AgentError) {
             // What was opened, whatever became of the name in between.
-            if let top = image.layers.first { try access.check(top.path) }
+            if let top = image.layers.first { try access.check(top.openedPath) }
             let files = image.layers.enumerated().map { depth, layer in
                 FileClaims.DriveFile(
                     path: layer.path, identities: [layer.identity] + layer.aliases,

@@ -30,13 +30,13 @@ extension JobManager {
 
     /// Gives everything back that the jobs have so far: the guests go first, whatever else hangs.
     private func undo(_ numbers: [JobNumber]) async {
+        // First of all: no agent after this one is to take up what was refused.
         let isKept = numbers.contains { records[$0]?.known != nil }
-        await each(numbers) { await self.letGo($0) }
-        await each(numbers) { _ = await self.records[$0]?.target?.giveUp(keep: false) }
-        // Should this agent be killed first, the next one finds a point in time that was let go, and fails the job.
         do throws(AgentError) { if isKept { try await store?.keep([], forgetting: numbers) } } catch {
             logger.error("\(error.message)")
         }
+        await each(numbers) { await self.letGo($0) }
+        await each(numbers) { _ = await self.records[$0]?.target?.giveUp(keep: false) }
         await each(numbers) { await self.filesRemoved($0) }
     }
 

@@ -74,20 +74,22 @@ extension JobManager {
         // Read first: what ends meanwhile is in memory.
         var (kept, last): ([(number: JobNumber, body: [UInt8])], UInt64) = ([], sequence)
         repeat {
-            kept = try await history?.store.jobs(after: last, limit: limit) ?? []
+            let before = last
+            kept = try await history?.store.jobs(after: before, limit: limit) ?? []
             for (number, body) in kept {
                 if response.jobs.count == Self.page.jobs || bytes > Self.page.bytes {
                     response.more = true
                     return response
                 }
                 let job: DriveBackupWire.Job = try Self.decoded(body)
-                numbers.insert(number)
-                last = job.lastSequence
+                last = max(last, job.lastSequence)
                 // One that has not been dismissed is told at the end.
                 guard records[number] == nil else { continue }
+                numbers.insert(number)
                 bytes += body.count
                 response.jobs.append(job)
             }
+            guard last > before else { break }
         } while kept.count == limit
         // Those that the history does not have yet, or could not be given.
         for (number, info) in endedInMemory

@@ -198,8 +198,11 @@ extension StateStore {
             }
             // Events of jobs whose end nobody has seen; those that run keep theirs, however old.
             let old = try Row.fetchAll(
-                database, sql: "SELECT sequence, time FROM event ORDER BY sequence LIMIT ?",
-                arguments: [limit * 8])
+                database,
+                sql: """
+                    SELECT sequence, time FROM event WHERE job NOT IN (SELECT number FROM runningJob)
+                    ORDER BY sequence LIMIT ?
+                    """, arguments: [limit * 8])
             let orphans: [Int64] = old.prefix { $0["time"] < time }.map { $0["sequence"] }
             if let last = orphans.last {
                 try database.execute(

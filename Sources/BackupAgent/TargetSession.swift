@@ -160,17 +160,25 @@ final class TargetSession: JobTarget {
     private func writeBack(_ written: ByteRange) async throws(BlockError) {
         let (start, due) = window.withState { $0.add(written) }
         for range in start { try await file.startWriteback(range) }
-        for range in due {
-            // Whoever waits in the kernel is told of an error when that comes, also after a kill, and nobody is afterwards. So it
-            // is asked for when there is nothing to wait for.
-            while !file.isWrittenBack(range) {
-                guard !state.withLock({ $0.isGivenUp }) else { throw givenUp() }
-                try await file.startWriteback(range)
-                // Nobody cancels it; if anybody did, the kernel would wait below.
-                guard (try? await Task.sleep(for: .milliseconds(2))) != nil else { break }
+        for range in due { try await waitForWriteback(range) }
+    }
+
+    /// Whoever waits in the kernel is told of an error when that comes, also after a kill, and nobody is afterwards. So this looks at
+    /// the pages, and asks for an error when there is little to wait for: a table of an image in `range` is written again and again.
+    private func waitForWriteback(_ range: ByteRange) async throws(BlockError) {
+        var rounds = 0
+        while true {
+            guard let unwritten = file.unwrittenPages(range) else {
+                return try await file.waitForWriteback(range)
             }
-            try await file.waitForWriteback(range)
+            if unwritten == 0 || rounds >= 10 && unwritten <= 16 { break }
+            rounds += 1
+            guard !state.withLock({ $0.isGivenUp }) else { throw givenUp() }
+            try await file.startWriteback(range)
+            // Only who is cancelled, and nobody waits for any more, is not allowed to sleep.
+            guard (try? await Task.sleep(for: .milliseconds(2))) != nil else { break }
         }
+        if let lost = file.writebackFailure() { throw lost }
     }
 
     // MARK: The end

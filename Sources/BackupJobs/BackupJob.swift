@@ -218,7 +218,7 @@ package final class BackupJob: Sendable {
     package func ended() async { await drive.engine.run { await point.ended() } }
 
     /// Lets the drive be closed in the midst of the job, which goes on in the next agent: when no run is under way and nobody
-    /// uses the drive any more. Old content stays where it is. False, and nothing has changed, when somebody still does.
+    /// uses the drive any more. Old content stays where it is. False, and nothing but the clock of late saves has stopped, when somebody still does.
     package func suspend() async -> Bool { await drive.engine.run { point.suspend() } }
 
     /// Both in a row.

@@ -79,15 +79,18 @@ extension HostFile {
         try await synchronize(range, cblockio_range_write_and_wait, "Couldn't write back \(range) of \(name)")
     }
 
-    /// Whether the data of `range` that was written before has reached the disk, as far as the system tells (Linux 6.5). Unlike
-    /// `waitForWriteback` it leaves an error for whoever asks later, in another process maybe.
-    package func isWrittenBack(_ range: ByteRange) -> Bool {
-        range.isEmpty || cblockio_unwritten_pages(descriptor, range.offset, range.length) <= 0
+    /// How many pages of `range` have not reached the disk; nil where the system does not tell (before Linux 6.5), or write-back cannot be
+    /// started. Unlike `waitForWriteback` it leaves an error for whoever asks later, in another process maybe.
+    package func unwrittenPages(_ range: ByteRange) -> Int? {
+        guard state.value.canSynchronizeRange, !range.isEmpty else { return nil }
+        let pages = cblockio_unwritten_pages(descriptor, range.offset, range.length)
+        return pages < 0 ? nil : Int(pages)
     }
 
-    /// To wait for nothing, behind the file's end, tells what all of it has met (sync_file_range(2)).
+    /// To wait for nothing, behind the file's last page, tells what all of it has met (sync_file_range(2)).
     package func writebackFailure() -> BlockError? {
-        let result = cblockio_sync_file_range(descriptor, size, 4096, cblockio_range_wait)
+        let behind = size.roundedUp(toMultipleOf: 65536)
+        let result = cblockio_sync_file_range(descriptor, behind, 65536, cblockio_range_wait)
         switch result {
         case 0, -EINTR, -ENOSYS, -EOPNOTSUPP, -EINVAL, -ESPIPE: return nil
         default: return lose("Couldn't write back what was written to \(name)", Int(result))

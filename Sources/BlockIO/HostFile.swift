@@ -120,14 +120,11 @@ package final class HostFile: BlockDevice {
         _ = cblockio_close(descriptor)
     }
 
-    /// What its path is now, without links.
-    package func truePath() async throws(BlockError) -> String {
+    /// What its path is now, without links; nil where the system does not tell (no `/proc`).
+    package func truePath() async -> String? {
         let (descriptor, name) = (descriptor, name)
-        return try await engine.blocking { () -> Result<String, BlockError> in
-            do throws(BlockError) { return .success(try Directory.path(of: descriptor, name: name)) } catch {
-                return .failure(error)
-            }
-        }.get()
+        // As above.
+        return await engine.blocking { try? Directory.path(of: descriptor, name: name) }
     }
 
     /// Closes the descriptor, which ends its locks. Flushes nothing.

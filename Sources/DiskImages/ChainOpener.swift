@@ -73,7 +73,10 @@ struct ChainOpener {
             current = try await Self.naming(current.layer.path) { () async throws(BlockError) -> Link in
                 let backing = try await resolveBacking(name, of: current.layer.path)
                 try gate.check(backing)
-                return try await addBacking(backing, of: current.layer)
+                let link = try await addBacking(backing, of: current.layer)
+                // Its name was allowed; what is open may be what somebody has put there since.
+                try gate.check(link.layer.openedPath)
+                return link
             }
         }
         let devices = makeDevices(readOnly: readOnly, wasProbed: wasProbed)
@@ -126,19 +129,14 @@ struct ChainOpener {
         var link = Link(
             file: file,
             layer: ImageLayer(
-                path: path, format: format ?? .raw, identity: file.identity, aliases: file.aliases,
+                path: path, openedPath: await file.truePath() ?? path, format: format ?? .raw,
+                identity: file.identity, aliases: file.aliases,
                 virtualSize: file.size, clusterSize: 0))
         let isLoop = links.contains { $0.file.identity == file.identity }
         links.append(link)
         guard !isLoop else {
             throw BlockError(
                 .corrupt, "Couldn't open \(path): the chain of backing files comes back to this file")
-        }
-        // Its name was allowed; what is open may be what somebody has put there since.
-        let opened = try await file.truePath()
-        guard opened == path else {
-            throw BlockError(
-                .denied, "Couldn't open \(path): meanwhile that had become \(opened) (try again)")
         }
         if format == nil { link.layer.format = try await ImageFiles.probe(file) }
         if link.layer.format == .qcow2 {

@@ -4,6 +4,8 @@ package import BlockIO
 package struct ImageLayer: Sendable {
     /// Absolute, with all links resolved.
     package var path: String
+    /// The same of what was opened, by its descriptor: another one if somebody has replaced it in between.
+    package var openedPath: String
     package var format: ImageFormat
     package var identity: FileIdentity
     /// Other files through which the same bytes are reached: what a loop device lies on.

@@ -155,12 +155,13 @@ struct RefusalTests {
         for path in [base, other] { try write([UInt8](repeating: 0, count: 65536), to: path) }
         let path = directory.file("a.qcow2")
         try await create(path, backing: base, format: "raw")
-        let gate = ImageGate { (allowed: String) throws(BlockError) in
-            guard unlink(allowed) == 0, symlink(other, allowed) == 0 else {
-                throw BlockError("Couldn't replace \(allowed)", errno: errno)
+        let gate = ImageGate { (asked: String) throws(BlockError) in
+            guard asked == base else { throw BlockError(.denied, "Couldn't use \(asked)") }
+            guard unlink(base) == 0, symlink(other, base) == 0 else {
+                throw BlockError("Couldn't replace \(base)", errno: errno)
             }
         }
-        try await expectRefusal(path, nil, .denied, "become \(other)", gate: gate)
+        try await expectRefusal(path, nil, .denied, "Couldn't use \(other)", gate: gate)
     }
 
     @Test("paths are bytes: a mark behind a slash does not hide it")

@@ -75,8 +75,8 @@ class FreezingFileSystem:
 
     needs = "root and loop devices are needed"
 
-    def __init__(self, directory, size=96 << 20):
-        self.size = size
+    def __init__(self, directory, size=96 << 20, options=()):
+        self.size, self.options = size, options
         self.path = directory / "freezing"
         self.image = directory / "freezing.img"
         self.is_frozen = self.is_mounted = False
@@ -86,7 +86,7 @@ class FreezingFileSystem:
         self.path.mkdir()
         with open(self.image, "wb") as file:
             file.truncate(self.size)
-        for command in (["mkfs.ext4", "-q", "-F", str(self.image)],
+        for command in (["mkfs.ext4", "-q", "-F", *self.options, str(self.image)],
                         ["mount", "-o", "loop", str(self.image), str(self.path)]):
             if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
                 return False

@@ -4,14 +4,17 @@ Staging is on a file system of its own: a job's file there is made immutable, so
 is frozen, so that they hang.
 """
 
+import os
 import resource
 import subprocess
+from pathlib import Path
 
 import pytest
-from harness import kind
+from harness import Agent, kind
 from images import KiB, MiB, create, qemu_io, raw, run
 from target_processes import FreezingFileSystem, hangs, mounted, target_processes, until
 from test_cases import Guest, content, finish, uri
+from test_errors import small_file_system
 
 SIZE = 64 * MiB
 PLACE = 60 * MiB
@@ -190,3 +193,25 @@ def test_while_the_target_hangs_the_guest_reads_and_writes_everywhere(start_agen
         agent.terminate()
     finally:
         freezing.close()
+
+
+def test_what_the_disk_below_staging_has_lost_fails_the_job(images, targets, tmp_path):
+    """The file system has taken what was saved, its disk does not: it is gone when memory is, and reads as zeroes."""
+    caches = Path("/proc/sys/vm/drop_caches")
+    if not os.access(caches, os.W_OK):
+        pytest.skip("to drop what the page cache has takes root")
+    disk = raw(images / "d.raw", 128 * MiB, [(0, 128 * MiB)])
+    with small_file_system(tmp_path / "small", 64 * MiB) as small, \
+            mounted(FreezingFileSystem(small, 3 << 30, ["-O", "^has_journal"])) as staging, \
+            Agent([("vm1", disk)], arguments=["--staging", f"{staging.path}/staging"]) as agent:
+        agent.slow_job("vm1", targets / "t", "--format", "raw", speed="1")
+        Guest(agent, "vm1").does(*(f"write -P 0x55 {start}M 16M" for start in range(16, 128, 16)))
+        # It says that it fails.
+        subprocess.run(["sync", "-f", str(staging.path)], stderr=subprocess.DEVNULL)
+        caches.write_text("1\n")
+        agent.ok("job", "set-speed", "vm1", "0")
+        watch = agent.stream("job", "watch", "vm1")
+        assert watch.end() == 1, watch.events
+        error = next(event["failed"]["error"] for event in watch.events if kind(event) == "failed")
+        assert error["reason"] == "SNAPSHOT_BROKEN" and "write back" in error["message"], error
+        assert not (targets / "t").exists()

@@ -35,13 +35,12 @@ package final class TargetProcesses: TargetOpener {
 
     /// The program that is running, even when its file was replaced since it was started.
     package static let ownProgram = "/proc/self/exe"
-    /// How long a job's end waits for a killed process and for the removal of what it leaves, and a start for the removal of
-    /// what an earlier job has left.
-    private static let limits = (
-        ending: Duration.milliseconds(250), removing: Duration.seconds(1), starting: Duration.seconds(10)
-    )
+    /// How long a job's end waits for a killed process and for the removal of what it leaves.
+    private static let limits = (ending: Duration.milliseconds(250), removing: Duration.seconds(1))
     /// How long a target that is given up may take before its process is killed.
     let patience: Duration
+    /// How long a start waits for that, and for the removal of what an earlier job has left.
+    private var startPatience: Duration { max(patience, .seconds(10)) }
 
     /// What the buffers of all jobs lie in.
     let memory: SharedMemory
@@ -162,14 +161,14 @@ package final class TargetProcesses: TargetOpener {
     /// be removed there.
     private func makeWay(for spec: TargetSpec) async throws(AgentError) {
         while let leaving = leaving(spec.path) {
-            guard !leaving.isAbandoned, await leaving.isOver.wait(atMost: Self.limits.starting) != nil
+            guard !leaving.isAbandoned, await leaving.isOver.wait(atMost: startPatience) != nil
             else {
                 throw AgentError(
                     .targetBusy, "Couldn't use \(spec.path) as target: \(leaving.sentence)",
                     subject: spec.path)
             }
         }
-        guard let failure = await leftovers.settle(spec.path, within: Self.limits.starting) else { return }
+        guard let failure = await leftovers.settle(spec.path, within: startPatience) else { return }
         throw AgentError(
             .targetBusy,
             "Couldn't use \(spec.path) as target: what an earlier job has left there cannot be removed yet "
@@ -305,7 +304,7 @@ package final class TargetProcesses: TargetOpener {
                 claims.release(holder)
             }
             state.withLock { $0.leaving[connection.job] = nil }
-            if let file { _ = await leftovers.settle(file.path, within: Self.limits.starting) }
+            if let file { _ = await leftovers.settle(file.path, within: startPatience) }
             done.fulfil(())
         }
         if await connection.gone.wait(atMost: Self.limits.ending) != nil {

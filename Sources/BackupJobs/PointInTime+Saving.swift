@@ -314,6 +314,17 @@ extension PointInTime {
         for cluster in clusters where record.bits.done.isSet(cluster) { await punch(cluster..<cluster + 1) }
     }
 
+    // MARK: What was saved
+
+    /// Reads it. What the disk has lost of staging since reads as zeroes, without an error, and that is told once: the point in time is
+    /// lost then, whoever reads, unless all of it is copied.
+    func readSaved(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        try await staging.read(range, into: buffer)
+        guard let lost = staging.lostData() else { return }
+        if isAnythingProtected { lose(lost, .write, range) }
+        throw lost
+    }
+
     // MARK: Late saves
 
     /// Looks for saves that take too long and for space, until it is cancelled. It waits for nothing but the clock.

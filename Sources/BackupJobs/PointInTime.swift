@@ -151,6 +151,12 @@ final class PointInTime: Sendable {
         )
     }
 
+    /// Something of the drive is still to be saved when it is overwritten.
+    var isAnythingProtected: Bool {
+        let (part, isNeeded) = firstPart(of: drive.range)
+        return drive.size > 0 && (isNeeded || part.length < drive.size)
+    }
+
     private func endOfRun(_ clusters: Range<Int>, _ isNeeded: Bool) -> Int {
         let bits = record.bits
         var next = clusters.lowerBound + 1
@@ -223,15 +229,6 @@ final class PointInTime: Sendable {
         if !isNeeded { noteDone(clusters) }
     }
 
-    /// Reads what was saved. What the disk has lost of it since reads as zeroes, without an error, and that is told once: the point
-    /// in time is lost then, whoever reads.
-    func readSaved(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await staging.read(range, into: buffer)
-        guard let lost = staging.lostData() else { return }
-        lose(lost, .write, range)
-        throw lost
-    }
-
     // MARK: The end
 
     /// The point in time is lost: recorded before anything that was not saved goes on.
@@ -250,8 +247,7 @@ final class PointInTime: Sendable {
     /// is lost with this, and the record says so first.
     func letGo() {
         guard !state.value.isOver else { return }
-        let (part, isNeeded) = firstPart(of: drive.range)
-        if drive.size > 0, isNeeded || part.length < drive.size { record.setBroken() }
+        if isAnythingProtected { record.setBroken() }
         state.value.isOver = true
         wakeAll()
         drive.detach(self)

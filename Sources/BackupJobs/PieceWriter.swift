@@ -64,12 +64,6 @@ struct PieceWriter: Sendable {
             if failed.isEmpty { return nil }
         }
         for (range, error) in failed {
-            // Zeroes where it takes those: what stood there before, or shines through, is not the drive's. If not, it is told as well.
-            for part in bytes == nil ? [] : clusters(of: range) {
-                guard let error = await attempt(part, of: run, nil), policy.action(on: error) != .ignore
-                else { continue }
-                return failure(part, nil, error)
-            }
             leaveOut(IOFailure(.target, bytes == nil ? .writeZeroes : .write, range, error))
         }
         return nil

@@ -123,7 +123,7 @@ package final class HostFile: BlockDevice {
     /// What its path is now, without links; nil where the system does not tell (no `/proc`).
     package func truePath() async -> String? {
         let (descriptor, name) = (descriptor, name)
-        // As above.
+        // Whoever asks takes the name for it then: what went wrong changes nothing.
         return await engine.blocking { try? Directory.path(of: descriptor, name: name) }
     }
 

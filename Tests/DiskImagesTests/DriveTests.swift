@@ -290,28 +290,19 @@ struct DriveTests {
         try expectEqual(try await judge(path, in: directory), expected, "after it was enlarged")
     }
 
-    private static let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
-
     @Test(
         "a device that is full where the next refcount block would begin refuses what is new and keeps the rest",
-        .enabled(if: Self.canUseLoopDevices))
+        .enabled(if: canUseLoopDevices))
     func fullDevice() async throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("a.raw")
         // One refcount block counts 2048 clusters of 4 KiB.
         try write([UInt8](repeating: 0, count: 8 << 20), to: path)
-        let made = try await runProcess("losetup", ["--find", "--show", path])
-        try #require(made.status == 0, Comment(rawValue: made.error))
-        let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
-        let result: Result<Void, any Error>
-        do {
+        try await onLoopDevice(over: path) { device in
             try await qemuImg(["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", device, "16M"])
             try await fill(device, in: directory)
             try await checkClean(device)
-            result = .success(())
-        } catch { result = .failure(error) }
-        #expect(try await runProcess("losetup", ["--detach", device]).status == 0)
-        try result.get()
+        }
     }
 
     private func fill(_ device: String, in directory: TemporaryDirectory) async throws {

@@ -62,13 +62,7 @@ struct HostileWriteTests {
         try await qemuIO(
             path, ["write -P 1 0 200k"] + (7..<32).map { "write -P 2 \($0 * 32)k 1k" })
         let image = try bytes(of: path)
-        let header = try await onEngine { engine in
-            let file = try await openForWriting(path, on: engine)
-            let header = try await ImageFiles.readHeader(file)
-            try await file.close()
-            return header
-        }
-        return (image, header)
+        return (image, try await readHeader(of: path))
     }
 
     private func options(_ directory: TemporaryDirectory) -> Qcow2Options {
@@ -76,11 +70,9 @@ struct HostileWriteTests {
             role: .drive, journalDirectory: directory.path, reserveBytes: 16 << 10, metadataBytes: 8 << 10)
     }
 
-    private static let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
-
     @Test(
         "on a device counters of clusters behind its end are not searched, however many an image says there are",
-        .enabled(if: Self.canUseLoopDevices))
+        .enabled(if: canUseLoopDevices))
     func countersBehindTheEnd() async throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("a.raw")
@@ -101,11 +93,7 @@ struct HostileWriteTests {
         image[block..<block + 2] = [0xff, 0x01]
         image[56..<60] = [0, 0, 0, 4]
         try write(image, to: path)
-        let made = try await runProcess("losetup", ["--find", "--show", path])
-        try #require(made.status == 0, Comment(rawValue: made.error))
-        let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
-        let result: Result<Void, any Error>
-        do {
+        try await onLoopDevice(over: path) { device in
             try await onEngine { engine in
                 let image = try await openDrive(device, options: options(directory), on: engine)
                 let buffer = IOBuffer(count: 65536)
@@ -113,10 +101,7 @@ struct HostileWriteTests {
                 try await image.device.write(ByteRange(offset: 0, length: 65536), from: buffer.slice)
                 try await image.close()
             }
-            result = .success(())
-        } catch { result = .failure(error) }
-        #expect(try await runProcess("losetup", ["--detach", device]).status == 0)
-        try result.get()
+        }
     }
 
     @Test("a guest whose data lie in its image's tables gets errors, and the agent no trap and no hang")

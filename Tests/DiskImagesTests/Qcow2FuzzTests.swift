@@ -46,12 +46,7 @@ struct Qcow2FuzzTests {
             ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw, path], expecting: nil)
         try await qemuIO(path, ["write -P 1 100k 40k", "write -P 2 0 4k"])
         let image = try bytes(of: path)
-        let header = try await onEngine { engine in
-            let file = try await openForWriting(path, on: engine)
-            let header = try await ImageFiles.readHeader(file)
-            try await file.close()
-            return header
-        }
+        let header = try await readHeader(of: path)
         let l2 = Int(
             image[Int(header.l1Offset)..<Int(header.l1Offset) + 8].reduce(0) { $0 << 8 | UInt64($1) }
                 & 0xff_ffff_ffff)

@@ -1,6 +1,8 @@
 internal import BlockIO
 internal import Foundation
+internal import Glibc
 internal import TestKit
+internal import Testing
 
 @testable internal import DiskImages
 
@@ -124,4 +126,26 @@ func readWithUs(
         try await image.close()
         return found
     }
+}
+
+func readHeader(of path: String) async throws -> Qcow2Header {
+    try await onEngine { engine in
+        let file = try await openForWriting(path, on: engine)
+        let header = try await ImageFiles.readHeader(file)
+        try await file.close()
+        return header
+    }
+}
+
+let canUseLoopDevices = getuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0
+
+/// Calls `body` with a block device whose bytes are those of the file, and takes it away afterwards, whatever comes.
+func onLoopDevice(over path: String, _ body: (String) async throws -> Void) async throws {
+    let made = try await runProcess("losetup", ["--find", "--show", path])
+    try #require(made.status == 0, Comment(rawValue: made.error))
+    let device = made.output.trimmingCharacters(in: .whitespacesAndNewlines)
+    let result: Swift.Result<Void, any Error>
+    do { result = .success(try await body(device)) } catch { result = .failure(error) }
+    #expect(try await runProcess("losetup", ["--detach", device]).status == 0)
+    try result.get()
 }

@@ -66,6 +66,7 @@ peers     make                make
 peers     pkg-config          pkg-config
 peers     libgrpc++-dev       grpcpp/grpcpp.h
 peers     protobuf-compiler   protoc
+peers     libprotobuf-dev     google/protobuf/message.h
 peers     protobuf-compiler-grpc grpc_cpp_plugin
 demo      qemu-utils          qemu-img
 demo      e2fsprogs           mke2fs

@@ -38,7 +38,11 @@ def program(bench, name):
         done = subprocess.run(
             ["bash", "-c", "set -e; " + command], cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
-        return None if done.returncode == 0 else (done.stdout.strip().splitlines() or ["no word"])[-1]
+        if done.returncode == 0:
+            return None
+        lines = done.stdout.strip().splitlines() or ["no word"]
+        # What ends a build says that it has failed, and no more.
+        return next((line for line in lines if "error:" in line), lines[-1])
 
     failure = bench.share(f"tools/peers/{directory}", make)
     if failure:

@@ -68,6 +68,7 @@ class Host:
         self.drive = images.drive(bench, case.form, not case.sequential)
 
     def server(self):
+        images.keep_cached(self.bench, self.drive)
         drives = [("bench", self.drive, self.case.form)]
         if self.name == "us":
             return Agent(self.bench, self.directory, drives, exports=True)
@@ -146,6 +147,8 @@ class Host:
 
 def measure(row, bench):
     for case in cases(row, bench.options):
+        if bench.options.case not in str(case):
+            continue
         bench.say(f"{row}, {case}")
         with bench.directory(row) as directory:
             try:

@@ -1,4 +1,4 @@
-"""The images that are copied and served. Made once a run, and put into the page cache whenever a row asks for them."""
+"""The images that are copied and served. Made once a run, and in the page cache when a timing begins."""
 
 import os
 import random
@@ -25,24 +25,23 @@ def make_raw(path, size, seed=1, longest=12):
 
 
 def raw_source(bench):
+    """The files of a source, its top layer first; copies fill the page cache with them."""
     path = os.path.join(bench.work, "source.raw")
     bench.share("source.raw", lambda: make_raw(path, bench.options.size))
-    fill_cache(path)
-    return path
+    return [path]
 
 
 def qcow2_source(bench):
     path = os.path.join(bench.work, "source.qcow2")
-    raw = raw_source(bench)
+    [raw] = raw_source(bench)
     bench.share("source.qcow2", lambda: run("qemu-img", "convert", "-O", "qcow2", raw, path))
-    fill_cache(path)
-    return path
+    return [path]
 
 
 def chain_source(bench):
     """Three layers: of every 192 MiB the second and the third 64 have 32 MiB of another layer each."""
     path, middle = os.path.join(bench.work, "top.qcow2"), os.path.join(bench.work, "middle.qcow2")
-    raw, size = raw_source(bench), bench.options.size
+    [raw], size = raw_source(bench), bench.options.size
 
     def make():
         run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, middle)
@@ -55,8 +54,7 @@ def chain_source(bench):
                 run("qemu-io", "-f", "qcow2", *commands, layer)
 
     bench.share("chain", make)
-    fill_cache(middle, path)
-    return path
+    return [path, middle, raw]
 
 
 def drive_size(bench):
@@ -86,23 +84,21 @@ def drive(bench, form, small=True):
     if form == "qcow2":
         bench.share("drive.qcow2", lambda: run("qemu-img", "convert", "-O", "qcow2", raw, path))
     if bench.folios.get(path) != small:
-        refill_cache(path, small)
+        empty_cache(path)
         bench.folios[path] = small
+    keep_cached(bench, path)
     return path
 
 
-def refill_cache(path, small):
-    """Out of the page cache and back, in folios of one page or in large ones."""
+def keep_cached(bench, path):
+    """Brings back what the page cache has lost of a drive meanwhile: a system may give up what nobody has read for a minute."""
+    fill_cache(path, small=bench.folios[path])
+
+
+def empty_cache(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        size = os.fstat(descriptor).st_size
-        for position in range(0, size if small else 0, MiB):
-            # The kernel reads what it is told will be needed page by page.
-            os.posix_fadvise(descriptor, position, MiB, os.POSIX_FADV_WILLNEED)
-        buffer = bytearray(4 * MiB)
-        for position in range(0, size, len(buffer)):
-            os.preadv(descriptor, [buffer], position)
     finally:
         os.close(descriptor)

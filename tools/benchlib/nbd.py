@@ -112,13 +112,15 @@ def contestants(bench, row, cell, directory, path):
             servers[f"qemu-storage-daemon, {aio}"] = lambda aio=aio: storage_daemon(directory, path, cell, aio)
         if cell.form == "raw" and not cell.direct:
             servers["nbdkit file"] = lambda: nbdkit(directory, path)
-    return {name: lambda server=server: loaded(server, bench, row, cell) for name, server in servers.items()}
+    return {name: lambda server=server: loaded(server, bench, row, cell, path) for name, server in servers.items()}
 
 
-def loaded(server, bench, row, cell):
+def loaded(server, bench, row, cell, path):
     way = row.rsplit("-", 1)[1]
     work = [f"--rw=rand{way}", "--bs=4k"] if row.startswith("nbd-4k") else [f"--rw={way}", "--bs=1M"]
     size = images.drive_size(bench)
+    if not cell.direct:
+        images.keep_cached(bench, path)
     with server() as (pid, uri):
         os.sync()
         before = cpu_seconds(pid)
@@ -137,6 +139,8 @@ def measure(row, bench):
     for cell in cells(row, bench.options):
         way, small = row.rsplit("-", 1)[1], row.startswith("nbd-4k")
         goal = Goal.ratio_at_least(RATE_GOALS[cell.depth] if small else LARGE_GOALS[way])
+        if bench.options.case not in str(cell):
+            continue
         bench.say(f"{row}, {cell}")
         path = images.drive(bench, cell.form, small)
         with bench.directory(row) as directory:

@@ -50,7 +50,7 @@ package final class Agent: Sendable {
     private let engines: EnginePool
     private let drives: DriveRegistry
     private let exports: ExportRegistry
-    private let jobs: JobManager
+    let jobs: JobManager
     private let targets: TargetProcesses
     private let log: EventLog
     private let server: RPCServer

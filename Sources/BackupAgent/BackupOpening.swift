@@ -90,9 +90,10 @@ struct BackupOpening: Sendable {
                     + "is what was there"
             ]
         }
-        guard withChain, let below = image.layers.dropFirst().first else { return backup }
+        guard withChain else { return backup }
         do throws(AgentError) {
-            backup.remarks = [try await remark(on: below.path, under: manifest, of: file)]
+            backup.remarks += try await remarks(
+                on: image.layers.dropFirst().map(\.path), under: manifest, of: file)
         } catch {
             // As above.
             try? await image.close()
@@ -117,15 +118,36 @@ struct BackupOpening: Sendable {
         }
     }
 
-    /// What there is to say of the file that a backup lies on. Throws when it is known to be another than it was.
-    private func remark(
-        on path: String, under manifest: Manifest, of file: String
-    ) async throws(AgentError) -> String {
-        let rest = "What \(file) does not hold itself comes from \(path)"
-        if manifest.sync == .none { return "\(rest), as that is now: nothing vouches for it" }
-        guard let id = manifest.parent?.id else {
-            return "\(rest), which had no manifest: nothing vouches for it"
+    /// What there is to say of the files that a backup lies on, one on the other. Throws when one is known to be another than
+    /// it was.
+    private func remarks(
+        on layers: [String], under manifest: Manifest, of file: String
+    ) async throws(AgentError) -> [String] {
+        var (remarks, upper, name): ([String], Manifest, String) = ([], manifest, file)
+        for path in layers {
+            let rest = "What \(name) does not hold itself comes from \(path)"
+            if upper.sync == .none {
+                return remarks + ["\(rest), as that is now: nothing vouches for it"]
+            }
+            guard let id = upper.parent?.id else {
+                return remarks + ["\(rest), which had no manifest: nothing vouches for it"]
+            }
+            let found = try await parent(id, at: path, of: name)
+            remarks.append(
+                "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
+            )
+            (upper, name) = (found, path)
         }
+        if let parent = upper.parent {
+            remarks.append(
+                "\(name) lies on no other image, and its manifest says that it was made on \(parent.path): what it does not hold "
+                    + "itself is whatever stands there, and nothing vouches for it")
+        }
+        return remarks
+    }
+
+    /// The manifest of what lies below `file`, which was made on the backup `id`.
+    private func parent(_ id: String, at path: String, of file: String) async throws(AgentError) -> Manifest {
         let found: Manifest
         do throws(AgentError) { found = try await ManifestPlace(path: path).read(on: engine) } catch {
             throw AgentError(
@@ -139,8 +161,7 @@ struct BackupOpening: Sendable {
                 "Couldn't use \(file): it was made on the backup \(id), and \(path) is another one now, \(found.id) "
                     + "(put the right one there)", subject: path)
         }
-        return
-            "\(rest), which is not compared with its own manifest ('drive-backup verify \(path)' does that)"
+        return found
     }
 
     /// Throws when one of a backup's files, the backup first, is what it is to be written to.

@@ -28,6 +28,8 @@ package final class EventLog: Sendable {
         var isClosed = false
         var waiters: [UInt64: Waiter] = [:]
         var nextWaiter: UInt64 = 0
+        /// Jobs that have no more events, though there is none that says so; the last ones.
+        var over: [JobNumber] = []
 
         /// Events wait to be kept.
         var isPending: Bool { (kept.last?.sequence ?? 0) > stored }
@@ -41,6 +43,9 @@ package final class EventLog: Sendable {
 
     /// How many numbers are set aside at a time, so that a restart cannot give one out again.
     static let reservation: UInt64 = 1 << 20
+
+    /// How many of those are remembered.
+    private static let mostOver = 256
 
     private let state: Mutex<State>
     private let bound: Int
@@ -234,7 +239,10 @@ package final class EventLog: Sendable {
         await withTaskCancellationHandler {
             await withCheckedContinuation { continuation in
                 let mustWait = state.withLock { state in
-                    if Task.isCancelled || state.isClosed || hasEvent(after: sequence, of: job, state) {
+                    let isOver = job.map(state.over.contains) ?? false
+                    if Task.isCancelled || state.isClosed || isOver
+                        || hasEvent(after: sequence, of: job, state)
+                    {
                         return false
                     }
                     state.waiters[number] = Waiter(job: job, sequence: sequence, continuation: continuation)
@@ -261,6 +269,9 @@ package final class EventLog: Sendable {
     /// Wakes who waits for events of `job` although there is none: it will have no more.
     package func wake(_ job: JobNumber) {
         let woken = state.withLock { state in
+            // Who is about to wait need not, either.
+            state.over.append(job)
+            if state.over.count > Self.mostOver { state.over.removeFirst(Self.mostOver / 2) }
             let woken = state.waiters.filter { $0.value.job == job }
             for number in woken.keys { state.waiters[number] = nil }
             return woken

@@ -64,18 +64,19 @@ package struct ExportAddress: Sendable, Hashable, CustomStringConvertible {
         return ExportAddress(.tcp(host: host, port: Int(port)))
     }
 
-    /// The numeric address of a host name that means this machine only: NBD without TLS is for nobody else.
+    /// The numeric address of a host that is this machine only: NBD without TLS is for nobody else. No name is looked up, which
+    /// can take long, and all changes of exports wait for each other.
     private func loopback(_ host: String) throws(AgentError) -> String {
         var hints = addrinfo()
         hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-        hints.ai_flags = AI_ADDRCONFIG
+        hints.ai_flags = AI_NUMERICHOST
         var found: UnsafeMutablePointer<addrinfo>?
-        let result = getaddrinfo(host, nil, &hints, &found)
+        let result = getaddrinfo(host == "localhost" ? "127.0.0.1" : host, nil, &hints, &found)
         guard result == 0, let first = found else {
-            let why = gai_strerror(result).map { String(cString: $0) } ?? "error \(result)"
             throw AgentError(
-                .listenFailed, "Couldn't listen on \(self): the host is not known: \(why)", subject: "address"
-            )
+                .listenFailed,
+                "Couldn't listen on \(self): the host is no numeric address, and not localhost (tcp://127.0.0.1:PORT or "
+                    + "tcp://[::1]:PORT are)", subject: "address")
         }
         defer { freeaddrinfo(first) }
         var text = [CChar](repeating: 0, count: Int(NI_MAXHOST))

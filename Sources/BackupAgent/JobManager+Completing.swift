@@ -20,13 +20,14 @@ extension JobManager {
 
     /// Looks what follows from a job's state for those that complete together with it.
     func groupChanged(_ number: JobNumber) {
-        guard records[number]?.spec.isGrouped == true, !isStopping else { return }
+        guard records[number]?.spec.isGrouped == true else { return }
         let numbers = companions(of: number)
         let members = numbers.compactMap { records[$0] }
         guard !members.contains(where: { $0.isDecided || $0.started == nil }) else { return }
         if members.contains(where: { $0.machine.failure != nil || $0.machine.state == .aborting }) {
+            // Also while the agent stops: the next one does not know any more what has ended.
             for member in numbers { report(.groupFailed, member) }
-        } else if members.allSatisfy({ $0.machine.state == .waiting }) {
+        } else if !isStopping, members.allSatisfy({ $0.machine.state == .waiting }) {
             for member in numbers { report(.groupCopied, member) }
             let waits = members.contains { $0.spec.waitsForFinalize }
             if !waits { setOffCompletion(number) }

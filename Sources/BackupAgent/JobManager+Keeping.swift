@@ -35,10 +35,14 @@ extension JobManager {
         while !saving.changed.isEmpty {
             let numbers = saving.changed.sorted()
             saving.changed = []
-            var (kept, forgotten): ([StoredJob], [JobNumber]) = ([], [])
+            var (kept, gone, over): ([StoredJob], [JobNumber], [JobNumber]) = ([], [], [])
             for number in numbers {
                 guard let record = records[number], record.machine.phase != nil else {
-                    forgotten.append(number)
+                    if history != nil, ended[number] != nil {
+                        over.append(number)
+                    } else {
+                        gone.append(number)
+                    }
                     continue
                 }
                 // Before that it is the start that keeps it.
@@ -46,7 +50,8 @@ extension JobManager {
             }
             // Over a power cut a job is known by its start, and completes by its decision; how far it was in between says
             // nothing then, and whoever waits for a decision is not to wait for that.
-            do throws(AgentError) { try await store?.keepRelaxed(kept, forgetting: forgotten) } catch {
+            do throws(AgentError) { try await store?.keepRelaxed(kept, forgetting: gone, ended: over) } catch
+            {
                 // The job goes on; what the next agent would know of it is a little old.
                 logger.error("\(error.message)")
             }

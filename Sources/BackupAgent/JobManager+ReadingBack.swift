@@ -154,7 +154,9 @@ extension JobManager {
             return JobFailure(error: AgentError(error, of: .staging, subject: files.stagingDirectory))
         }
         // What was left out as asked for is told, and no damage of what is there.
-        let isSalvage = record.spec.work != .verify && record.spec.onSourceError == .ignore
+        let isSalvage =
+            record.spec.work != .verify
+            && (record.spec.onSourceError == .ignore || record.spec.onTargetError == .ignore)
         guard isSalvage ? !damage.damaged.isEmpty : !damage.isNone else { return nil }
         let name = job.drive.name
         let side: JobIOError.Side = record.spec.work == .verify ? .target : .source

@@ -92,6 +92,8 @@ extension JobManager {
     /// A retried start finds them.
     private func remember(_ jobs: [StoredJob]) {
         for (_, group) in Dictionary(grouping: jobs, by: \.spec.requestKey) {
+            // Of a group some may have ended: the history has the whole request then.
+            guard !keys.know(group.map(\.spec)) else { continue }
             let numbers = group.map { JobNumber(value: $0.number) }
             keys.remember(group.map(\.spec), jobs: numbers, now: group[0].createdAt)
         }

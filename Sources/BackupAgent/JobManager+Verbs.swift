@@ -44,13 +44,15 @@ extension JobManager {
             throw AgentError(
                 .fieldInvalid, "The speed \(speed) is negative (0 is unlimited)", subject: "speed")
         }
+        let number = live(id)?.number
         let info = try await perform(.setSpeed, on: id)
-        guard let record = live(id) else { return info }
+        // Another job may have the id by now.
+        guard let number, let record = records[number] else { return info }
         record.control.setSpeed(speed)
-        records[record.number]?.info.speedBytesPerSecond = speed
-        save(record.number)
+        records[number]?.info.speedBytesPerSecond = speed
+        save(number)
         await saved(atMost: Self.patience)
-        return try get(id)
+        return records[number].map(current) ?? ended[number]?.info ?? info
     }
 
     /// Gives a job that was asked to pause a moment for what is in flight, so that the answer is usually

@@ -50,6 +50,9 @@ struct RequestKeys: Sendable {
         return entry.jobs
     }
 
+    /// Whether the key of `specs` is known, whatever for.
+    func know(_ specs: [BackupSpec]) -> Bool { entries[Self.key(of: specs)] != nil }
+
     /// Returns what has to be written down.
     mutating func remember(_ specs: [BackupSpec], jobs: [JobNumber], now: Int64) -> [Change] {
         let key = Self.key(of: specs)

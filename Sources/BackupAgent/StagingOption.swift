@@ -27,8 +27,8 @@ package struct StagingOption: Sendable, Hashable {
 
     /// Bytes, with a binary suffix K, M, G or T where one is given.
     private static func size(_ text: String) throws(OptionText.Refusal) -> UInt64 {
-        let shifts: [Character: Int] = ["K": 10, "M": 20, "G": 30, "T": 40]
-        let shift = text.last.flatMap { shifts[Character($0.uppercased())] }
+        let shifts: [String: Int] = ["K": 10, "M": 20, "G": 30, "T": 40]
+        let shift = text.last.flatMap { shifts[$0.uppercased()] }
         let digits = shift == nil ? text[...] : text.dropLast()
         guard digits.utf8.allSatisfy({ $0 >= 0x30 && $0 <= 0x39 }), let number = UInt64(digits), number > 0,
             number <= UInt64(Int64.max) >> UInt64(shift ?? 0)

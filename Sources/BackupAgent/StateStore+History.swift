@@ -122,6 +122,7 @@ extension StateStore {
                         job.error, job.createdAt, job.endedAt, job.bytes, Int64(clamping: job.lastSequence),
                         Data(job.body),
                     ])
+                try Self.forgetRunning(job.number, in: database)
             }
             for change in batch.keys { try Self.apply(change, database) }
             if let sequence = batch.sequence { try Self.raise(.sequence, to: sequence, database) }

@@ -28,29 +28,43 @@ extension StateStore {
         return (jobs, problems)
     }
 
-    /// Keeps jobs as they are now and forgets others, all at once: it is so after a power cut when this returns.
-    func keep(_ jobs: [StoredJob], forgetting ended: [JobNumber] = []) async throws(AgentError) {
-        try await write("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
+    /// Keeps jobs as they are now, and forgets those that are `gone`, all at once: it is so after a power cut when this returns.
+    func keep(_ jobs: [StoredJob], forgetting gone: [JobNumber] = []) async throws(AgentError) {
+        try await write("keep the running jobs in") { database in
+            try Self.keep(jobs, in: database)
+            for number in gone { try Self.forgetRunning(number, in: database) }
+        }
     }
 
-    /// As `keep`, but for the next agent only: after a power cut it may be as it was.
-    func keepRelaxed(_ jobs: [StoredJob], forgetting ended: [JobNumber]) async throws(AgentError) {
-        try await writeRelaxed("keep the running jobs in") { try Self.keep(jobs, forgetting: ended, in: $0) }
+    /// As `keep`, but for the next agent only: after a power cut it may be as it was. Forgets jobs that have never started, and
+    /// those that have `ended` as soon as the history has them: a job is always in one of the two.
+    func keepRelaxed(
+        _ jobs: [StoredJob], forgetting gone: [JobNumber], ended: [JobNumber] = []
+    ) async throws(AgentError) {
+        try await writeRelaxed("keep the running jobs in") { database in
+            try Self.keep(jobs, in: database)
+            for number in gone { try Self.forgetRunning(number, in: database) }
+            for number in ended {
+                let isKept = try Bool.fetchOne(
+                    database, sql: "SELECT EXISTS (SELECT 1 FROM endedJob WHERE number = ?)",
+                    arguments: [Int64(bitPattern: number.value)])
+                if isKept == true { try Self.forgetRunning(number, in: database) }
+            }
+        }
     }
 
-    private static func keep(
-        _ jobs: [StoredJob], forgetting ended: [JobNumber], in database: Database
-    ) throws {
+    /// In the step in which the history gets it.
+    static func forgetRunning(_ number: JobNumber, in database: Database) throws {
+        try database.execute(
+            sql: "DELETE FROM runningJob WHERE number = ?", arguments: [Int64(bitPattern: number.value)])
+    }
+
+    private static func keep(_ jobs: [StoredJob], in database: Database) throws {
         for job in jobs {
             let content = String(decoding: try JSONEncoder().encode(job), as: UTF8.self)
             try database.execute(
                 sql: "INSERT OR REPLACE INTO runningJob (number, content) VALUES (?, ?)",
                 arguments: [Int64(bitPattern: job.number), content])
-        }
-        for number in ended {
-            try database.execute(
-                sql: "DELETE FROM runningJob WHERE number = ?",
-                arguments: [Int64(bitPattern: number.value)])
         }
     }
 }

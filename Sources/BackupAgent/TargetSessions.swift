@@ -204,9 +204,12 @@ private struct TargetOpening {
         let keeper = try keepLocks(of: descriptor)
         let file = try await adopt(
             descriptor, name: new?.partialPath ?? path, growable: true, lock: new == nil ? (.all, .all) : nil)
+        let birthTime = file.birthTime()
         do throws(AgentError) {
+            // An inode number is soon used again; where the file system knows no times of birth that has to do.
             guard file.identity.inode == known.inode,
-                known.isOtherBoot || file.identity.device == known.device
+                known.isOtherBoot || file.identity.device == known.device,
+                known.birthTime == 0 || birthTime == 0 || file.isBlockDevice || birthTime == known.birthTime
             else {
                 throw AgentError(
                     .targetLost,
@@ -215,6 +218,12 @@ private struct TargetOpening {
             }
             if let new { try await blocking { () throws(AgentError) in try new.claim() } }
             let device = try await block { () async throws(BlockError) in try await openAgain(file, known) }
+            guard known.isNew || device.size >= spec.size else {
+                throw AgentError(
+                    .targetLost,
+                    "Couldn't go on with \(path): its disk has only \(device.size) bytes now, the drive has \(spec.size)",
+                    subject: path)
+            }
             let image = TargetPlace.Image(
                 device: device, format: spec.format ?? .raw, clusterSize: known.clusterSize,
                 readsAsZero: known.readsAsZero)

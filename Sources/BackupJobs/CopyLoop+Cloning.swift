@@ -91,6 +91,8 @@ extension CopyLoop {
         point.noteToCopy(clusters)
         for run in done {
             point.noteDone(run)
+            // A save may have begun in vain, and needs not be made any more.
+            point.retire(run)
             point.drive.passOnKept(in: point.bytes(of: run))
         }
         return done.reduce(0) { $0 + point.bytes(of: $1).length }

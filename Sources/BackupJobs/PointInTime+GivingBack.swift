@@ -6,12 +6,21 @@ extension PointInTime {
     /// its own.
     func retire(_ clusters: Range<Int>) {
         guard !staging.isEmpty, !clusters.isEmpty else { return }
-        for stretch in stretches(of: clusters) {
-            let part = self.clusters(ofStretch: stretch).clamped(to: clusters)
-            state.value.retired.add(staging.held(in: bytes(of: part)), in: stretch)
-        }
+        noteRetired(stretches(of: clusters), of: clusters)
         giveBackWhole(clusters)
         if isShortOfRoom || state.value.retired.isTooMuch(of: staging.usage.limit) { giveBackRetired() }
+    }
+
+    /// Of many clusters staging seldom holds anything.
+    private func noteRetired(_ stretches: ClosedRange<Int>, of clusters: Range<Int>) {
+        let (first, last) = (stretches.lowerBound, stretches.upperBound)
+        let all = self.clusters(ofStretch: first).lowerBound..<self.clusters(ofStretch: last).upperBound
+        let held = staging.held(in: bytes(of: all.clamped(to: clusters)))
+        guard held > 0 else { return }
+        guard first < last else { return state.value.retired.add(held, in: first) }
+        let middle = first + (last - first) / 2
+        noteRetired(first...middle, of: clusters)
+        noteRetired(middle + 1...last, of: clusters)
     }
 
     /// The next save may find no room.
@@ -115,6 +124,19 @@ extension PointInTime {
         }
     }
 
+    /// The same in this step; returns what is to be punched.
+    func forgetUnsaved(_ blocks: Range<Int>) -> [ByteRange] {
+        var (next, ranges): (Int, [ByteRange]) = (blocks.lowerBound, [])
+        while next < blocks.upperBound,
+            let first = record.bits.saved.first(in: next..<blocks.upperBound, where: false)
+        {
+            next = record.bits.saved.first(in: first..<blocks.upperBound) ?? blocks.upperBound
+            let range = bytes(ofBlocks: first..<next)
+            if forget(range) { ranges.append(range) }
+        }
+        return ranges
+    }
+
     /// In this step nobody needs what staging holds of `range`; then its space is given back.
     private func giveBack(_ range: ByteRange) async {
         if forget(range) { await punchAndLook(range) }
@@ -154,7 +176,7 @@ extension PointInTime {
         return isToPunch
     }
 
-    private func punchAndLook(_ range: ByteRange) async {
+    func punchAndLook(_ range: ByteRange) async {
         await staging.punch(range.expanded(toMultipleOf: JobRecord.blockSize))
         await haveGivenBack()
     }

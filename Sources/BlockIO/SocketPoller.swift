@@ -81,7 +81,8 @@ final class SocketPoller: Sendable {
         guard result == 0 else { return result }
         let (epoll, endDescriptor) = (state.epoll, state.endDescriptor)
         state.thread = startThread(named: name) { self.work(epoll, endDescriptor) }
-        return state.thread == nil ? -EAGAIN : nil
+        // Nothing that is to be tried again at once.
+        return state.thread == nil ? -ENOMEM : nil
     }
 
     private func work(_ epoll: Int32, _ endDescriptor: Int32) {

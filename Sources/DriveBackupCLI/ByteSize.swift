@@ -18,7 +18,7 @@ enum ByteSize {
         var digits = text[...]
         var unit: Int64 = 1
         if let last = digits.last,
-            let suffix = suffixes.first(where: { $0.letter == Character(last.uppercased()) })
+            let suffix = suffixes.first(where: { String($0.letter) == last.uppercased() })
         {
             unit = 1 << suffix.shift
             digits.removeLast()
@@ -39,6 +39,10 @@ enum ByteSize {
         guard !overflow else { throw refusal("is too large") }
         let (sum, sumOverflow) = bytes.addingReportingOverflow(part(fraction, of: unit))
         guard !sumOverflow else { throw refusal("is too large") }
+        // Zero means something else.
+        guard sum > 0 || digits.utf8.allSatisfy({ $0 == UInt8(ascii: "0") || $0 == UInt8(ascii: ".") }) else {
+            throw refusal("is less than a byte")
+        }
         return sum
     }
 

@@ -118,6 +118,8 @@ struct JobWatchCommand: ToolCommand {
         let isKnown = after == nil && !session.json && story.state != .concluded
         let first = isKnown ? story.lastSequence : after ?? 0
         story.lastSequence = first
+        // Those events are still to come, whatever is known of what they lead to.
+        if after != nil { story.forgetEnd() }
         return try await watch.run(story, introduce: isKnown, what: what) { () async throws(RPCStatus) in
             try await client.jobs.watch(id, after: first)
         }

@@ -109,7 +109,7 @@ extension JobStory {
 
     /// Whether `ranges` are not all of the missing `bytes`.
     static func isCut(_ ranges: [Range], of bytes: Int64) -> Bool {
-        ranges.reduce(0) { $0 + $1.length } < bytes
+        Int64(saturating: ranges.reduce(0.0) { $0 + Double($1.length) }) < bytes
     }
 
     /// The last line: what was copied, where to, in what time; or what became of it. Nil before the end.
@@ -122,7 +122,7 @@ extension JobStory {
             if hasTime {
                 line += " in \(TimeText.words(time))"
                 let seconds = Double(time.inNanoseconds) / 1e9
-                if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(Double(total) / seconds)))" }
+                if seconds >= 0.1 { line += ", \(ByteSize.rate(Int64(saturating: Double(total) / seconds)))" }
             }
             if type == .verify { line += result == .completed ? "; it is whole" : "; it is as it was made" }
             if result != .completed {

@@ -58,6 +58,12 @@ struct JobStory: Hashable {
         }
     }
 
+    /// As if its end, and what led to it, had not been seen.
+    mutating func forgetEnd() {
+        guard end != nil || state == .concluded else { return }
+        (end, state) = (nil, .running)
+    }
+
     mutating func apply(_ event: JobEvent) {
         if event.sequence > 0 { lastSequence = event.sequence }
         switch event.event {

@@ -49,7 +49,7 @@ enum JobText {
     private static func rate(_ job: Job) -> String? {
         guard let bytes = job.progress?.current, bytes > 0, let time = duration(job) else { return nil }
         let seconds = Double(time.inNanoseconds) / 1e9
-        return seconds >= 0.01 ? ByteSize.rate(Int64(Double(bytes) / seconds)) : nil
+        return seconds >= 0.01 ? ByteSize.rate(Int64(saturating: Double(bytes) / seconds)) : nil
     }
 
     /// The job as it is, in one line: `vm1 is paused at 2.40 GiB of 20.0 GiB, 50.0 MiB/s at most`.

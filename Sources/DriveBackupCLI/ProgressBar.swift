@@ -41,7 +41,8 @@ struct ProgressBar: Hashable {
     /// Seconds left at this rate; nil if that cannot be said.
     var secondsLeft: Int64? {
         guard let rate, rate > 0 else { return nil }
-        return max(0, total - current) / rate
+        let (left, overflow) = total.subtractingReportingOverflow(current)
+        return (overflow ? .max : max(0, left)) / rate
     }
 
     private static func bar(_ fraction: Double, cells: Int, unicode: Bool) -> String {

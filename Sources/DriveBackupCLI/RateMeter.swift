@@ -30,7 +30,14 @@ struct RateMeter {
         guard let first = samples.first, let last = samples.last else { return nil }
         let nanoseconds = (time - first.time).inNanoseconds
         guard nanoseconds >= 400_000_000 else { return nil }
-        return Int64(Double(last.bytes - first.bytes) * 1e9 / Double(nanoseconds))
+        return Int64(saturating: (Double(last.bytes) - Double(first.bytes)) * 1e9 / Double(nanoseconds))
+    }
+}
+
+extension Int64 {
+    /// The whole number nearest to zero from `value`, or the greatest or least there is: an agent may say anything.
+    init(saturating value: Double) {
+        self = Int64(exactly: value.rounded(.towardZero)) ?? (value > 0 ? .max : value < 0 ? .min : 0)
     }
 }
 

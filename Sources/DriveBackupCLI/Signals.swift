@@ -10,6 +10,9 @@ enum Signals {
         case ending(ExitStatus)
     }
 
+    /// How long the process goes on after it was told to end, in seconds.
+    private static let patience = 2.0
+
     /// Waits for a signal that ends the process and returns how, or returns nil when the task is cancelled. Until then
     /// none of them ends the process by itself, and `onResize` is called when the terminal has another size.
     static func ending(onResize: () async -> Void) async -> ExitStatus? {
@@ -34,7 +37,10 @@ enum Signals {
         for await arrival in arrivals {
             switch arrival {
             case .resized: await onResize()
-            case .ending(let status): return status
+            case .ending(let status):
+                // What is still to be said may wait for a reader who does not come.
+                DispatchQueue.global().asyncAfter(deadline: .now() + patience) { _exit(status.rawValue) }
+                return status
             }
         }
         return nil

@@ -52,9 +52,13 @@ public struct JobEvents: AsyncSequence, Sendable {
         public mutating func next(isolation actor: isolated (any Actor)?) async throws(RPCStatus) -> JobEvent?
         {
             var outage = Outage(patience: events.patience)
+            var connected = ContinuousClock.now
             while !hasEnded {
                 do throws(RPCStatus) {
-                    if responses == nil { try await connect(isolation: actor) }
+                    if responses == nil {
+                        try await connect(isolation: actor)
+                        connected = .now
+                    }
                     guard let event = try await responses?.next(isolation: actor) else {
                         await end(isolation: actor)
                         return nil
@@ -64,6 +68,10 @@ public struct JobEvents: AsyncSequence, Sendable {
                     sequence = event.sequence
                     return event
                 } catch {
+                    // What was there for a while is lost anew, with or without an event.
+                    if responses != nil, ContinuousClock.now - connected > .seconds(1) {
+                        outage = Outage(patience: events.patience)
+                    }
                     await end(isolation: actor)
                     guard error.code == .unavailable, !Task.isCancelled, outage.goesOn() else { throw error }
                     if outage.isNew { events.onInterruption(error) }

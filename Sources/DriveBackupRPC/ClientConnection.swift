@@ -215,6 +215,7 @@ final class ClientConnection: Connection {
                 let waits = state.withLock { state in
                     guard !Task.isCancelled, state.machine.mustWait else { return false }
                     state.openers.add(token, stream: nil, continuation)
+                    state.machine.noteOpener()
                     return true
                 }
                 if !waits { continuation.resume() }

@@ -207,6 +207,9 @@ struct ClientMachine {
         return effects
     }
 
+    /// Somebody waits for `mayOpen`.
+    mutating func noteOpener() { wasCongested = wasCongested || link.isCongested }
+
     mutating func wrote(_ count: Int, now: Int64) -> [Effect] {
         link.wrote(count, now: now)
         guard wasCongested, !link.isCongested else { return [] }

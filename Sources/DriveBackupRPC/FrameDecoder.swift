@@ -29,6 +29,10 @@ struct FrameDecoder {
         header.reserveCapacity(FrameHeader.size)
     }
 
+    func limit(for type: FrameType) -> Int {
+        type.isMessage ? limit : min(limit, FrameHeader.maxControlPayload)
+    }
+
     /// How many bytes of an unfinished frame are held.
     var heldBytes: Int { payload.count + header.count }
 
@@ -43,7 +47,7 @@ struct FrameDecoder {
             switch state {
             case .header:
                 guard let parsed = try takeHeader(&input) else { return nil }
-                guard parsed.length <= limit, admits(parsed, 0) else {
+                guard parsed.length <= limit(for: parsed.type), admits(parsed, 0) else {
                     state = .skipping(Int(parsed.length))
                     return .oversize(parsed)
                 }

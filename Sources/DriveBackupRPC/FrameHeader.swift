@@ -10,6 +10,14 @@ enum FrameType: UInt8, CaseIterable {
     case pong = 8
     case goAway = 9
 
+    /// Whether it has a message that a program sends: the others have a few fields.
+    var isMessage: Bool {
+        switch self {
+        case .call, .message, .status: true
+        case .hello, .cancel, .credit, .ping, .pong, .goAway: false
+        }
+    }
+
     /// Whether it is about the connection, on stream 0, rather than about a call.
     var isAboutConnection: Bool {
         switch self {
@@ -29,6 +37,8 @@ struct FrameHeader: Equatable {
     static let maxPayload = 4 << 20
     /// The most before the peer's HELLO has arrived.
     static let maxPayloadBeforeHello = 64 << 10
+    /// The largest payload of a frame without a message, in bytes: nobody counts what those hold.
+    static let maxControlPayload = 64 << 10
     /// Nobody has that much to say: a length beyond it means that the bytes are no header. (ASCII text read as
     /// a length is above 2^29; the first bytes of a TLS connection are, too.)
     static let absurdLength = 256 << 20

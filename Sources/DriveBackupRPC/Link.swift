@@ -109,10 +109,10 @@ struct Link {
             bytesSinceHeard = Self.signOfLifeBytes
             switch event {
             case .oversize(let header):
-                if header.stream == 0 || phase == .awaitingHello {
+                if header.stream == 0 || phase == .awaitingHello || !header.type.isMessage {
                     throw FramingError(
                         "a frame of type \(header.type.rawValue) has \(header.length) bytes, "
-                            + "the limit is \(decoder.limit)")
+                            + "the limit is \(decoder.limit(for: header.type))")
                 }
                 return .oversize(header)
             case .frame(let header, let payload):
@@ -226,6 +226,10 @@ struct Link {
     /// Ends the connection once what is pending is sent. With `abruptly`, the peer has no more than
     /// `lingerTimeout` to read it.
     mutating func end(_ status: RPCStatus, abruptly: Bool, now: Int64) {
+        if phase == .ending, abruptly {
+            // It had all the time it wanted until now.
+            lingerDeadline = min(lingerDeadline ?? .max, now.adding(limits.lingerTimeout))
+        }
         guard phase == .open || phase == .awaitingHello else { return }
         reason = status
         phase = .ending

@@ -148,6 +148,7 @@ final class ServerConnection: Connection {
                     // Looked at under the lock: a cancellation that comes later finds the waiter.
                     guard !Task.isCancelled, state.machine.sending(on: stream) == .wait else { return false }
                     state.waiters.add(token, stream: stream, continuation)
+                    state.machine.noteWaiter()
                     return true
                 }
                 if !waits { continuation.resume() }
@@ -203,15 +204,15 @@ final class ServerConnection: Connection {
                 ended(call.stream, error)
             }
         }
-        state.withLock { state in
+        let hasEnded = state.withLock { state in
             // The handler may have returned before we got here, or its call have ended.
-            guard state.machine.isRunning(call.stream) else { return }
-            if state.machine.sending(on: call.stream) == .ended {
-                task.cancel()
-            } else {
-                state.tasks[call.stream] = task
-            }
+            guard state.machine.isRunning(call.stream) else { return false }
+            guard state.machine.sending(on: call.stream) != .ended else { return true }
+            state.tasks[call.stream] = task
+            return false
         }
+        // Not under the lock, which the task may take then.
+        if hasEnded { task.cancel() }
     }
 
     private func ended(_ stream: UInt32, _ status: RPCStatus) {

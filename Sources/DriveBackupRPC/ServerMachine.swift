@@ -374,6 +374,9 @@ struct ServerMachine {
         return cancelAll()
     }
 
+    /// Somebody waits for `maySend`, or for `allMaySend`.
+    mutating func noteWaiter() { wasCongested = wasCongested || link.isCongested }
+
     mutating func wrote(_ count: Int, now: Int64) -> [Effect] {
         link.wrote(count, now: now)
         guard wasCongested, !link.isCongested else { return [] }

@@ -7,9 +7,21 @@ final class Connection: Sendable {
     private struct State {
         var transmission: Transmission?
         var isCutOff = false
-        /// What the watchdog saw last.
-        var seen = 0
-        var seenAt: ContinuousClock.Instant
+        var incoming: Seen
+        var outgoing: Seen
+    }
+
+    /// What the watchdog saw last of one direction.
+    private struct Seen {
+        var count = 0
+        var at: ContinuousClock.Instant
+
+        /// For how long nothing has moved that is waited for.
+        mutating func idle(_ way: Transmission.Progress.Way, at now: ContinuousClock.Instant) -> Duration {
+            let count = way.count
+            if count != self.count || !way.isWaiting { self = Seen(count: count, at: now) }
+            return now - at
+        }
     }
 
     let socket: Socket
@@ -29,7 +41,7 @@ final class Connection: Sendable {
         progress = Transmission.Progress(onHangUp: onHangUp)
         self.limits = limits
         self.log = log
-        state = Mutex(State(seenAt: began))
+        state = Mutex(State(incoming: Seen(at: began), outgoing: Seen(at: began)))
     }
 
     /// Serves the client to its end. `registry` knows the exports; `engine` does the handshake.
@@ -73,19 +85,21 @@ final class Connection: Sendable {
             guard let transmission = state.transmission else {
                 return now - began > limits.handshake ? "its handshake took too long" : nil
             }
-            let count = progress.count
-            if count != state.seen || !progress.isWaiting {
-                state.seen = count
-                state.seenAt = now
-            }
-            let idle = now - state.seenAt
+            // What a client sends says nothing of the replies that it does not take, nor the other way round.
+            let toCome = state.incoming.idle(progress.incoming, at: now)
+            let toLeave = state.outgoing.idle(progress.outgoing, at: now)
             if isContended, limits.memory.held(by: transmission.account) > 0 {
-                if idle > limits.stall { return "it kept memory that others waited for, and stood still" }
-                if progress.isLate(at: now, limits) {
+                if max(toCome, toLeave) > limits.stall {
+                    return "it kept memory that others waited for, and stood still"
+                }
+                if progress.incoming.isLate(at: now, limits.stall, limits.payloadBytesPerSecond) {
                     return "it kept memory that others waited for, and its data came too slowly"
                 }
+                if progress.outgoing.isLate(at: now, limits.stall, limits.replyBytesPerSecond) {
+                    return "it kept memory that others waited for, and took its replies too slowly"
+                }
             }
-            if progress.hasHungUp && idle > limits.farewell {
+            if progress.hasHungUp && toLeave > limits.farewell {
                 return "it hung up and did not fetch its replies"
             }
             return nil
@@ -97,6 +111,10 @@ final class Connection: Sendable {
 
     // MARK: Handshake
 
+    /// How much of what has arrived is answered before the answers leave, in bytes: a question of 16 has all exports as its
+    /// answer.
+    private static let handshakePiece = 512
+
     private func shakeHands(
         _ registry: ExportRegistry, on engine: any IOEngine
     ) async -> HandshakeMachine.Agreement? {
@@ -104,10 +122,13 @@ final class Connection: Sendable {
         let sender = ReplySender(socket, engine) {}
         guard await send(HandshakeMachine.greeting, sender) else { return nil }
         while true {
-            guard await input.receive(from: socket, on: engine) > 0 else { return nil }
-            let actions = machine.receive(input.bytes)
+            if input.count == 0 {
+                guard await input.receive(from: socket, on: engine) > 0 else { return nil }
+            }
+            let piece = input.bytes.prefix(Self.handshakePiece)
+            let actions = machine.receive(piece)
             // What belongs to the transmission stays where it is; of anything else the machine keeps what it needs.
-            input.drop(input.count - (actions.hasAgreement ? machine.leftover.count : 0))
+            input.drop(piece.count - (actions.hasAgreement ? machine.leftover.count : 0))
             for action in actions {
                 switch action {
                 case .send(let bytes): guard await send(bytes, sender) else { return nil }

@@ -7,6 +7,8 @@ struct NBDLimits: Sendable {
     /// How fast a client gives what it announced, while others wait for the memory: its payload may take `stall`, and a
     /// second for as many bytes as this.
     var payloadBytesPerSecond = 1_000_000
+    /// The same for replies, which many clients may take over one line.
+    var replyBytesPerSecond = 100_000
     /// How long a client that has hung up may take to fetch what it asked for before.
     var farewell = Duration.seconds(30)
     /// How often is looked at these.

@@ -97,6 +97,9 @@ final class ReplySender: Sendable {
         return true
     }
 
+    /// How much is ready and has not left, in bytes.
+    var bytesToSend: Int { rest.reduce(pipe.value?.count ?? 0) { $0 + $1.iov_len } }
+
     /// Sends what is ready; false when the client cannot be reached any more.
     func send() async -> Bool {
         while !unsent.isEmpty {

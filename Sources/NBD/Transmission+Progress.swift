@@ -3,9 +3,41 @@ internal import Synchronization
 extension Transmission {
     /// How far a client has come, for the watchdog, which looks from another thread.
     final class Progress: Sendable {
-        private let moves = Atomic(0)
-        /// Somebody waits for the client to take or to give bytes.
-        private let waits = Atomic(0)
+        /// One of the two directions: who gives bytes in one may hold those of the other back.
+        final class Way: Sendable {
+            private let moves = Atomic(0)
+            /// What is on its way now.
+            private let transfer = Mutex<(bytes: Int, began: ContinuousClock.Instant)?>(nil)
+
+            /// The client has taken, or given, some bytes.
+            func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
+
+            /// It is waited for so many bytes to pass. That this begins is a move: the client has had no time yet, whenever
+            /// the watchdog looked last.
+            func begin(_ bytes: Int, at now: ContinuousClock.Instant = .now) {
+                moved()
+                transfer.withLock { $0 = (bytes, now) }
+            }
+
+            func end() { transfer.withLock { $0 = nil } }
+
+            var count: Int { moves.load(ordering: .relaxed) }
+            var isWaiting: Bool { transfer.withLock { $0 != nil } }
+
+            /// Bytes have been on their way for longer than they may, when others wait: than `stall` and what they take at
+            /// this rate, however steadily they trickle.
+            func isLate(
+                at now: ContinuousClock.Instant, _ stall: Duration, _ bytesPerSecond: Int
+            ) -> Bool {
+                guard let (bytes, began) = transfer.withLock({ $0 }) else { return false }
+                return now - began > stall + .microseconds(bytes * 1_000_000 / max(1, bytesPerSecond))
+            }
+        }
+
+        /// Payloads that the client has announced.
+        let incoming = Way()
+        /// Replies that the client is to take.
+        let outgoing = Way()
 
         /// The client sends nothing more.
         private let ended = Atomic(false)
@@ -13,41 +45,11 @@ extension Transmission {
 
         init(onHangUp: @escaping @Sendable () -> Void) { self.onHangUp = onHangUp }
 
-        func moved() { moves.wrappingAdd(1, ordering: .relaxed) }
-        /// That it begins is a move: the client has had no time yet, whenever the watchdog looked last.
-        func beginWait() {
-            moved()
-            waits.wrappingAdd(1, ordering: .relaxed)
-        }
-        func endWait() { waits.wrappingSubtract(1, ordering: .relaxed) }
-
-        /// The payload that is being received.
-        private let payload = Mutex<(bytes: Int, began: ContinuousClock.Instant)?>(nil)
-
-        func beginPayload(_ bytes: Int, at now: ContinuousClock.Instant = .now) {
-            payload.withLock { $0 = (bytes, now) }
-            beginWait()
-        }
-
-        func endPayload() {
-            endWait()
-            payload.withLock { $0 = nil }
-        }
-
-        /// A payload has been on its way for longer than it may, when others wait: however steadily it trickles.
-        func isLate(at now: ContinuousClock.Instant, _ limits: NBDLimits) -> Bool {
-            guard let (bytes, began) = payload.withLock({ $0 }) else { return false }
-            let microseconds = bytes * 1_000_000 / max(1, limits.payloadBytesPerSecond)
-            return now - began > limits.stall + .microseconds(microseconds)
-        }
-
         func hangUp() {
             ended.store(true, ordering: .relaxed)
             onHangUp()
         }
 
         var hasHungUp: Bool { ended.load(ordering: .relaxed) }
-        var count: Int { moves.load(ordering: .relaxed) }
-        var isWaiting: Bool { waits.load(ordering: .relaxed) > 0 }
     }
 }

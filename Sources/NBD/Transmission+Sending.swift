@@ -84,9 +84,9 @@ extension Transmission {
                         readAfterAll(rest.removeFirst())
                         continue
                     }
-                    progress.beginWait()
+                    progress.outgoing.begin(sender.bytesToSend)
                     if !(await sender.send()) { breakOff() }
-                    progress.endWait()
+                    progress.outgoing.end()
                 }
                 let isLong = rest[rest.startIndex + count - 1].range != nil
                 finish(rest.prefix(count))

@@ -8,7 +8,11 @@ extension Transmission {
     /// Does what was asked for and leaves the replies. `buffer` has the payload of a write, and is where a read goes.
     func serve(_ request: RequestHeader, _ command: NBDCommand, _ buffer: IOBuffer?) async {
         do throws(BlockError) {
-            let range = ByteRange(offset: request.offset, length: UInt64(request.length))
+            // Those of a flush mean nothing, and may be none of a range.
+            let range =
+                command == .flush
+                ? ByteRange(offset: 0, length: 0)
+                : ByteRange(offset: request.offset, length: UInt64(request.length))
             switch command {
             case .read: return try await read(request, range, buffer)
             case .write:
@@ -153,7 +157,7 @@ extension Transmission {
                 }
             }
             // Only then is it the client that is waited for, and not the device.
-            progress.beginWait()
+            progress.outgoing.begin(slice.count)
             let isSent: Bool
             if isFirst {
                 _ = sender.gather(
@@ -162,7 +166,7 @@ extension Transmission {
             } else {
                 isSent = await sender.send(slice)
             }
-            progress.endWait()
+            progress.outgoing.end()
             if !isSent { breakOff() }
             isFirst = false
             rest = rest.dropFirst(piece.length)

@@ -81,7 +81,7 @@ final class Transmission: Sendable {
         self.progress = progress
         self.log = log
         state = EngineIsolated(State(), engine: export.device.engine)
-        sender = ReplySender(socket, export.device.engine) { progress.moved() }
+        sender = ReplySender(socket, export.device.engine) { progress.outgoing.moved() }
         rules = RequestRules(
             size: export.device.size, isReadOnly: export.isReadOnly || export.device.isReadOnly,
             minimumBlock: max(1, export.device.limits.requestAlignment),
@@ -142,7 +142,6 @@ final class Transmission: Sendable {
             // Of a client with many on their way the first is not to be answered before the others are there.
             if isLonely { engine.expectMore() }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
-            progress.moved()
         }
     }
 
@@ -302,8 +301,8 @@ final class Transmission: Sendable {
         bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: input.bytes[..<done]))
         input.drop(done)
         guard done < bytes.count else { return true }
-        progress.beginPayload(bytes.count)
-        defer { progress.endPayload() }
+        progress.incoming.begin(bytes.count - done)
+        defer { progress.incoming.end() }
         while done < bytes.count {
             // In pieces, so that the watchdog sees a slow client move.
             let end = min(done + Self.payloadPiece, bytes.count)
@@ -311,7 +310,7 @@ final class Transmission: Sendable {
             let count = await engine.receive(socket.descriptor, rest, all: true)
             if count == Int(-EINTR) || count == Int(-EAGAIN) { continue }
             guard count > 0 else { return false }
-            progress.moved()
+            progress.incoming.moved()
             done += count
         }
         withExtendedLifetime(slice) {}

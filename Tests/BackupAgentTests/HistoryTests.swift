@@ -219,6 +219,37 @@ struct HistoryTests {
         life.store.close()
     }
 
+    @Test("a job is among those that run until the history has its end, and from then on not any more")
+    func alwaysKnown() async throws {
+        let life = try await Life(in: directory.path)
+        let spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
+        func stored(_ number: UInt64) -> StoredJob {
+            StoredJob(
+                number: number, spec: spec, access: .everything, group: "", target: "/t", format: .raw,
+                sync: .full, drive: StoredJob.DriveFile(path: "/d", device: 1, inode: 1, size: 1),
+                pointInTime: 1, createdAt: 1, speedBytesPerSecond: 0, restarts: 0, phase: .finalizing)
+        }
+        func running() throws -> [UInt64] { try life.store.runningJobs().jobs.map(\.number) }
+        let (first, second) = (JobNumber(value: 1), JobNumber(value: 2))
+        try await life.store.keep([stored(1), stored(2), stored(3)])
+        // What is kept of jobs that run, and what is kept of those that ended, comes by two ways: in this order,
+        try await life.store.keepRelaxed([], forgetting: [], ended: [first])
+        #expect(try running() == [1, 2, 3])
+        life.runJob(1)
+        life.runJob(2)
+        await life.log.waitForEvent(after: life.before + 15)
+        #expect(try running() == [3])
+        // or in the other one, with what the job was in between.
+        try await life.store.keepRelaxed([stored(2)], forgetting: [])
+        try await life.store.keepRelaxed([], forgetting: [], ended: [second])
+        #expect(try running() == [3])
+        // One that has never started.
+        try await life.store.keepRelaxed([], forgetting: [JobNumber(value: 3)])
+        #expect(try running().isEmpty)
+        #expect(await life.writer.finish(within: .seconds(600)))
+        life.store.close()
+    }
+
     @Test("old and surplus jobs are forgotten with their events, those of a request key stay as long as it")
     func retention() async throws {
         let life = try await Life(in: directory.path, limits: HistoryLimits(count: 20))

@@ -336,6 +336,26 @@ struct JobManagerTests {
         targets.letGo.fulfil(())
     }
 
+    @Test("what ends while the agent stops takes its group with it: the next agent would complete the others")
+    func stoppingGroup() async throws {
+        let targets = SimTargets(.init(completeHangs: true))
+        let manager = try await manager(targets)
+        try await makeRaw(directory.file("b.raw"))
+        try await manager.drives.openFromCommandLine(
+            DriveOption(id: "vm2", file: directory.file("b.raw"), format: .raw))
+        var specs = [spec, BackupSpec(drive: "vm2", target: "/u", sync: .full)]
+        for index in specs.indices { specs[index].isGrouped = true }
+        _ = try await manager.start(specs, access: .everything)
+        _ = await targets.reached.wait()
+        await manager.stop(within: .milliseconds(1))
+        _ = try await manager.perform(.cancel, on: "vm2")
+        for id in ["vm1", "vm2"] {
+            let job = try await manager.get(id)
+            #expect(job.state == .aborting || job.result == .cancelled, "\(job)")
+        }
+        targets.letGo.fulfil(())
+    }
+
     @Test("of many starts of one drive at once one is accepted")
     func race() async throws {
         let targets = SimTargets(.init(completeHangs: true))

@@ -158,6 +158,46 @@ struct RestartTests {
         await test.stop()
     }
 
+    @Test("a target that existed before, and is another one now or has become shorter, is not gone on with")
+    func existingTargets() async throws {
+        var jobs: [StoredJob] = []
+        for (index, id) in ["a", "b", "c"].enumerated() {
+            var job = try plant(UInt64(index + 1), id, file: id, phase: .running)
+            job.spec.mode = .existing
+            job.resumption?.isNew = false
+            job.resumption?.readsAsZero = false
+            if id == "b", let time = job.resumption?.birthTime { job.resumption?.birthTime = time &- 1 }
+            if id == "c" { #expect(truncate(directory.file("out/c"), Self.size / 2) == 0) }
+            try await plantRecord(of: job)
+            jobs.append(job)
+        }
+        let test = try await start(jobs)
+        #expect(try await test.end(of: "a").completed != nil)
+        for id in ["b", "c"] { #expect(try await test.end(of: id).failed?.error?.reason == "TARGET_LOST") }
+        #expect(try files == ["a", "b", "c"])
+        await test.stop()
+    }
+
+    @Test("the key of a request stands for all that it has started, also where some of it has ended")
+    func requestKeys() async throws {
+        var jobs = [
+            try plant(1, "a", file: "a.partial", phase: .running),
+            try plant(2, "b", file: "b.partial", phase: .running),
+        ]
+        for index in jobs.indices { jobs[index].spec.requestKey = "key" }
+        let now = WallClock.now()
+        var keys = RequestKeys()
+        let numbers = jobs.map { JobNumber(value: $0.number) }
+        try await store.keep(
+            StateStore.HistoryBatch(keys: keys.remember(jobs.map(\.spec), jobs: numbers, now: now)))
+        try await plantRecord(of: jobs[1])
+        // The other one has ended.
+        let test = try await start([jobs[1]])
+        var found = await test.agent.jobs.keys
+        #expect(try found.jobs(for: jobs.map(\.spec), now: now) == numbers)
+        await test.stop()
+    }
+
     @Test("a kill during the final flush fails the job, unless its target has its name")
     func flushing() async throws {
         let jobs = [

@@ -117,7 +117,7 @@ struct CommandLineTests {
             "start vm1 x --speed -1", "start vm1 x --speed 99999999999999T", "start vm1 x --speed",
             "start vm1 x --compress",
             "start vm1 x --on-source-error skip", "start vm1 x --on-target-error", "start vm1 nbd://host/x",
-            "start vm1 x --cbw-timeout -1", "start vm1 x --cbw-timeout 1s", "start vm1 x --cbw-timeout .5",
+            "start vm1 x --cbw-timeout -1", "start vm1 x --cbw-timeout 0.0000000001", "start vm1 x --cbw-timeout 1s", "start vm1 x --cbw-timeout .5",
             "start vm1 x --on-cbw-error ignore", "start vm1 x --staging-full wait", "start-group",
             "start-group a",
             "start-group a=", "start-group =b", "start-group a=b --completion all",

@@ -106,9 +106,9 @@ struct HostileTests {
         let connection = try #require(test.server.reception.connections.all.first)
         let piece = [UInt8](repeating: 7, count: 1 << 20)
         func trickle() async throws {
-            let moves = connection.progress.count
+            let moves = connection.progress.incoming.count
             try await client.send(piece)
-            while connection.progress.count == moves { await Task.yield() }
+            while connection.progress.incoming.count == moves { await Task.yield() }
         }
         let before = ContinuousClock.now
         try await client.send(RawClient.request(1, length: 32 << 20))
@@ -130,21 +130,100 @@ struct HostileTests {
         #expect(limits.memory.used == 0)
     }
 
+    @Test(
+        "a client that does not take its replies, but sends on, or takes a little of them now and then, is let go when others need the memory",
+        arguments: EngineKind.allCases, [true, false])
+    func keepingReplies(kind: EngineKind, takesSome: Bool) async throws {
+        // As above.
+        var limits = Self.limits(stall: .seconds(5))
+        limits.tick = .seconds(3600)
+        let test = try await ServerUnderTest.start(kind, limits: limits)
+        _ = try test.addDisk("a", bytes: 64 << 20)
+        let client = try await RawClient.open(test.path)
+        let connection = try #require(test.server.reception.connections.all.first)
+        let outgoing = connection.progress.outgoing
+        let before = ContinuousClock.now
+        try await client.send(RawClient.request(0, length: 32 << 20))
+        while !outgoing.isWaiting { await Task.yield() }
+        // It is stuck when the socket is full.
+        var seen = -1
+        while outgoing.count != seen {
+            seen = outgoing.count
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        for second in [1, 4, 5] {
+            if takesSome {
+                let moves = outgoing.count
+                while outgoing.count == moves { _ = try await client.receive(64 << 10) }
+            } else {
+                try await client.send([0x25])
+            }
+            connection.check(at: before + .seconds(second), isContended: true)
+            #expect(test.said.value == [])
+        }
+        let after = ContinuousClock.now
+        if takesSome {
+            let moves = outgoing.count
+            while outgoing.count == moves { _ = try await client.receive(64 << 10) }
+        } else {
+            try await client.send([0x60])
+        }
+        connection.check(at: after + .seconds(60), isContended: false)
+        #expect(test.said.value == [], "nobody needs the memory")
+        // Between two pieces it is not waited for.
+        while test.said.value.isEmpty {
+            connection.check(at: after + .seconds(60), isContended: true)
+            await Task.yield()
+        }
+        let why = takesSome ? "took its replies too slowly" : "stood still"
+        #expect(test.said.value.count == 1 && test.said.value.allSatisfy { $0.contains(why) })
+        try await test.stop()
+        #expect(limits.memory.used == 0)
+    }
+
+    @Test(
+        "a handshake of many questions that is sent in one piece, with a request behind it, is answered whole"
+    )
+    func longHandshake() async throws {
+        let test = try await ServerUnderTest.start(limits: Self.limits())
+        for index in 0..<20 { _ = try test.addDisk("disk \(index)", bytes: 1 << 20) }
+        let client = try await RawClient(test.path)
+        try await client.greet()
+        let list =
+            RawClient.bytes(NBDProtocol.optionMagic) + RawClient.bytes(UInt32(3)) + RawClient.bytes(UInt32(0))
+        let name = RawClient.string("disk 3") + RawClient.bytes(UInt16(0))
+        let go =
+            RawClient.bytes(NBDProtocol.optionMagic) + RawClient.bytes(UInt32(7))
+            + RawClient.bytes(UInt32(name.count)) + name
+        try await client.send((0..<500).flatMap { _ in list } + go + RawClient.request(3, cookie: 77))
+        for _ in 0..<500 {
+            var names = 0
+            while try await client.optionReply().type != 1 { names += 1 }
+            #expect(names == 20)
+        }
+        while try await client.optionReply().type != 1 {}
+        #expect(try await client.reply().cookie == 77)
+        try await test.stop()
+    }
+
     @Test("a payload has its time by its length")
     func timeOfPayloads() {
-        let progress = Transmission.Progress {}
+        let progress = Transmission.Progress.Way()
         let limits = NBDLimits()
         let start = ContinuousClock.now
-        #expect(!progress.isLate(at: start + .seconds(1000), limits))
-        progress.beginPayload(32_000_000, at: start)
+        #expect(!progress.isLate(at: start + .seconds(1000), limits.stall, limits.payloadBytesPerSecond))
+        progress.begin(32_000_000, at: start)
         #expect(progress.isWaiting)
         for second in 0...37 {
             progress.moved()
-            #expect(!progress.isLate(at: start + .seconds(second), limits))
+            #expect(
+                !progress.isLate(at: start + .seconds(second), limits.stall, limits.payloadBytesPerSecond))
         }
-        #expect(progress.isLate(at: start + .seconds(38), limits))
-        progress.endPayload()
-        #expect(!progress.isWaiting && !progress.isLate(at: start + .seconds(38), limits))
+        #expect(progress.isLate(at: start + .seconds(38), limits.stall, limits.payloadBytesPerSecond))
+        progress.end()
+        #expect(
+            !progress.isWaiting
+                && !progress.isLate(at: start + .seconds(38), limits.stall, limits.payloadBytesPerSecond))
     }
 
     @Test("a client that leaves in the middle of a write has written nothing", arguments: EngineKind.allCases)

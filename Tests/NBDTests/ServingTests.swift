@@ -68,6 +68,10 @@ struct ServingTests {
             #expect(answer.error == 0)
             #expect(disk.calls.map(\.operation) == expected)
         }
+        // Whatever else a flush says means nothing.
+        for (offset, length): (UInt64, UInt32) in [(.max, 1), (1 << 20, .max), (.max, 0), (3, 5)] {
+            #expect(try await client.ask(Self.flush, offset: offset, length: length).error == 0)
+        }
         try await test.stop()
     }
 

@@ -76,6 +76,49 @@ def test_a_layer_is_restored_on_the_backup_it_was_made_on_and_on_no_other(start_
     assert agent.run("restore", layer, targets / "s.raw").code == 0
 
 
+def test_all_that_a_backup_lies_on_must_be_what_it_was_made_on(start_agent, images, targets):
+    base = raw(images / "base.raw", SIZE, [(0, SIZE)])
+    agent = start_agent(f"id=vm0,file={base},format=raw,read-only=on")
+    below, layers = targets / "full.qcow2", []
+    agent.backup("vm0", below, "--format", "qcow2")
+    for number in (1, 2):
+        top = create(images / f"top{number}.qcow2", SIZE, backing=(below, "qcow2"))
+        qemu_io(top, "qcow2", f"write -P {number} {number}M 300k")
+        agent.ok("drive", "add", f"vm{number}", top, "--format", "qcow2")
+        below = targets / f"layer{number}.qcow2"
+        agent.backup(f"vm{number}", below, sync="top")
+        layers.append(below)
+    # One that has a place for all of the disk, and holds what was there before where it holds nothing of its own.
+    alone = raw(targets / "alone.raw", SIZE)
+    agent.backup("vm2", alone, "--mode", "existing", "--format", "raw", sync="top")
+    for number in (1, 2):
+        agent.ok("drive", "remove", f"vm{number}")
+    restored = agent.ok("restore", layers[1], targets / "r.raw", "--format", "raw")
+    said = warnings(restored.objects)
+    assert [path.name for path in (layers[0], targets / "full.qcow2") if any(f"comes from {path}" in word for word in said)] == [
+        "layer1.qcow2", "full.qcow2"], said
+    same(images / "top2.qcow2", "qcow2", targets / "r.raw", "raw")
+    restored = agent.ok("restore", alone, targets / "a.raw")
+    assert any("lies on no other image" in word for word in warnings(restored.objects)), restored
+    # What lies at the very bottom is another backup now.
+    agent.backup("vm0", targets / "full.qcow2", "--format", "qcow2", "--overwrite")
+    for layer in layers:
+        agent.refused("restore", layer, targets / "s.raw", says="another one")
+
+
+def test_what_a_restore_could_not_write_is_no_damage_of_the_backup(start_agent, images, targets, tmp_path):
+    disk = raw(images / "d.raw", SIZE, [(0, SIZE)])
+    agent = start_agent(("vm1", disk))
+    agent.backup("vm1", targets / "t.raw", "--format", "raw")
+    store = raw(tmp_path / "store.raw", SIZE)
+    with with_protected(tmp_path / "mount", store, 3 * MiB + 100 * KiB, 4 * KiB) as place:
+        agent.ok("drive", "add", "bad", place, "--format", "raw")
+        restored = agent.run("restore", targets / "t.raw", "bad", "--on-target-error", "ignore")
+        assert restored.code == 3, restored
+        assert restored.objects[-1]["completed"]["missing"] == [{"offset": 3 * MiB + 64 * KiB, "length": 64 * KiB}]
+        agent.ok("drive", "remove", "bad")
+
+
 def test_what_is_damaged_is_counted(start_agent, images, targets):
     disk = raw(images / "d.raw", SIZE, [(0, SIZE)])
     agent = start_agent(("vm1", disk))

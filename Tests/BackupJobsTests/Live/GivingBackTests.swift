@@ -16,20 +16,27 @@ internal import Testing
         let staged: SimDisk
         let job: BackupJob
 
-        init(clusters: UInt64, sync: BackupJob.Options.Sync, together: UInt64, limit: UInt64? = nil) {
+        init(
+            clusters: UInt64, sync: BackupJob.Options.Sync, together: UInt64, limit: UInt64? = nil,
+            staging: ((SimDisk) -> any BlockDevice)? = nil, clones: Bool = false
+        ) {
             let disk = SimDisk(size: clusters * cluster, engine: engine)
             for offset in stride(from: 0, to: disk.size, by: 4096) {
                 disk.setContents(at: offset, [UInt8](repeating: 7, count: 4096))
             }
-            drive = LiveDrive(disk)
-            staged = SimDisk(size: disk.size, engine: engine)
-            let target = SimTarget(size: disk.size, clusterSize: cluster, initially: 0, sim: nil)
+            drive = LiveDrive(ReadAtOnce(below: disk))
+            let staged = SimDisk(size: disk.size, engine: engine)
+            self.staged = staged
+            let target: any BackupTarget =
+                clones
+                ? CloneTarget() : SimTarget(size: disk.size, clusterSize: cluster, initially: 0, sim: nil)
             var options = BackupJob.Options(sync: sync, depth: 1, chunkSize: cluster)
             options.givenBackTogether = together * cluster
             job = BackupJob(
                 drive: drive, target: target, options: options,
                 record: Scratch(size: disk.size, clusterSize: cluster, engine: engine).record,
-                staging: Staging(on: staged, limit: limit), buffers: BufferPool(), clock: engine.clock)
+                staging: Staging(on: staging?(staged) ?? staged, limit: limit), buffers: BufferPool(),
+                clock: engine.clock)
         }
 
         var givenBack: [ByteRange] {
@@ -171,4 +178,74 @@ internal import Testing
         }
         #expect(failure == nil)
     }
+
+    @Test(
+        "what a save in one step has left behind is given back, though a clone has it that nobody needs it any more"
+    )
+    func saveInVain() {
+        let bench = Bench(clusters: 4, sync: .full, together: 4, staging: Torn.init, clones: true)
+        let failure = bench.run { bench in
+            await bench.engine.run {
+                #expect(!bench.job.point.saveAtOnce(ByteRange(offset: 4096, length: 4096)))
+            }
+            #expect(bench.job.staging.usage.used == 4096)
+            try await bench.job.run()
+            #expect(bench.job.record.isCloned)
+        }
+        #expect(failure == nil)
+        #expect(bench.givenBack == [ByteRange(offset: 0, length: 4 * Self.cluster)])
+        #expect(bench.job.staging.usage.used == 0)
+    }
+
+    @Test("what a save that failed may have written is given back")
+    func failedSave() {
+        let bench = Bench(clusters: 4, sync: .full, together: 4, staging: Torn.init)
+        let failure = bench.run { bench in
+            bench.job.control.pause()
+            // Its end comes with the end of the job.
+            try? await bench.overwrite(ByteRange(offset: 4096, length: 4096))
+        }
+        #expect(failure == nil)
+        #expect(bench.givenBack == [ByteRange(offset: 4096, length: 4096)])
+    }
+}
+
+/// A drive that has all in memory.
+private final class ReadAtOnce: DiskAbove {
+    let below: any BlockDevice
+
+    init(below: any BlockDevice) { self.below = below }
+
+    func readAtOnce(_: ByteRange, into buffer: IOSlice) -> Bool {
+        buffer.bytes.initializeMemory(as: UInt8.self, repeating: 7)
+        return true
+    }
+}
+
+/// Writes less than it was to.
+private final class Torn: DiskAbove {
+    let below: any BlockDevice
+
+    init(_ disk: SimDisk) { below = disk }
+
+    func writeAtOnce(_: ByteRange, from _: IOSlice) -> Bool { false }
+
+    func write(_ range: ByteRange, from _: IOSlice) async throws(BlockError) {
+        throw BlockError(.inputOutput, "Couldn't write all of \(range)")
+    }
+}
+
+/// A target that shares the drive's blocks.
+private final class CloneTarget: BackupTarget {
+    let name = "clone"
+    let clusterSize: UInt64 = 65536
+    let clones = true
+
+    func write(_: ByteRange, from _: IOSlice) async throws(BlockError) {}
+    func writeZeroes(_: ByteRange) async throws(BlockError) {}
+    func read(_: ByteRange, into _: IOSlice) async throws(BlockError) {}
+    func clone(_: ByteRange) async throws(BlockError) {}
+    func prepare() async throws(BlockError) {}
+    func publish() async throws(BlockError) {}
+    func abandon(keep _: Bool) async {}
 }

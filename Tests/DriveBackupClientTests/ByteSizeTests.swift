@@ -24,7 +24,8 @@ struct ByteSizeTests {
         arguments: [
             "", "-1", "-5M", "1.5", "1.", "1.K", ".5K", "K", "M", "5MB", "5 M", " 5", "5 ", "+5", "0x10",
             "1e3", "1,5M",
-            "9223372036854775808", "8388608T", "9999999999999G", "1.2.3M", "fast", "５M", "--detach", "1P", "0.0001K", "5ß", "ŉ",
+            "9223372036854775808", "8388608T", "9999999999999G", "1.2.3M", "fast", "５M", "--detach", "1P",
+            "0.0001K", "5ß", "ŉ",
         ])
     func refuses(text: String) {
         let refusal = #expect(throws: ByteSize.Refusal.self) { try ByteSize.parse(text) }

@@ -1,3 +1,4 @@
+import DriveBackupClient
 import Testing
 
 @testable import DriveBackupCLI
@@ -94,11 +95,30 @@ struct ProgressBarTests {
     @Test("absurd numbers do no harm")
     func absurd() {
         for (current, total) in [
-            (-5, 10), (10, -5), (Int64.max, 1), (Int64.max, .max), (1, .max), (.min, .min),
+            (-5, 10), (10, -5), (Int64.max, 1), (Int64.max, .max), (1, .max), (.min, .min), (.min, .max),
+            (.max, .min),
         ] {
             let bar = ProgressBar(name: "x", current: Int64(current), total: Int64(total), rate: 1, note: nil)
             #expect(ColumnText.width(bar.line(width: 80, unicode: true)) <= 80)
         }
+    }
+
+    @Test("whatever an agent says there is a rate and an end")
+    func absurdAgent() {
+        var meter = RateMeter()
+        for (second, bytes) in [Int64.min, 0, .max].enumerated() {
+            meter.note(bytes, at: .seconds(second))
+            _ = meter.rate(at: .seconds(second) + .milliseconds(500))
+        }
+        #expect(meter.rate(at: .milliseconds(2500)) == .max)
+        var job = Job()
+        (job.id, job.state, job.result) = ("vm1", .concluded, .completedWithErrors)
+        (job.pointInTime, job.endedAt, job.createdAt) = (1, 200_000_001, 1)
+        job.progress = Progress(current: .max, total: .max)
+        job.missingBytes = .max
+        job.missing = [Range(offset: 0, length: .max), Range(offset: .max, length: .max)]
+        #expect(!JobText.story(job, prefix: "drive-backup").isEmpty)
+        #expect(JobText.history([job]).lines.count > 1)
     }
 
     @Test("the rate is that of the last seconds, and does not depend on how often it is asked")

@@ -59,7 +59,11 @@ struct ServerMachineTests {
             hello() + raw(3, stream: 1), hello() + raw(5, stream: 1), hello() + credit(1, 1),
             hello() + call(1) + credit(2, 1), hello() + call(1) + raw(5, stream: 3),
             hello() + raw(4, stream: 1), hello() + call(1) + raw(4, stream: 1),
-            hello() + raw(7, length: 5 << 20), hello() + raw(2, stream: 1, length: .max),
+            hello() + raw(7, length: 5 << 20), hello() + raw(7, length: 65537),
+            hello() + raw(9, length: 65537),
+            hello() + call(1) + raw(5, stream: 1, length: 65537),
+            hello() + call(1) + raw(6, stream: 1, length: 65537),
+            hello() + raw(2, stream: 1, length: .max),
             hello() + raw(2, stream: 2, length: 5 << 20),
             hello() + raw(3, stream: 5, length: 5 << 20),
             Array("GET / HTTP/1.1\r\nHost: x\r\n\r\n".utf8),
@@ -257,6 +261,20 @@ struct ServerMachineTests {
         #expect(test.machine.link.phase == .ending)
         #expect(try test.goAway()?.message == "bye")
         #expect(test.budget.usedBytes == 0)
+    }
+
+    @Test("a server that has waited long enough does not wait for a client that does not read")
+    func shutDownAtLast() {
+        for waits in [false, true] {
+            var test = MachineUnderTest()
+            test.receive(hello())
+            test.machine.shutDown(RPCStatus(.unavailable, "bye"), now: 0)
+            // Something is on its way to the client, and stays there.
+            #expect(!test.machine.work(now: 0).bytes.isEmpty && test.machine.link.phase == .ending)
+            if !waits { _ = test.machine.refuse(RPCStatus(.unavailable, "at once"), now: 1) }
+            _ = test.machine.tick(now: Int64(1).adding(RPCLimits().lingerTimeout))
+            #expect(test.machine.link.phase == (waits ? .ending : .closed))
+        }
     }
 
     @Test("nobody who is silent stays")

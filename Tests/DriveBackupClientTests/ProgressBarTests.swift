@@ -106,11 +106,9 @@ struct ProgressBarTests {
     @Test("whatever an agent says there is a rate and an end")
     func absurdAgent() {
         var meter = RateMeter()
-        for (second, bytes) in [Int64.min, 0, .max].enumerated() {
-            meter.note(bytes, at: .seconds(second))
-            _ = meter.rate(at: .seconds(second) + .milliseconds(500))
-        }
-        #expect(meter.rate(at: .milliseconds(2500)) == .max)
+        meter.note(.min, at: .zero)
+        meter.note(.max, at: .milliseconds(500))
+        #expect(meter.rate(at: .milliseconds(500)) == .max)
         var job = Job()
         (job.id, job.state, job.result) = ("vm1", .concluded, .completedWithErrors)
         (job.pointInTime, job.endedAt, job.createdAt) = (1, 200_000_001, 1)

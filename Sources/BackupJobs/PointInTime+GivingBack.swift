@@ -124,19 +124,6 @@ extension PointInTime {
         }
     }
 
-    /// The same in this step; returns what is to be punched.
-    func forgetUnsaved(_ blocks: Range<Int>) -> [ByteRange] {
-        var (next, ranges): (Int, [ByteRange]) = (blocks.lowerBound, [])
-        while next < blocks.upperBound,
-            let first = record.bits.saved.first(in: next..<blocks.upperBound, where: false)
-        {
-            next = record.bits.saved.first(in: first..<blocks.upperBound) ?? blocks.upperBound
-            let range = bytes(ofBlocks: first..<next)
-            if forget(range) { ranges.append(range) }
-        }
-        return ranges
-    }
-
     /// In this step nobody needs what staging holds of `range`; then its space is given back.
     private func giveBack(_ range: ByteRange) async {
         if forget(range) { await punchAndLook(range) }
@@ -176,7 +163,7 @@ extension PointInTime {
         return isToPunch
     }
 
-    func punchAndLook(_ range: ByteRange) async {
+    private func punchAndLook(_ range: ByteRange) async {
         await staging.punch(range.expanded(toMultipleOf: JobRecord.blockSize))
         await haveGivenBack()
     }

@@ -142,12 +142,10 @@ extension PointInTime {
             failure = nil
         } catch {
             failure = error
+            await punchUnsaved(blocks)
         }
-        let unsaved = failure == nil ? [] : forgetUnsaved(blocks)
         staging.giveBack(UInt64(blocks.count) * JobRecord.blockSize)
         end(number, failure, blocks)
-        // Nobody waits for that: the disk may have failed.
-        for range in unsaved { await punchAndLook(range) }
         await punchWhereDone(blocks)
         endUse()
     }

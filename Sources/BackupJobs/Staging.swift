@@ -222,10 +222,9 @@ package final class Staging: Sendable {
         }
         if inLog != nil { return }
         for (part, bytes) in dataParts(of: range, buffer) {
-            // Not before: what is given back meanwhile must not be thought to hold what lands later. Some of it may be there when it
-            // fails, too.
-            defer { count(part) }
             try await file.write(part, from: bytes)
+            // Not before: what is given back meanwhile must not be thought to hold what lands later.
+            count(part)
         }
     }
 

@@ -1,11 +1,14 @@
 """The client: exit codes, JSON, what people see."""
 
+import fcntl
+import glob
 import os
 import signal
 import subprocess
+import time
 
 import pytest
-from harness import binary, run_client
+from harness import PATIENCE, binary, run_client
 from images import KiB, MiB, create, raw
 
 SIZE = 4 * MiB
@@ -169,6 +172,38 @@ def test_interrupt_leaves_the_job_running(agent, targets):
     assert len(hints) == 1, err
     assert process.returncode != 1
     assert agent.job("vm1")["state"] == "running"
+
+
+def test_a_watch_whose_output_nobody_reads_ends_when_it_is_told_to(agent, targets):
+    agent.slow_job("vm1", targets / "t")
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb", buffering=0) as output:
+        # There is no room in it.
+        os.write(writing, bytes(fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)))
+        process = subprocess.Popen(
+            [binary("drive-backup"), "--agent", agent.address, "--json", "job", "watch", "vm1"], stdout=output)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not any("pipe_write" in open(path).read() for path in glob.glob(f"/proc/{process.pid}/task/*/wchan")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            process.wait()
+    assert agent.job("vm1")["state"] == "running"
+
+
+def test_a_watch_of_an_ended_job_tells_all_that_came_after_an_event(agent, images, targets):
+    agent.backup("vm1", targets / "t")
+    events = agent.ok("job", "watch", "vm1").objects
+    numbers = [event["sequence"] for event in events]
+    for index in range(len(events)):
+        after = agent.ok("job", "watch", "vm1", "--after", numbers[index])
+        assert [event["sequence"] for event in after.objects] == numbers[index + 1:], after
+        people = agent.ok("job", "watch", "vm1", "--after", numbers[index], as_json=False)
+        assert "backed up" in people.out + people.err, people
 
 
 def test_output_into_a_reader_that_goes_away(agent, targets):

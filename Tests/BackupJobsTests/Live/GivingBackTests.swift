@@ -196,18 +196,6 @@ internal import Testing
         #expect(bench.givenBack == [ByteRange(offset: 0, length: 4 * Self.cluster)])
         #expect(bench.job.staging.usage.used == 0)
     }
-
-    @Test("what a save that failed may have written is given back")
-    func failedSave() {
-        let bench = Bench(clusters: 4, sync: .full, together: 4, staging: Torn.init)
-        let failure = bench.run { bench in
-            bench.job.control.pause()
-            // Its end comes with the end of the job.
-            try? await bench.overwrite(ByteRange(offset: 4096, length: 4096))
-        }
-        #expect(failure == nil)
-        #expect(bench.givenBack == [ByteRange(offset: 4096, length: 4096)])
-    }
 }
 
 /// A drive that has all in memory.
@@ -229,10 +217,6 @@ private final class Torn: DiskAbove {
     init(_ disk: SimDisk) { below = disk }
 
     func writeAtOnce(_: ByteRange, from _: IOSlice) -> Bool { false }
-
-    func write(_ range: ByteRange, from _: IOSlice) async throws(BlockError) {
-        throw BlockError(.inputOutput, "Couldn't write all of \(range)")
-    }
 }
 
 /// A target that shares the drive's blocks.

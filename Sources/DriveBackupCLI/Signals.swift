@@ -10,6 +10,9 @@ enum Signals {
         case ending(ExitStatus)
     }
 
+    /// Has a thread though all of Swift's wait for a reader.
+    private static let queue = DispatchQueue(label: "signals")
+
     /// How long the process goes on after it was told to end, in seconds.
     private static let patience = 2.0
 
@@ -23,8 +26,13 @@ enum Signals {
             // What was ignored when we were started, by nohup for example, stays ignored.
             let before = signal(number, SIG_IGN)
             guard number == SIGWINCH || !isIgnored(before) else { continue }
-            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
-            source.setEventHandler { continuation.yield(arrival) }
+            let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
+            source.setEventHandler {
+                continuation.yield(arrival)
+                guard case .ending(let status) = arrival else { return }
+                // What is still to be said may wait for a reader who does not come.
+                queue.asyncAfter(deadline: .now() + patience) { _exit(status.rawValue) }
+            }
             source.resume()
             sources.append(source)
         }
@@ -37,10 +45,7 @@ enum Signals {
         for await arrival in arrivals {
             switch arrival {
             case .resized: await onResize()
-            case .ending(let status):
-                // What is still to be said may wait for a reader who does not come.
-                DispatchQueue.global().asyncAfter(deadline: .now() + patience) { _exit(status.rawValue) }
-                return status
+            case .ending(let status): return status
             }
         }
         return nil

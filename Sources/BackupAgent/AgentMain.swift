@@ -24,6 +24,8 @@ package enum AgentMain {
         signal(SIGPIPE, SIG_IGN)
         // A file that would grow beyond the process's limit (LimitFSIZE) is an error like any other, not the end.
         signal(SIGXFSZ, SIG_IGN)
+        // Ignored, as whoever started us may have it, the children would be gone before they are waited for.
+        signal(SIGCHLD, SIG_DFL)
         raiseFileLimit()
         let logger = Logger(label: "drive-backup-agent") { _ in AgentLog(level: level) }
         var configuration = configuration

@@ -203,11 +203,7 @@ struct BackupOpening: Sendable {
     }
 
     private static func truePath(_ path: String, _ engine: any IOEngine) async -> String? {
-        await engine.blocking {
-            guard let resolved = realpath(path, nil) else { return nil }
-            defer { free(resolved) }
-            return String(validatingCString: resolved)
-        }
+        await engine.blocking { PathPolicy.truePath(path) }
     }
 
     private func isDevice(_ file: String) async throws(AgentError) -> Bool {

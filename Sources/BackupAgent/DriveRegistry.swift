@@ -121,6 +121,7 @@ package actor DriveRegistry {
                         isProbedRaw: image.wasProbed && image.format == .raw))
             } catch {
                 await close(image, of: option.id)
+                engines.release(image.device.engine)
                 throw error
             }
             finish(option.id, image)
@@ -312,23 +313,27 @@ package actor DriveRegistry {
     private func open(
         _ option: DriveOption, access: PathAccess, isStart: Bool = false
     ) async throws(AgentError) -> OpenImage {
-        do throws(AgentError) { return try await openClaimed(option, access: access, isStart: isStart) } catch
-        {
+        let engine: any IOEngine
+        do throws(BlockError) { engine = try engines.engine() } catch {
+            throw AgentError(error, of: .drive, subject: option.file)
+        }
+        do throws(AgentError) {
+            let image = try await openClaimed(option, access: access, isStart: isStart, on: engine)
+            engines.serve(on: engine)
+            return image
+        } catch {
             claims.release(.drive(option.id))
+            engines.release(engine)
             throw error
         }
     }
 
     private func openClaimed(
-        _ option: DriveOption, access: PathAccess, isStart: Bool
+        _ option: DriveOption, access: PathAccess, isStart: Bool, on engine: any IOEngine
     ) async throws(AgentError) -> OpenImage {
-        let engine: any IOEngine
-        do throws(BlockError) { engine = try engines.engine() } catch {
-            throw AgentError(error, of: .drive, subject: option.file)
-        }
         let file = option.file
         // A path that leads nowhere is the image's to complain about.
-        let path = await engine.blocking { Self.truePath(file) }
+        let path = await engine.blocking { PathPolicy.truePath(file) }
         if let path {
             try access.check(path)
             // Another drive of ours is told from another process before the locks are asked, which know no names.
@@ -393,12 +398,6 @@ package actor DriveRegistry {
         }
     }
 
-    private nonisolated static func truePath(_ path: String) -> String? {
-        guard let resolved = realpath(path, nil) else { return nil }
-        defer { free(resolved) }
-        return String(validatingCString: resolved)
-    }
-
     private func close(_ image: OpenImage, of id: String) async {
         claims.release(.drive(id))
         do throws(BlockError) { try await image.close() } catch {
@@ -414,6 +413,7 @@ package actor DriveRegistry {
             logger.warning("The drive \(id) is left open: requests to it do not end")
             return
         }
+        defer { engines.release(image.device.engine) }
         guard drive.isWritten else { return await close(image, of: id) }
         claims.release(.drive(id))
         do throws(BlockError) {

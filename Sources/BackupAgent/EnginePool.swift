@@ -6,9 +6,9 @@ internal import Synchronization
 package final class EnginePool: Sendable {
     private struct State {
         var engines: [any IOEngine] = []
+        /// How many drives each of them has.
+        var drives: [Int] = []
         var reading: (any IOEngine)?
-        /// How many drives were given an engine.
-        var drives = 0
     }
 
     /// What the engines are.
@@ -21,16 +21,35 @@ package final class EnginePool: Sendable {
         self.maximum = maximum
     }
 
-    /// The engine for one more drive, or for what needs one for a while. One that serves several drives waits for the disk
-    /// of none.
+    /// The engine for one more drive, which has the fewest, or for what needs one for a while. When the drive is open `serve` is to be
+    /// called, and when it is not, or not any more, `release`.
     package func engine(forDrive isDrive: Bool = true) throws(BlockError) -> any IOEngine {
         try state.withLock { state throws(BlockError) in
-            let place = state.drives % maximum
-            let engine = try place < state.engines.count ? state.engines[place] : add(to: &state)
-            guard isDrive else { return engine }
-            if state.drives >= maximum { engine.share() }
-            state.drives += 1
-            return engine
+            let least = state.drives.indices.min { state.drives[$0] < state.drives[$1] }
+            var place = least ?? 0
+            if state.engines.isEmpty || isDrive && state.engines.count < maximum && state.drives[place] > 0 {
+                state.engines.append(try kind.makeEngine(name: "drives \(state.engines.count)"))
+                state.drives.append(0)
+                place = state.engines.count - 1
+            }
+            if isDrive { state.drives[place] += 1 }
+            return state.engines[place]
+        }
+    }
+
+    /// The drive for which `engine` was asked for is open. An engine that serves several drives waits for the disk of none.
+    package func serve(on engine: any IOEngine) {
+        state.withLock { state in
+            guard let place = state.engines.firstIndex(where: { $0 === engine }), state.drives[place] > 1
+            else { return }
+            engine.share()
+        }
+    }
+
+    /// The drive for which `engine` was asked for is not open any more.
+    package func release(_ engine: any IOEngine) {
+        state.withLock { state in
+            if let place = state.engines.firstIndex(where: { $0 === engine }) { state.drives[place] -= 1 }
         }
     }
 
@@ -45,16 +64,10 @@ package final class EnginePool: Sendable {
         }
     }
 
-    private func add(to state: inout State) throws(BlockError) -> any IOEngine {
-        let engine = try kind.makeEngine(name: "drives \(state.engines.count)")
-        state.engines.append(engine)
-        return engine
-    }
-
     /// Ends all engines. No drive is open any more.
     package func shutDown() async {
         let engines = state.withLock { state in
-            defer { (state.engines, state.reading) = ([], nil) }
+            defer { (state.engines, state.drives, state.reading) = ([], [], nil) }
             return state.engines + (state.reading.map { [$0] } ?? [])
         }
         for engine in engines { await engine.shutDown() }

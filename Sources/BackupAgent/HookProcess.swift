@@ -109,7 +109,9 @@ private struct Watch {
     /// Whether the child has ended; it stays to be waited for.
     private var hasExited: Bool {
         var info = siginfo_t()
-        return waitid(P_PID, id_t(child), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_signo == SIGCHLD
+        let result = waitid(P_PID, id_t(child), &info, WEXITED | WNOHANG | WNOWAIT)
+        // Somebody else has waited for it.
+        return result == 0 ? info.si_signo == SIGCHLD : errno == ECHILD
     }
 
     /// Passes on what there is to pass on, until something has happened or it is time.

@@ -95,7 +95,7 @@ extension JobManager {
             // Of a group some may have ended: the history has the whole request then.
             guard !keys.know(group.map(\.spec)) else { continue }
             let numbers = group.map { JobNumber(value: $0.number) }
-            keys.remember(group.map(\.spec), jobs: numbers, now: group[0].createdAt)
+            keep(keys.remember(group.map(\.spec), jobs: numbers, now: group[0].createdAt))
         }
     }
 

@@ -1,5 +1,6 @@
 internal import BlockIO
 internal import DiskImages
+internal import Glibc
 
 /// Which files a client may have opened, read or made.
 package enum PathAccess: Sendable, Hashable, Codable {
@@ -46,6 +47,13 @@ package enum PathAccess: Sendable, Hashable, Codable {
 
 /// The agent's rule about paths: what `--allow-directory` said.
 package struct PathPolicy: Sendable {
+    /// `path` with no links in it; nil where there is no such file, or its path is no text. Blocks.
+    static func truePath(_ path: String) -> String? {
+        guard let resolved = realpath(path, nil) else { return nil }
+        defer { free(resolved) }
+        return String(validatingCString: resolved)
+    }
+
     /// The directories as they were given.
     package let directories: [String]
     private let resolved: [String]

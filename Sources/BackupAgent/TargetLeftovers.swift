@@ -9,7 +9,7 @@ actor TargetLeftovers {
         /// All names that jobs may call the target by.
         let names: Set<String>
         /// Called once the file is gone, before anybody is told.
-        let gone: @Sendable () -> Void
+        var gone: [@Sendable () -> Void]
         var attempt: OneShot<BlockError?>?
         var retries: Task<Void, Never>?
     }
@@ -50,8 +50,12 @@ actor TargetLeftovers {
 
     /// Removes a file in the background; it was recorded. `gone` is called when it is gone.
     func add(_ file: TargetLeftover, aliases: Set<String>, gone: @escaping @Sendable () -> Void) {
-        guard entries[file] == nil, !isEnded else { return }
-        entries[file] = Entry(file: file, names: aliases.union([file.path]), gone: gone)
+        guard !isEnded else { return }
+        if entries[file] != nil {
+            entries[file]?.gone.append(gone)
+            return
+        }
+        entries[file] = Entry(file: file, names: aliases.union([file.path]), gone: [gone])
         entries[file]?.retries = Task { await self.retry(file) }
     }
 
@@ -108,6 +112,6 @@ actor TargetLeftovers {
             logger.error(
                 "\(error.message); another file that gets its number may be taken for it after a restart")
         }
-        entries.removeValue(forKey: file)?.gone()
+        for tell in entries.removeValue(forKey: file)?.gone ?? [] { tell() }
     }
 }

@@ -297,14 +297,20 @@ package final class TargetProcesses: TargetOpener {
         // It ends when the process does; the agent's end does not wait for that.
         Task {
             _ = await connection.gone.wait()
-            if let file {
+            // It may have said last what it had made.
+            let made = keep ? nil : connection.made
+            if let made, made != file {
+                await leftovers.record(made)
+                if let file { await leftovers.forget(file) }
+            }
+            if let file = made {
                 // From here on a new job of this target waits for the removal.
                 await leftovers.add(file, aliases: paths) { [claims] in claims.release(holder) }
             } else {
                 claims.release(holder)
             }
             state.withLock { $0.leaving[connection.job] = nil }
-            if let file { _ = await leftovers.settle(file.path, within: startPatience) }
+            if let made { _ = await leftovers.settle(made.path, within: startPatience) }
             done.fulfil(())
         }
         if await connection.gone.wait(atMost: Self.limits.ending) != nil {

@@ -125,7 +125,11 @@ final class TargetSession: JobTarget {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
-        try await perform(.read) { () async throws(BlockError) in try await device.read(range, into: buffer) }
+        try await perform(.read) { () async throws(BlockError) in
+            try await device.read(range, into: buffer)
+            // What the disk has lost since it was written reads as zeroes, or as what was there before.
+            if let lost = file.writebackFailure() { throw lost }
+        }
     }
 
     func writeZeroes(_ range: ByteRange) async throws(BlockError) {

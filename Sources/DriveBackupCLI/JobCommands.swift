@@ -112,7 +112,9 @@ struct JobWatchCommand: ToolCommand {
             }
         }
         let watch = JobWatch(session: session, client: client, isStart: false)
-        guard story.end == nil || (after ?? .max) < story.lastSequence else { return try await watch.tell(story) }
+        guard story.end == nil || (after ?? .max) < story.lastSequence else {
+            return try await watch.tell(story)
+        }
         // Programs get the events from the first; people what is, and then what happens. Only an end that the job
         // itself does not tell whole is taken from its events.
         let isKnown = after == nil && !session.json && story.state != .concluded

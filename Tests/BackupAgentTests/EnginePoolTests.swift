@@ -11,12 +11,18 @@ struct EnginePoolTests {
         guard EngineKind.preferred() == .ring else { return }
         let pool = EnginePool(kind: .ring, maximum: 2)
         func ring(forDrive isDrive: Bool = true) throws -> RingEngine {
-            try #require(try pool.engine(forDrive: isDrive) as? RingEngine)
+            let engine = try #require(try pool.engine(forDrive: isDrive) as? RingEngine)
+            if isDrive { pool.serve(on: engine) }
+            return engine
         }
         let passing = try ring(forDrive: false)
         let drives = [try ring(), try ring()]
         #expect(drives[0] === passing && drives[0] !== drives[1])
         _ = try ring(forDrive: false)
+        // Drives that cannot be opened, and one that is closed, change nothing for those that are there.
+        for _ in 0..<5 { pool.release(try pool.engine()) }
+        pool.release(drives[1])
+        #expect(try ring() === drives[1])
         #expect(drives.allSatisfy { !$0.isShared })
         #expect(try ring() === drives[0])
         #expect(drives.map(\.isShared) == [true, false])

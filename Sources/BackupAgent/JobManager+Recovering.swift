@@ -272,6 +272,8 @@ extension JobManager {
         case (.cancelling, _): await giveUp(number)
         // Why it does not go on was found out before.
         case _ where machine?.failure != nil: await giveUp(number)
+        // The process that was to say more may have been told to stop, too: the next agent asks again.
+        case (_, .failure) where isStopping: return
         case (_, .failure(let error)):
             // Of a group that was decided the others complete.
             records[number]?.isDecided = false

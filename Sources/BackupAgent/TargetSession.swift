@@ -24,8 +24,9 @@ internal import Synchronization
 
 /// A job's target in this process, which is one of its own (`TargetServer`) or a test's.
 final class TargetSession: JobTarget {
-    /// How long a target that is given up may take before it is left behind.
-    static let patience = Duration.seconds(2)
+    /// How long a target that is given up may take before it is left behind: longer than an agent waits for it
+    /// (`TargetProcess.keepingPatience`), so that what it hears is what has happened.
+    static let patience = Duration.seconds(4)
 
     let name: String
     let format: ImageFormat

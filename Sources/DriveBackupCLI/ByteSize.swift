@@ -9,7 +9,7 @@ enum ByteSize {
     ]
 
     /// The bytes that `text` means: a number, with a fraction only before one of the suffixes K, M, G, T (either
-    /// case). What is less than a byte is cut off. At most `Int64.max`.
+    /// case). What is less than a byte beside whole ones is cut off. At most `Int64.max`.
     static func parse(_ text: String) throws(Refusal) -> Int64 {
         func refusal(_ why: String) -> Refusal {
             Refusal(
@@ -40,9 +40,7 @@ enum ByteSize {
         let (sum, sumOverflow) = bytes.addingReportingOverflow(part(fraction, of: unit))
         guard !sumOverflow else { throw refusal("is too large") }
         // Zero means something else.
-        guard sum > 0 || digits.utf8.allSatisfy({ $0 == UInt8(ascii: "0") || $0 == UInt8(ascii: ".") }) else {
-            throw refusal("is less than a byte")
-        }
+        guard sum > 0 || digits.saysZero else { throw refusal("is less than a byte") }
         return sum
     }
 

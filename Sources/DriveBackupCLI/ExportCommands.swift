@@ -51,7 +51,7 @@ struct ExportAddCommand: ToolCommand {
             drive-backup export add --snapshot-of JOB ADDRESS [--name NAME]
             """,
         discussion: """
-            ADDRESS is unix:PATH or tcp://HOST:PORT, loopback only: whoever can connect can read, and write what is not \
+            ADDRESS is unix:PATH or tcp://HOST:PORT, loopback only, numeric or localhost: whoever can connect can read, and write what is not \
             read-only. Port 0 lets the system choose. Several exports may be at one address; the first there also answers to \
             the empty name.
 

@@ -103,11 +103,15 @@ enum ModeWord: String, CaseIterable, ExpressibleByArgument {
         let fraction = Int64((parts.count == 2 ? parts[1].prefix(9) : "").padded(to: 9))
     else { throw ValidationError("'\(text)' is no time; give seconds, for example 5 or 0.5 (0 is no limit)") }
     let nanoseconds = seconds * 1_000_000_000 + fraction
-    guard nanoseconds > 0 || text.utf8.allSatisfy({ $0 == UInt8(ascii: "0") || $0 == UInt8(ascii: ".") })
-    else {
+    guard nanoseconds > 0 || text.saysZero else {
         throw ValidationError("'\(text)' is less than a nanosecond (0 is no limit)")
     }
     return nanoseconds == 0 ? -1 : nanoseconds
+}
+
+extension StringProtocol {
+    /// Whether a number in digits, with a point perhaps, is zero as it was written, before anything was cut off.
+    var saysZero: Bool { utf8.allSatisfy { $0 == UInt8(ascii: "0") || $0 == UInt8(ascii: ".") } }
 }
 
 extension Substring {

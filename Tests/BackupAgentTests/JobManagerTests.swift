@@ -121,6 +121,14 @@ struct JobManagerTests {
 
     private let spec = BackupSpec(drive: "vm1", target: "/t", sync: .full)
 
+    /// Backups of the drive and of another one.
+    private func pair(_ manager: JobManager) async throws -> [BackupSpec] {
+        try await makeRaw(directory.file("b.raw"))
+        try await manager.drives.openFromCommandLine(
+            DriveOption(id: "vm2", file: directory.file("b.raw"), format: .raw))
+        return [spec, BackupSpec(drive: "vm2", target: "/u", sync: .full)]
+    }
+
     /// The job's last event, when it has come.
     private func end(of job: JobNumber, _ manager: JobManager) async -> JobEvent? {
         var last: UInt64 = 0
@@ -265,10 +273,7 @@ struct JobManagerTests {
     func hangingGroup() async throws {
         let targets = SimTargets(.init(openHangs: true))
         let manager = try await manager(targets)
-        try await makeRaw(directory.file("b.raw"))
-        try await manager.drives.openFromCommandLine(
-            DriveOption(id: "vm2", file: directory.file("b.raw"), format: .raw))
-        let specs = [spec, BackupSpec(drive: "vm2", target: "/u", sync: .full)]
+        let specs = try await pair(manager)
         let starting = Task { try await manager.start(specs, access: .everything) }
         _ = await targets.reached.wait()
         // Not the one whose target hangs.
@@ -340,10 +345,7 @@ struct JobManagerTests {
     func stoppingGroup() async throws {
         let targets = SimTargets(.init(completeHangs: true))
         let manager = try await manager(targets)
-        try await makeRaw(directory.file("b.raw"))
-        try await manager.drives.openFromCommandLine(
-            DriveOption(id: "vm2", file: directory.file("b.raw"), format: .raw))
-        var specs = [spec, BackupSpec(drive: "vm2", target: "/u", sync: .full)]
+        var specs = try await pair(manager)
         for index in specs.indices { specs[index].isGrouped = true }
         _ = try await manager.start(specs, access: .everything)
         _ = await targets.reached.wait()

@@ -25,6 +25,10 @@ final class Transmission: Sendable {
     /// How often in a row one request has come alone from a client that has one on its way at a time.
     private static let lonely = 8
 
+    /// Replies to what ends without a task wait for others that end in the same turn until they are one in so many of what the
+    /// client has on its way: it goes on with these while the others are answered.
+    private static let gatheredPart = 8
+
     struct State {
         var inFlight = 0
         /// How often in a row a request has come alone.
@@ -137,9 +141,10 @@ final class Transmission: Sendable {
             sendAtOnce()
             let isLonely = state.withState { state in
                 if count > 0 { state.timesAlone = count == 1 ? state.timesAlone + 1 : 0 }
-                return state.timesAlone >= Self.lonely
+                return state.timesAlone >= Self.lonely && state.inFlight == 0
             }
-            // Of a client with many on their way the first is not to be answered before the others are there.
+            // Of a client with many on their way the first is not to be answered before the others are there. And who waits for
+            // the disk sleeps: of a virtual one the host may need the very core.
             if isLonely { engine.expectMore() }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
         }
@@ -222,12 +227,13 @@ final class Transmission: Sendable {
             memory.give(buffer, from: account)
             return fail(request, error)
         }
-        let isFirst = state.withState { state in
+        let (areEnough, isFirst) = state.withState { state in
             state.outgoing.append(reply)
+            guard state.outgoing.count * Self.gatheredPart < state.inFlight else { return (true, false) }
             defer { state.isSendingSoon = true }
-            return !state.isSendingSoon
+            return (false, !state.isSendingSoon)
         }
-        // With those that have ended, too, if any have.
+        if areEnough { return sendAtOnce() }
         guard isFirst else { return }
         engine.callSoon {
             self.state.value.isSendingSoon = false

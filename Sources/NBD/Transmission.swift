@@ -252,12 +252,16 @@ final class Transmission: Sendable {
         return true
     }
 
-    /// Whether the client, from whom a request has come, is the only one and has one on its way at a time; if more are, it has
-    /// to show anew that it does not send many.
+    /// Whether the client, from whom a request has come, is the only one and has one on its way at a time.
+    private var isAlone: Bool {
+        served.clients == 1 && state.withState { $0.inFlight == 0 && $0.timesAlone >= Self.lonely }
+    }
+
+    /// `isAlone`, and nothing else of it has arrived; if more has, it has to show anew that it does not send many.
     private func comesAlone() -> Bool {
-        let isAlone = state.value.inFlight == 0 && input.count == 0 && socket.isEmpty
-        if !isAlone { state.value.timesAlone = 0 }
-        return isAlone && state.value.timesAlone >= Self.lonely && served.clients == 1
+        let isFollowed = state.value.inFlight > 0 || input.count > 0 || !socket.isEmpty
+        if isFollowed { state.value.timesAlone = 0 }
+        return isAlone
     }
 
     /// False when nothing more is to be received. `buffer` is memory that was taken for the request.
@@ -307,13 +311,16 @@ final class Transmission: Sendable {
         bytes.copyMemory(from: UnsafeRawBufferPointer(rebasing: input.bytes[..<done]))
         input.drop(done)
         guard done < bytes.count else { return true }
+        // Whoever sleeps between its parts is woken for each, and the kernel has nobody wait for the whole of it awake.
+        let isAwake = isAlone
         progress.incoming.begin(bytes.count - done)
         defer { progress.incoming.end() }
         while done < bytes.count {
             // In pieces, so that the watchdog sees a slow client move.
             let end = min(done + Self.payloadPiece, bytes.count)
             let rest = UnsafeMutableRawBufferPointer(rebasing: bytes[done..<end])
-            let count = await engine.receive(socket.descriptor, rest, all: true)
+            if isAwake { engine.expectMore() }
+            let count = await engine.receive(socket.descriptor, rest, all: !isAwake)
             if count == Int(-EINTR) || count == Int(-EAGAIN) { continue }
             guard count > 0 else { return false }
             progress.incoming.moved()

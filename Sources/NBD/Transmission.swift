@@ -18,7 +18,10 @@ final class Transmission: Sendable {
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
     private static let maximumAtOnce = 64 << 10
 
-    /// A longer write than `maximumAtOnce`, too, where no other client of the export has to wait: while its payload is in the
+    /// Writes may be longer: to wake a worker for one takes as long.
+    private static let maximumWriteAtOnce = 256 << 10
+
+    /// A longer write, too, where no other client of the export has to wait: while its payload is in the
     /// processor's cache.
     private static let maximumAlone = 1 << 20
 
@@ -245,7 +248,7 @@ final class Transmission: Sendable {
     private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
         guard !request.flags.contains(.fua),
-            payload.count <= Self.maximumAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
+            payload.count <= Self.maximumWriteAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
             device.writeAtOnce(range, from: payload)
         else { return false }
         leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))

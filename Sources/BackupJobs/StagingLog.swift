@@ -22,7 +22,7 @@ final class StagingLog: Sendable {
         var fileLength: UInt64 { UInt64(segments) * segmentLength }
         var segmentLength: UInt64 { UInt64(blocksPerSegment) * JobRecord.blockSize }
 
-        init(blocksPerSegment: Int = 20, buffers: Int = 204, segments: Int = 13_107) {
+        init(blocksPerSegment: Int = 20, buffers: Int = 204, segments: Int = 32_768) {
             self.blocksPerSegment = blocksPerSegment
             self.buffers = buffers
             self.segments = segments
@@ -65,11 +65,10 @@ final class StagingLog: Sendable {
     }
 
     private struct State {
+        /// Those that were ever used.
         var segments: [Segment] = []
-        /// Segments that were used and are free.
+        /// Which of them are free.
         var free: [Int] = []
-        /// All from here on were never used.
-        var firstUnused = 0
         /// Those that are in use, punched ones left out.
         var used = 0
         /// The segment that is being filled, and how many of its slots are.
@@ -82,17 +81,40 @@ final class StagingLog: Sendable {
         /// How many buffers, and pages of the table, have space.
         var buffersWithSpace = 0
         var pagesWithSpace: Set<Int> = []
-        /// Where a block is: its slot, by the block's number, in tables of which none takes long to grow.
-        var index = [[Int: Int]](repeating: [:], count: StagingLog.tables)
+        /// Where a block is: its slot, by its `Name`, in tables of which none takes long to grow.
+        var index = [[UInt32: UInt32]](repeating: [:], count: StagingLog.tables)
         /// How many blocks there are.
         var held = 0
     }
 
     private static let tables = 1024
 
-    /// Which of them is the block's: neighbours, and those at regular distances, are in different ones.
-    private static func table(of block: Int) -> Int {
-        Int(truncatingIfNeeded: (UInt64(truncatingIfNeeded: block) &* 0x9E37_79B9_7F4A_7C15) >> 54)
+    /// A block's number in two halves, so that half a word is enough for the key: neighbours, and blocks at regular distances, are
+    /// in different tables. No drive has more blocks than that names (`BackupJob.largestDrive`).
+    private struct Name {
+        let table: Int
+        let key: UInt32
+
+        static let most = Int(BackupJob.largestDrive / JobRecord.blockSize)
+
+        init(_ block: Int) {
+            let high = block / StagingLog.tables
+            key = UInt32(high)
+            table = (block ^ Self.mixed(high)) % StagingLog.tables
+        }
+
+        init(table: Int, key: UInt32) {
+            self.table = table
+            self.key = key
+        }
+
+        var block: Int {
+            Int(key) * StagingLog.tables + (table ^ Self.mixed(Int(key))) % StagingLog.tables
+        }
+
+        private static func mixed(_ high: Int) -> Int {
+            Int(truncatingIfNeeded: (UInt64(high) &* 0x9E37_79B9_7F4A_7C15) >> 54)
+        }
     }
 
     let shape: Shape
@@ -119,31 +141,34 @@ final class StagingLog: Sendable {
         _ record: MappedFile, _ start: Int, _ shape: Shape, _ space: [Range<Int>]
     ) -> State {
         var found = State()
-        found.segments = Array(repeating: Segment(), count: shape.segments)
+        found.segments.reserveCapacity(shape.segments)
         let table = start + shape.holdersLength
         for range in space {
             let part = range.clamped(to: table..<table + shape.slots * 8)
             for position in stride(from: part.lowerBound, to: part.upperBound, by: 8) {
-                let (slot, word) = ((position - table) / 8, Int(record.load(at: position)))
-                guard word > 0 else { continue }
-                found.index[Self.table(of: word - 1)][word - 1] = slot
+                let slot = (position - table) / 8
+                let word = Int(truncatingIfNeeded: record.load(at: position))
+                guard (1...Name.most).contains(word) else { continue }
+                let name = Name(word - 1)
+                found.index[name.table][name.key] = UInt32(slot)
                 found.held += 1
-                found.segments[slot / shape.blocksPerSegment].held += 1
+                let segment = slot / shape.blocksPerSegment
+                while found.segments.count <= segment { found.segments.append(Segment()) }
+                found.segments[segment].held += 1
             }
         }
-        for segment in 0..<shape.segments where found.segments[segment].held > 0 {
+        for segment in found.segments.indices where found.segments[segment].held > 0 {
             found.segments[segment].stage = .onFile
             found.segments[segment].isOnFile = true
-            found.firstUnused = segment + 1
             found.used += 1
         }
-        found.free = (0..<found.firstUnused).filter { found.segments[$0].held == 0 }.reversed()
+        found.free = found.segments.indices.filter { found.segments[$0].held == 0 }.reversed()
         guard space.contains(where: { $0.contains(start) }) else { return found }
         for buffer in 0..<shape.buffers {
             let segment = Int(record.load(at: start + buffer * 8)) - 1
             guard segment >= 0 else { continue }
             found.buffersWithSpace = buffer + 1
-            if found.segments[segment].held > 0 {
+            if segment < found.segments.count, found.segments[segment].held > 0 {
                 found.segments[segment].stage = .full
                 found.segments[segment].buffer = buffer
                 found.full.append(segment)
@@ -168,7 +193,11 @@ final class StagingLog: Sendable {
     }
 
     /// The blocks that it holds, in no order.
-    var blocks: [Int] { state.value.index.flatMap(\.keys) }
+    var blocks: [Int] {
+        state.value.index.indices.flatMap { table in
+            state.value.index[table].keys.map { Name(table: table, key: $0).block }
+        }
+    }
 
     func place(of block: Int) -> Place? {
         guard let slot = slot(of: block) else { return nil }
@@ -178,7 +207,10 @@ final class StagingLog: Sendable {
         return .memory(slots(position..<position + 1, of: buffer))
     }
 
-    private func slot(of block: Int) -> Int? { state.value.index[Self.table(of: block)][block] }
+    private func slot(of block: Int) -> Int? {
+        let name = Name(block)
+        return state.value.index[name.table][name.key].map(Int.init)
+    }
 
     /// Slots of a buffer.
     private func slots(_ slots: Range<Int>, of buffer: Int) -> IOSlice {
@@ -207,7 +239,8 @@ final class StagingLog: Sendable {
             let slot = first + block - blocks.lowerBound
             note(UInt64(block) + 1, in: slot)
             state.withState { state in
-                state.index[Self.table(of: block)][block] = slot
+                let name = Name(block)
+                state.index[name.table][name.key] = UInt32(slot)
                 state.held += 1
                 state.segments[open.segment].held += 1
             }
@@ -238,7 +271,7 @@ final class StagingLog: Sendable {
         record.store(UInt64(segment) + 1, at: start + buffer * 8)
         state.withState { state in
             if state.freeBuffers.popLast() == nil { state.buffersWithSpace += 1 }
-            if state.free.popLast() == nil { state.firstUnused += 1 }
+            if state.free.popLast() == nil { state.segments.append(Segment()) }
             state.segments[segment].stage = .open
             state.segments[segment].buffer = buffer
             state.used += 1
@@ -248,7 +281,7 @@ final class StagingLog: Sendable {
     }
 
     private func newSegment() -> Int? {
-        state.value.firstUnused < shape.segments ? state.value.firstUnused : nil
+        state.value.segments.count < shape.segments ? state.value.segments.count : nil
     }
 
     private func newBuffer() -> Int? {
@@ -289,7 +322,10 @@ final class StagingLog: Sendable {
 
     /// Nobody needs the block any more; nothing when it is not here.
     func forget(_ block: Int) {
-        guard let slot = state.value.index[Self.table(of: block)].removeValue(forKey: block) else { return }
+        let name = Name(block)
+        guard let slot = state.value.index[name.table].removeValue(forKey: name.key).map(Int.init) else {
+            return
+        }
         note(0, in: slot)
         let segment = slot / shape.blocksPerSegment
         state.value.held -= 1
@@ -387,7 +423,7 @@ final class StagingLog: Sendable {
         var next = 0
         while next < shape.segments {
             let first = next
-            while next < shape.segments, state.value.segments[next].held == 0 { next += 1 }
+            while next < shape.segments, !isHeld(next) { next += 1 }
             if next > first {
                 let (length, count) = (shape.segmentLength, UInt64(next - first))
                 let part = ByteRange(offset: offset + UInt64(first) * length, length: count * length)
@@ -396,6 +432,10 @@ final class StagingLog: Sendable {
             }
             next += 1
         }
+    }
+
+    private func isHeld(_ segment: Int) -> Bool {
+        segment < state.value.segments.count && state.value.segments[segment].held > 0
     }
 
     private func range(of segment: Int, _ offset: UInt64) -> ByteRange {

@@ -16,6 +16,16 @@ final class ClientConnection: Connection {
             status != nil || (isUnary ? messages.count > 1 : !messages.isEmpty)
         }
 
+        /// False when it has so many already. (In one access: what is read of a dictionary's value is copied for that.)
+        mutating func add(
+            _ message: [UInt8], _ woken: inout [CheckedContinuation<Void, Never>]
+        ) -> Bool {
+            guard messages.count < ClientConnection.maxQueuedMessages else { return false }
+            messages.append(message)
+            if let waiter = takeWaiter() { woken.append(waiter) }
+            return true
+        }
+
         /// Who waits, if there is something worth waking for.
         mutating func takeWaiter() -> CheckedContinuation<Void, Never>? {
             guard waiter != nil, isWorthWaking else { return nil }
@@ -305,9 +315,12 @@ final class ClientConnection: Connection {
     private func perform(_ step: (inout State) -> [ClientMachine.Effect]) {
         var woken: [CheckedContinuation<Void, Never>] = []
         let wake = state.withLock { state -> Wake? in
-            let effects = step(&state)
-            for effect in effects { Self.note(effect, &state, &woken) }
-            return effects.isEmpty ? nil : state.wakeUp()
+            var effects = step(&state)
+            guard !effects.isEmpty else { return nil }
+            // From the end, so that they are moved, and messages not counted.
+            effects.reverse()
+            while let effect = effects.popLast() { Self.note(effect, &state, &woken) }
+            return state.wakeUp()
         }
         for continuation in woken { continuation.resume() }
         wake?()
@@ -332,14 +345,10 @@ final class ClientConnection: Connection {
             woken += state.openers.takeAll()
         case .message(let stream, let message):
             guard let index = state.calls.index(forKey: stream) else { return }
-            guard state.calls.values[index].messages.count < maxQueuedMessages else {
-                let status = RPCStatus(.resourceExhausted, "Too many responses came at once.")
-                let effects = state.machine.cancel(stream, status, now: RPCClock.now)
-                for effect in effects { note(effect, &state, &woken) }
-                return
-            }
-            state.calls.values[index].messages.append(message)
-            if let waiter = state.calls.values[index].takeWaiter() { woken.append(waiter) }
+            guard !state.calls.values[index].add(message, &woken) else { return }
+            let status = RPCStatus(.resourceExhausted, "Too many responses came at once.")
+            let effects = state.machine.cancel(stream, status, now: RPCClock.now)
+            for effect in effects { note(effect, &state, &woken) }
         case .ended(let stream, let status):
             guard let index = state.calls.index(forKey: stream) else { return }
             if status.code == .cancelled { state.calls.values[index].messages = [] }

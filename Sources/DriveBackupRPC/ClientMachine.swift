@@ -128,7 +128,7 @@ struct ClientMachine {
     }
 
     private mutating func take(
-        _ event: Link.Event, now: Int64, _ effects: inout [Effect]
+        _ event: consuming Link.Event, now: Int64, _ effects: inout [Effect]
     ) throws(FramingError) {
         switch event {
         case .hello: effects.append(.ready)
@@ -147,7 +147,7 @@ struct ClientMachine {
     }
 
     private mutating func take(
-        _ header: FrameHeader, _ payload: [UInt8], now: Int64, _ effects: inout [Effect]
+        _ header: FrameHeader, _ payload: consuming [UInt8], now: Int64, _ effects: inout [Effect]
     ) throws(FramingError) {
         switch header.type {
         case .message:

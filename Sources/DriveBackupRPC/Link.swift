@@ -125,7 +125,7 @@ struct Link {
     }
 
     private mutating func take(
-        _ header: FrameHeader, _ payload: [UInt8], now: Int64
+        _ header: FrameHeader, _ payload: consuming [UInt8], now: Int64
     ) throws(FramingError) -> Event? {
         switch header.type {
         case .hello:

@@ -23,6 +23,8 @@ public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
         /// What has come with the last one that was waited for, and how much of it was taken.
         private var messages: [[UInt8]] = []
         private var taken = 0
+        /// After so many of what has come the task is asked whether it is cancelled.
+        private static var glance: Int { 16 }
         /// Bytes that were taken and that the server has not been told of.
         private var bytesTaken = 0
 
@@ -35,7 +37,7 @@ public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
         public mutating func next(
             isolation actor: isolated (any Actor)?
         ) async throws(RPCStatus) -> Response? {
-            if Task.isCancelled { call.cancel() }
+            if taken % Self.glance == 0 || taken == messages.count, Task.isCancelled { call.cancel() }
             if taken < messages.count, call.isCancelled {
                 messages = []
                 taken = 0

@@ -46,7 +46,9 @@ private final class NotingDisk: DiskAbove {
 @Suite("Long writes in the step in which they come")
 struct LongWriteTests {
     private static let write: UInt16 = 1, flush: UInt16 = 3, zero: UInt16 = 6, fua: UInt16 = 1
-    private static let length: UInt32 = 100 << 10
+    private static let length: UInt32 = 300 << 10
+    /// Up to here all writes are tried.
+    private static let short: UInt32 = 256 << 10
     /// More than it takes until a client counts as one that has one request on its way.
     private static let many = 20
 
@@ -73,7 +75,7 @@ struct LongWriteTests {
     private static func tries(_ disk: NotingDisk) -> Int {
         disk.tried.withLock { tried in
             defer { tried = [] }
-            return tried.filter { $0 > 64 << 10 }.count
+            return tried.filter { $0 > UInt64(short) }.count
         }
     }
 
@@ -109,14 +111,22 @@ struct LongWriteTests {
         var model = Data(count: 4 << 20)
         let pattern = Data((0..<(1 << 20) + 251).map { UInt8(truncatingIfNeeded: $0 % 251) })
         for _ in 0..<60 {
-            let length = Int.random(in: 65_537...1 << 20, using: &random)
+            let length = Int.random(in: 262_145...1 << 20, using: &random)
             let offset = Int.random(in: 0...(4 << 20) - length, using: &random)
             let start = Int.random(in: 0..<251, using: &random)
             model.replaceSubrange(offset..<offset + length, with: pattern[start..<start + length])
-            let answer = try await client.ask(
-                Self.write, offset: UInt64(offset), length: UInt32(length),
-                payload: [UInt8](pattern[start..<start + length]))
-            #expect(answer.error == 0)
+            var rest =
+                RawClient.request(Self.write, cookie: 1, offset: UInt64(offset), length: UInt32(length))
+                + [UInt8](pattern[start..<start + length])
+            // It comes in parts of any size, or as a whole.
+            while !rest.isEmpty {
+                let part =
+                    Bool.random(using: &random) ? rest.count : Int.random(in: 1...rest.count, using: &random)
+                try await client.send(Array(rest[..<part]))
+                rest.removeFirst(part)
+                if Bool.random(using: &random) { await Task.yield() }
+            }
+            #expect(try await client.reply().error == 0)
         }
         let content = try await client.ask(0, length: 4 << 20, answer: 4 << 20).payload
         #expect(Data(content) == model, "seed \(seed)")
@@ -131,6 +141,8 @@ struct LongWriteTests {
         _ = try await other.ask(Self.flush)
         for turn in 0..<Self.many { try await Self.send(client, UInt8(turn)) }
         #expect(Self.tries(disk) == 0)
+        try await Self.send(client, 98, length: Self.short)
+        #expect(disk.tried.withLock { $0.last } == UInt64(Self.short))
         other.socket.shutDown()
         while test.server.clients(of: "a") > 1 { await Task.yield() }
         try await Self.send(client, 99)

@@ -410,8 +410,11 @@ package final class Staging: Sendable {
             }
         }
         if let log = state.value.log {
-            state.withState { state in
-                for block in log.blocks where state.staged.set(block..<block + 1) == 0 {
+            for (index, block) in log.blocks.enumerated() {
+                // They may be many.
+                if index % 4096 == 4095 { _ = await file.engine.letOthersIn() }
+                state.withState { state in
+                    guard state.staged.set(block..<block + 1) == 0 else { return }
                     state.outside -= 1
                     state.isDoubled = true
                 }

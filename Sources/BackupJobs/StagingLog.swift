@@ -87,35 +87,7 @@ final class StagingLog: Sendable {
         var held = 0
     }
 
-    private static let tables = 1024
-
-    /// A block's number in two halves, so that half a word is enough for the key: neighbours, and blocks at regular distances, are
-    /// in different tables. No drive has more blocks than that names (`BackupJob.largestDrive`).
-    private struct Name {
-        let table: Int
-        let key: UInt32
-
-        static let most = Int(BackupJob.largestDrive / JobRecord.blockSize)
-
-        init(_ block: Int) {
-            let high = block / StagingLog.tables
-            key = UInt32(high)
-            table = (block ^ Self.mixed(high)) % StagingLog.tables
-        }
-
-        init(table: Int, key: UInt32) {
-            self.table = table
-            self.key = key
-        }
-
-        var block: Int {
-            Int(key) * StagingLog.tables + (table ^ Self.mixed(Int(key))) % StagingLog.tables
-        }
-
-        private static func mixed(_ high: Int) -> Int {
-            Int(truncatingIfNeeded: (UInt64(high) &* 0x9E37_79B9_7F4A_7C15) >> 54)
-        }
-    }
+    static let tables = 1024
 
     let shape: Shape
     private let record: MappedFile
@@ -165,10 +137,14 @@ final class StagingLog: Sendable {
         found.free = found.segments.indices.filter { found.segments[$0].held == 0 }.reversed()
         guard space.contains(where: { $0.contains(start) }) else { return found }
         for buffer in 0..<shape.buffers {
-            let segment = Int(record.load(at: start + buffer * 8)) - 1
-            guard segment >= 0 else { continue }
+            let word = record.load(at: start + buffer * 8)
+            guard word > 0 else { continue }
             found.buffersWithSpace = buffer + 1
-            if segment < found.segments.count, found.segments[segment].held > 0 {
+            let segment = Int(truncatingIfNeeded: word) - 1
+            // Each segment is in one buffer.
+            if found.segments.indices.contains(segment), found.segments[segment].held > 0,
+                found.segments[segment].buffer < 0
+            {
                 found.segments[segment].stage = .full
                 found.segments[segment].buffer = buffer
                 found.full.append(segment)

@@ -103,8 +103,6 @@ int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *
     return 1;
 }
 
-unsigned cblockio_ring_unsubmitted(const struct io_uring *ring) { return io_uring_sq_ready(ring); }
-
 int cblockio_ring_submit(struct io_uring *ring, int wait) {
     return wait ? io_uring_submit_and_wait(ring, 1) : io_uring_submit_and_get_events(ring);
 }

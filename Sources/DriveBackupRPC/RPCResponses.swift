@@ -3,8 +3,8 @@ internal import Synchronization
 
 /// The responses of a call that streams them, in order. Ends with the call; throws its status if that is not OK.
 ///
-/// The server waits while nobody takes them. Cancelling the task that iterates cancels the call, and so does
-/// forgetting the sequence and its iterator. It is iterated once, by one task at a time.
+/// The server waits while nobody takes them. Cancelling the task that iterates cancels the call, a few messages later when many
+/// have come together, and so does forgetting the sequence and its iterator. It is iterated once, by one task at a time.
 public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
     public typealias Element = Response
     public typealias Failure = RPCStatus
@@ -24,7 +24,7 @@ public struct RPCResponses<Response: WireMessage>: AsyncSequence, Sendable {
         private var messages: [[UInt8]] = []
         private var taken = 0
         /// After so many of what has come the task is asked whether it is cancelled.
-        private static var glance: Int { 16 }
+        private static var glance: Int { 4 }
         /// Bytes that were taken and that the server has not been told of.
         private var bytesTaken = 0
 

@@ -247,8 +247,10 @@ final class Transmission: Sendable {
     /// False when the device would have to wait, or it would take long.
     private func writeAtOnce(_ request: RequestHeader, _ payload: IOSlice) -> Bool {
         let range = ByteRange(offset: request.offset, length: UInt64(payload.count))
+        // Asked of each long one: its payload hides what follows it from whoever counts what comes together.
+        let isAlone = payload.count > Self.maximumAtOnce && comesAlone()
         guard !request.flags.contains(.fua),
-            payload.count <= Self.maximumWriteAtOnce || payload.count <= Self.maximumAlone && comesAlone(),
+            payload.count <= Self.maximumWriteAtOnce || payload.count <= Self.maximumAlone && isAlone,
             device.writeAtOnce(range, from: payload)
         else { return false }
         leaveNew(Reply(cookie: request.cookie, form: .simple(nil)))

@@ -169,6 +169,21 @@ struct LongWriteTests {
         try await test.stop()
     }
 
+    @Test("are none of a client that sends many shorter ones at a time", arguments: EngineKind.allCases)
+    func many(kind: EngineKind) async throws {
+        let (test, disk, client) = try await Self.start(kind)
+        var requests: [UInt8] = []
+        for cookie in 0..<UInt64(Self.many) {
+            requests += RawClient.request(Self.write, cookie: cookie, length: 128 << 10)
+            requests += Array(repeating: 5, count: 128 << 10)
+        }
+        try await client.send(requests)
+        for _ in 0..<Self.many { #expect(try await client.reply().error == 0) }
+        try await Self.send(client, 6)
+        #expect(Self.tries(disk) == 0)
+        try await test.stop()
+    }
+
     @Test("are none while another request is on its way", arguments: EngineKind.allCases)
     func beside(kind: EngineKind) async throws {
         let (test, disk, client) = try await Self.start(kind)

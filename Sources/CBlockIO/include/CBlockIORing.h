@@ -57,8 +57,6 @@ void cblockio_ring_free(struct io_uring *ring);
 unsigned cblockio_ring_capacity(const struct io_uring *ring);
 /// Queues a request; 0 when the submission queue is full: submit and try again.
 int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *request);
-/// The number of requests that were prepared and not submitted.
-unsigned cblockio_ring_unsubmitted(const struct io_uring *ring);
 /// Submits what was prepared and lets the kernel post completions; with `wait` not before there is one. A negated errno
 /// or a number that is not.
 int cblockio_ring_submit(struct io_uring *ring, int wait);

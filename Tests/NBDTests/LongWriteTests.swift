@@ -111,7 +111,7 @@ struct LongWriteTests {
         var model = Data(count: 4 << 20)
         let pattern = Data((0..<(1 << 20) + 251).map { UInt8(truncatingIfNeeded: $0 % 251) })
         for _ in 0..<60 {
-            let length = Int.random(in: 262_145...1 << 20, using: &random)
+            let length = Int.random(in: 65_537...1 << 20, using: &random)
             let offset = Int.random(in: 0...(4 << 20) - length, using: &random)
             let start = Int.random(in: 0..<251, using: &random)
             model.replaceSubrange(offset..<offset + length, with: pattern[start..<start + length])

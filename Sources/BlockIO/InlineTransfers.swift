@@ -27,7 +27,7 @@ final class InlineTransfers {
     /// What a turn may spend, in bytes of reads; small transfers count as more than they are.
     private static let turn = 8 << 20
     private static let leastRead = 16 << 10
-    private static let leastWrite = 64 << 10
+    private static let leastWrite = 32 << 10
     /// After that many reads in a row that the cache could not answer, as many as `skip` are not tried.
     private static let missesBeforeSkipping = 8
     private static let skip = 32

@@ -1,11 +1,12 @@
 internal import BlockIO
 internal import Glibc
 
-/// What has arrived from a client and was not looked at yet.
+/// What has arrived from a client and was not looked at yet: room for a short write, and for most of what a client with many
+/// requests on its way has sent meanwhile. What is looked at together is answered together.
 ///
 /// Used by one task at a time: the handshake's, then the transmission's.
 final class ReceiveBuffer: Sendable {
-    private static let capacity = 64 << 10
+    private static let capacity = 128 << 10
 
     private let buffer = IOBuffer(count: ReceiveBuffer.capacity)
     // SAFETY: one task at a time uses the buffer; handing it over is an `await`.
@@ -31,7 +32,7 @@ final class ReceiveBuffer: Sendable {
         if positions.isEmpty {
             positions = 0..<0
         } else if positions.lowerBound > 0 {
-            // What is left is the piece of a header.
+            // What is left is the piece of a header or of a short write.
             buffer.bytes.copyMemory(from: bytes)
             positions = 0..<positions.count
         }

@@ -16,7 +16,7 @@ final class Transmission: Sendable {
     private static let payloadPiece = 1 << 20
 
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
-    private static let maximumAtOnce = 64 << 10
+    static let maximumAtOnce = 64 << 10
 
     /// Writes may be longer: to wake a worker for one takes as long.
     private static let maximumWriteAtOnce = 256 << 10
@@ -131,6 +131,10 @@ final class Transmission: Sendable {
                 guard let request = RequestHeader(input.bytes) else {
                     report("a request does not start as requests do")
                     return cutOff()
+                }
+                // A short payload is looked at when it is whole: the rest of it follows at once, or with others.
+                if request.hasShortPayload, input.count < RequestHeader.byteCount + Int(request.length) {
+                    break
                 }
                 input.drop(RequestHeader.byteCount)
                 count += 1
@@ -355,5 +359,12 @@ final class Transmission: Sendable {
         guard state.value.reports <= 8 else { return }
         let last = state.value.reports == 8 ? " (more of this client is not reported)" : ""
         log("NBD client of the export \"\(exportName)\": \(what)\(last)")
+    }
+}
+
+extension RequestHeader {
+    /// What follows it fits into the receive buffer.
+    fileprivate var hasShortPayload: Bool {
+        type == NBDCommand.write.rawValue && length <= Transmission.maximumAtOnce
     }
 }

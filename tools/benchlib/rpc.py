@@ -6,15 +6,15 @@ import os
 import subprocess
 import tempfile
 
-from .common import TOP, Noise, Turns, Unavailable, cpu_seconds
+from .common import Noise, Turns, Unavailable, cpu_seconds
 from .nbd import process
+from .peers import MAKE, built
 from .results import Figure, Goal
 
 ROWS = {
     "rpc-unary": "calls of one answer, 1, 16 and 64 at once, on one connection",
     "rpc-stream": "100,000 events to each of ten watchers of one connection, one of them slow",
 }
-PEERS = os.path.join(TOP, "tools", "peers")
 CPP, SWIFT, FLOOR = "gRPC C++", "grpc-swift-2", "ping-pong"
 AHEAD = (Goal.ratio_at_least(2, CPP), Goal.ratio_at_least(10, SWIFT))
 EVENTS, WATCHERS = 100_000, 10
@@ -23,32 +23,19 @@ EVENTS, WATCHERS = 100_000, 10
 SWIFT_BUILD = 'source ../../lib.sh; need build; need_swift; swift build "${release_flags[@]}" --scratch-path .build-peer '
 MAKERS = {
     "us": ("drive-backup-rpc", SWIFT_BUILD + "--product drive-backup-rpc", ".build-peer/release/drive-backup-rpc"),
-    CPP: ("grpc-cpp", "source ../../lib.sh; need peers; make", ".build-peer/grpc-cpp"),
+    CPP: ("grpc-cpp", MAKE, ".build-peer/grpc-cpp"),
     SWIFT: ("grpc-swift", SWIFT_BUILD + "--product grpc-swift-peer", ".build-peer/release/grpc-swift-peer"),
-    FLOOR: ("ping-pong", "source ../../lib.sh; need peers; make", ".build-peer/ping-pong"),
+    FLOOR: ("ping-pong", MAKE, ".build-peer/ping-pong"),
 }
 
 
 def program(bench, name):
-    """The contestant's program, built when it is asked for first."""
+    """The contestant's program."""
     directory, command, path = MAKERS[name]
-    place = os.path.join(PEERS, directory)
-
-    def make():
-        done = subprocess.run(
-            ["bash", "-c", "set -e; " + command], cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True)
-        if done.returncode == 0:
-            return None
-        lines = done.stdout.strip().splitlines() or ["no word"]
-        # What ends a build says that it has failed, and no more.
-        return next((line for line in lines if "error:" in line), lines[-1])
-
-    failure = bench.share(f"tools/peers/{directory}", make)
-    if failure:
-        problem = f"tools/peers/{directory} cannot be built: {failure}"
-        raise RuntimeError(problem) if name == "us" else Unavailable(problem)
-    return os.path.join(place, path)
+    try:
+        return built(bench, directory, path, command)
+    except Unavailable as problem:
+        raise (RuntimeError(str(problem)) if name == "us" else problem) from None
 
 
 def once(bench, name, *work):

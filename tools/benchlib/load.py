@@ -13,12 +13,17 @@ NOTHING = {"p50": 0.0, "p99": 0.0, "max": 0.0, "rate": 0.0, "mib_s": 0.0, "reque
 
 
 class Load:
-    """fio against an export: starts at once; `result` waits for its end. Requests of the first `ramp` seconds do not count."""
+    """fio against an export: starts at once; `result` waits for its end. Requests of the first `ramp` seconds do not count.
 
-    def __init__(self, uri, *options, seconds=None, connections=1, ramp=0):
+    With a `disk_engine` of fio's it is against a file, without a server and past the page cache.
+    """
+
+    def __init__(self, where, *options, seconds=None, connections=1, ramp=0, disk_engine=None):
         self.connections = connections
+        place = [f"--ioengine={disk_engine}", "--direct=1", f"--filename={where}"] if disk_engine else [
+            "--ioengine=nbd", f"--uri={where}"]
         command = [
-            "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", "--thread", f"--numjobs={connections}",
+            "fio", "--name=load", *place, "--thread", f"--numjobs={connections}",
             "--group_reporting", "--randrepeat=0", "--percentile_list=50:99:99.9", "--output-format=json", *options]
         if seconds:
             command += ["--time_based", f"--runtime={seconds * 1000:.0f}ms"]

@@ -25,6 +25,7 @@ LARGE_GOALS = {"read": 1.2, "write": 1.0}
 # A server that does nothing, asleep between requests or not. One that is slower may have a better rate of one connection with
 # many requests on their way: fio then sends more of them at a time.
 FLOORS = {"nbd-floor asleep": "serve", "nbd-floor awake": "serve-awake"}
+DISK_ENGINES = {"the disk, io_uring": "io_uring", "the disk, libaio": "libaio"}  # direct drives: the disk without a server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,27 +126,35 @@ def contestants(bench, row, cell, directory, path):
             servers["nbdkit file"] = lambda: nbdkit(directory, path)
             if row.startswith("nbd-4k"):
                 servers |= {name: lambda way=way: floor(bench, directory, way) for name, way in FLOORS.items()}
-    return {name: lambda server=server: loaded(server, bench, row, cell, path) for name, server in servers.items()}
+    found = {name: lambda server=server: loaded(server, bench, row, cell, path) for name, server in servers.items()}
+    if bench.options.peers and cell.form == "raw" and cell.direct:
+        found |= {name: lambda engine=engine: load(bench, row, cell, path, disk_engine=engine)
+                  for name, engine in DISK_ENGINES.items()}
+    return found
+
+
+def load(bench, row, cell, where, disk_engine=None):
+    """A round of requests, and the machine's share that was in use."""
+    way = row.rsplit("-", 1)[1]
+    work = [f"--rw=rand{way}", "--bs=4k"] if row.startswith("nbd-4k") else [f"--rw={way}", "--bs=1M"]
+    with Noise() as noise:
+        found = Load(where, *work, f"--iodepth={cell.depth}", f"--size={images.drive_size(bench)}",
+                     connections=cell.connections, disk_engine=disk_engine,
+                     seconds=bench.options.seconds * (0.4 if bench.options.quick else 1)).result()
+    os.sync()
+    return {
+        "cost": 1 / max(found["rate"], 1e-9), "rate": found["rate"], "mib_s": found["mib_s"], "cores": found["cores"],
+        "requests": found["requests"], "busy": noise.busy}
 
 
 def loaded(server, bench, row, cell, path):
-    way = row.rsplit("-", 1)[1]
-    work = [f"--rw=rand{way}", "--bs=4k"] if row.startswith("nbd-4k") else [f"--rw={way}", "--bs=1M"]
-    size = images.drive_size(bench)
     if not cell.direct:
         images.keep_cached(bench, path)
     with server() as (pid, uri):
         os.sync()
         before = cpu_seconds(pid)
-        with Noise() as noise:
-            load = Load(uri, *work, f"--iodepth={cell.depth}", f"--size={size}", connections=cell.connections,
-                        seconds=bench.options.seconds * (0.4 if bench.options.quick else 1))
-            found = load.result()
-        cpu = cpu_seconds(pid) - before
-    os.sync()
-    return {
-        "cost": 1 / max(found["rate"], 1e-9), "rate": found["rate"], "mib_s": found["mib_s"], "cores": found["cores"],
-        "us": cpu * 1e6 / max(found["requests"], 1), "busy": noise.busy}
+        found = load(bench, row, cell, uri)
+        return found | {"us": (cpu_seconds(pid) - before) * 1e6 / max(found["requests"], 1)}
 
 
 def measure(row, bench):
@@ -170,13 +179,14 @@ def measure(row, bench):
 
 def bounded(figure):
     """The figure without the floors among its peers; where these are short of the goal, that is said."""
-    floors = [statistics.median(values) for name in FLOORS if (values := figure.peers.pop(name, None))]
+    floors = {name: statistics.median(values) for name in (*FLOORS, *DISK_ENGINES)
+              if (values := figure.peers.pop(name, None))}
     if not floors:
         return figure
-    is_time = LOWER_IS_BETTER[figure.unit]
-    best = min(floors) if is_time else max(floors)
-    figure.notes = [*figure.notes, f"a server that does nothing: {number(best)}"]
+    floor = (min if LOWER_IS_BETTER[figure.unit] else max)(floors, key=floors.get)
+    what = "a server that does nothing" if floor in FLOORS else "fio on the disk, without a server"
+    figure.notes = [*figure.notes, f"{what}: {number(floors[floor])}"]
     goal, peer = figure.goals[0], figure.peers.get(figure.best_peer)
-    if peer and figure.met is False and not goal.is_met(best / statistics.median(peer)):
+    if peer and figure.met is False and not goal.is_met(floors[floor] / statistics.median(peer)):
         figure.limit = f"out of reach: the goal is {number(goal.value * statistics.median(peer))}"
     return figure

@@ -37,6 +37,8 @@ package final class HostFile: BlockDevice {
     /// Somebody else has a descriptor of the same open file and ends the locks.
     private let keepsLocks: Bool
     private let isClosed = Atomic(false)
+    /// The number is still ours; after `close` no file has it.
+    private let hasNumber = Atomic(true)
 
     struct State: Sendable {
         /// The length changed since the last flush: the next one has to write the inode, too.
@@ -115,9 +117,8 @@ package final class HostFile: BlockDevice {
 
     deinit {
         // For error paths on which nobody could await `close`; an error of it has nobody to go to here.
-        guard !isClosed.load(ordering: .acquiring) else { return }
-        if !keepsLocks { ImageLock.releaseAll(descriptor) }
-        _ = cblockio_close(descriptor)
+        if !isClosed.load(ordering: .acquiring), !keepsLocks { ImageLock.releaseAll(descriptor) }
+        if hasNumber.load(ordering: .acquiring) { _ = cblockio_close(descriptor) }
     }
 
     /// What its path is now, without links; nil where the system does not tell (no `/proc`).
@@ -127,7 +128,10 @@ package final class HostFile: BlockDevice {
         return await engine.blocking { try? Directory.path(of: descriptor, name: name) }
     }
 
-    /// Closes the descriptor, which ends its locks. Flushes nothing.
+    /// Closes the file, which ends its locks. Flushes nothing.
+    ///
+    /// The descriptor's number stays taken for as long as anybody has this object: a request that is late, whoever makes it,
+    /// fails rather than meet another file.
     package func close() async throws(BlockError) {
         guard !isClosed.exchange(true, ordering: .acquiringAndReleasing) else { return }
         let descriptor = descriptor
@@ -136,7 +140,10 @@ package final class HostFile: BlockDevice {
         state.value.bypass = nil
         let result = await engine.blocking {
             if unlocks { ImageLock.releaseAll(descriptor) }
-            return cblockio_close(descriptor)
+            var isTaken: Int32 = 0
+            let result = cblockio_vacate(descriptor, &isTaken)
+            self.hasNumber.store(isTaken != 0, ordering: .releasing)
+            return result
         }
         guard result == 0 else { throw BlockError("Couldn't close \(name)", errno: -result) }
     }

@@ -37,6 +37,22 @@ int cblockio_close(int descriptor) {
     return value < 0 && errno == EINTR ? 0 : result(value);
 }
 
+int cblockio_vacate(int descriptor, int *is_taken) {
+    int inert = open("/", O_PATH | O_CLOEXEC), copy = inert < 0 ? -1 : fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    *is_taken = 0;
+    if (copy < 0) {
+        if (inert >= 0) close(inert);
+        return cblockio_close(descriptor);
+    }
+    // dup3 does not tell what became of the file that it closes: a copy is closed before, and tells.
+    int value = cblockio_close(copy);
+    *is_taken = dup3(inert, descriptor, O_CLOEXEC) >= 0;
+    close(inert);
+    if (*is_taken) return value;
+    int last = cblockio_close(descriptor);
+    return value ? value : last;
+}
+
 int cblockio_stat(int descriptor, struct stat *status) { return result(fstat(descriptor, status)); }
 
 int cblockio_direct_alignment(int descriptor, uint32_t *offset, uint32_t *memory) {

@@ -114,6 +114,62 @@ struct HostFileTests {
         }
     }
 
+    @Test("a request to a file that is closed meets no other file", arguments: EngineKind.allCases)
+    func late(kind: EngineKind) async throws {
+        try await onEngine(kind) { engine, directory in
+            let old = Data(repeating: 1, count: 4096)
+            let new = Data(repeating: 2, count: 4096)
+            try old.write(to: URL(fileURLWithPath: directory.file("old")))
+            let closed = try await HostFile.open(directory.file("old"), readOnly: false, on: engine)
+            try await closed.close()
+            // They take the numbers that are free.
+            var others: [HostFile] = []
+            for name in ["a", "b", "c"] {
+                try new.write(to: URL(fileURLWithPath: directory.file(name)))
+                others.append(try await HostFile.open(directory.file(name), readOnly: false, on: engine))
+            }
+            let buffer = IOBuffer(count: 4096)
+            buffer.bytes.initializeMemory(as: UInt8.self, repeating: 3)
+            #expect(others.allSatisfy { $0.descriptor != closed.descriptor })
+            #expect(!closed.readAtOnce(closed.range, into: buffer.slice))
+            #expect(!closed.writeAtOnce(closed.range, from: buffer.slice))
+            await #expect(throws: BlockError.self) {
+                try await closed.read(closed.range, into: buffer.slice)
+            }
+            await #expect(throws: BlockError.self) {
+                try await closed.write(closed.range, from: buffer.slice)
+            }
+            #expect(buffer.bytes.allSatisfy { $0 == 3 })
+            for file in others {
+                try await file.close()
+                #expect(try Data(contentsOf: URL(fileURLWithPath: file.name)) == new)
+            }
+            #expect(try Data(contentsOf: URL(fileURLWithPath: closed.name)) == old)
+        }
+    }
+
+    @Test("a file that is closed can be locked by others, and its number is free with the last user")
+    func vacated() async throws {
+        try await onEngine(.threads) { engine, directory in
+            try Data(count: 512).write(to: URL(fileURLWithPath: directory.file("a")))
+            let lock: HostFile.Lock = ([.consistentRead, .write], [.write, .resize])
+            var numbers: Set<Int32> = []
+            for _ in 0..<500 {
+                let first = try await HostFile.open(
+                    directory.file("a"), readOnly: false, lock: lock, on: engine)
+                try await first.close()
+                // While the first is still there.
+                let second = try await HostFile.open(
+                    directory.file("a"), readOnly: false, lock: lock, on: engine)
+                try await second.close()
+                #expect(first.descriptor != second.descriptor)
+                numbers.formUnion([first.descriptor, second.descriptor])
+            }
+            // Other tests have files, too, and take some of the numbers for a while.
+            #expect(numbers.count < 250)
+        }
+    }
+
     @Test("reading what somebody has cut off is an error, not zeroes", arguments: EngineKind.allCases)
     func shrunk(kind: EngineKind) async throws {
         try await onEngine(kind) { engine, directory in

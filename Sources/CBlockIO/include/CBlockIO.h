@@ -24,6 +24,10 @@
 int cblockio_open(const char *path, int flags, unsigned mode);
 /// close(2): 0 or a negated errno. The descriptor is gone in any case.
 int cblockio_close(int descriptor);
+/// Closes the file as close(2) does, and says what that says, but keeps the descriptor's number from other files: nothing can be
+/// read from or written to what has it then (open(2), O_PATH), until it is closed, too. Without descriptors to spare the number is
+/// given up at once: `is_taken` is 0 then.
+int cblockio_vacate(int descriptor, int *is_taken);
 /// fstat(2).
 int cblockio_stat(int descriptor, struct stat *result);
 /// Of what direct transfers must be multiples, in bytes; -ENODATA where the system does not say, -EOPNOTSUPP where the file

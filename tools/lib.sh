@@ -1,6 +1,6 @@
 # What the tools share; sourced by them, not run.
 #
-# need build|generate|test|demo|bench|peers ...   installs what those need and this machine lacks
+# need build|generate|test|demo|bench|floor|peers ...   installs what those need and this machine lacks
 # need_swift                          stops with a sentence when Swift is missing or too old
 # release_flags                       how `swift build` makes what people use: nothing of Swift is needed where it runs
 # say TEXT, fail TEXT                 one line for people; fail also ends the script
@@ -61,6 +61,8 @@ bench     libnbd-bin          nbdfuse
 bench     fuse3               fusermount3
 bench     xfsprogs            mkfs.xfs
 bench     btrfs-progs         mkfs.btrfs
+floor     gcc                 cc
+floor     make                make
 peers     g++                 g++
 peers     make                make
 peers     pkg-config          pkg-config

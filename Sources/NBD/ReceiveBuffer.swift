@@ -6,7 +6,8 @@ internal import Glibc
 ///
 /// Used by one task at a time: the handshake's, then the transmission's.
 final class ReceiveBuffer: Sendable {
-    private static let capacity = 128 << 10
+    /// Two of the longest writes that are looked at here, with their headers, and what is missing of a page.
+    private static let capacity = 132 << 10
 
     private let buffer = IOBuffer(count: ReceiveBuffer.capacity)
     // SAFETY: one task at a time uses the buffer; handing it over is an `await`.

@@ -147,7 +147,8 @@ final class Transmission: Sendable {
             }
             sendAtOnce()
             let isLonely = state.withState { state in
-                if count > 0 { state.timesAlone = count == 1 ? state.timesAlone + 1 : 0 }
+                // With a piece of the next one behind it none was alone.
+                if count > 0 { state.timesAlone = count == 1 && input.count == 0 ? state.timesAlone + 1 : 0 }
                 return state.timesAlone >= Self.lonely && state.inFlight == 0
             }
             // Of a client with many on their way the first is not to be answered before the others are there. And who waits for

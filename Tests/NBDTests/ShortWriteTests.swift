@@ -72,15 +72,22 @@ struct ShortWriteTests {
         "hold no memory that others wait for while their payload is still to come",
         arguments: EngineKind.allCases)
     func halves(kind: EngineKind) async throws {
-        let test = try await ServerUnderTest.start(kind)
+        var limits = NBDLimits.patient
+        limits.memory = RequestMemory()
+        let test = try await ServerUnderTest.start(kind, limits: limits)
         _ = try await test.addFile("a", bytes: UInt64(Self.size))
         let client = try await RawClient.open(test.path, "a", structured: false)
         let request =
             RawClient.request(Self.write, cookie: 1, length: 4096) + Array(repeating: 7, count: 4096)
-        try await client.send(Array(request[..<2000]))
+        // Behind a whole one, whose answer tells that the half has been looked at, too.
+        try await client.send(RawClient.request(3, cookie: 2) + request[..<2000])
+        #expect(try await client.reply().cookie == 2)
         // Another one is served meanwhile, and what was begun can be ended.
         let other = try await RawClient.open(test.path, "a", structured: false)
         #expect(try await other.ask(0, length: 4096, answer: 4096).payload.allSatisfy { $0 == 0 })
+        // What it read with is given back before it is heard again.
+        _ = try await other.ask(3)
+        #expect(limits.memory.used == 0)
         try await client.send(Array(request[2000...]))
         #expect(try await client.reply().error == 0)
         #expect(try await other.ask(0, length: 4096, answer: 4096).payload.allSatisfy { $0 == 7 })
@@ -89,6 +96,12 @@ struct ShortWriteTests {
         client.endSending()
         await client.waitForEnd()
         #expect(try await other.ask(0, length: 4096, answer: 4096).payload.allSatisfy { $0 == 7 })
+        // Nor is it waited for when the export goes away.
+        let last = try await RawClient.open(test.path, "a", structured: false)
+        try await last.send(RawClient.request(3, cookie: 3) + request[..<2000])
+        #expect(try await last.reply().cookie == 3)
+        #expect(await test.server.remove("a", within: .seconds(3600)))
+        await last.waitForEnd()
         try await test.stop()
     }
 }

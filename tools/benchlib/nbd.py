@@ -141,7 +141,6 @@ def load(bench, row, cell, where, disk_engine=None):
         found = Load(where, *work, f"--iodepth={cell.depth}", f"--size={images.drive_size(bench)}",
                      connections=cell.connections, disk_engine=disk_engine,
                      seconds=bench.options.seconds * (0.4 if bench.options.quick else 1)).result()
-    os.sync()
     return {
         "cost": 1 / max(found["rate"], 1e-9), "rate": found["rate"], "mib_s": found["mib_s"], "cores": found["cores"],
         "requests": found["requests"], "busy": noise.busy}
@@ -154,7 +153,9 @@ def loaded(server, bench, row, cell, path):
         os.sync()
         before = cpu_seconds(pid)
         found = load(bench, row, cell, uri)
-        return found | {"us": (cpu_seconds(pid) - before) * 1e6 / max(found["requests"], 1)}
+        cpu = cpu_seconds(pid) - before
+    os.sync()
+    return found | {"us": cpu * 1e6 / max(found["requests"], 1)}
 
 
 def measure(row, bench):
@@ -178,7 +179,7 @@ def measure(row, bench):
 
 
 def bounded(figure):
-    """The figure without the floors among its peers; where these are short of the goal, that is said."""
+    """The figure without the floors among its peers; where these are short of the goal, and better than us, that is said."""
     floors = {name: statistics.median(values) for name in (*FLOORS, *DISK_ENGINES)
               if (values := figure.peers.pop(name, None))}
     if not floors:
@@ -187,6 +188,7 @@ def bounded(figure):
     what = "a server that does nothing" if floor in FLOORS else "fio on the disk, without a server"
     figure.notes = [*figure.notes, f"{what}: {number(floors[floor])}"]
     goal, peer = figure.goals[0], figure.peers.get(figure.best_peer)
-    if peer and figure.met is False and not goal.is_met(floors[floor] / statistics.median(peer)):
+    is_better = floors[floor] <= figure.median if LOWER_IS_BETTER[figure.unit] else floors[floor] >= figure.median
+    if peer and is_better and figure.met is False and not goal.is_met(floors[floor] / statistics.median(peer)):
         figure.limit = f"out of reach: the goal is {number(goal.value * statistics.median(peer))}"
     return figure

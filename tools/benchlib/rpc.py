@@ -23,7 +23,7 @@ EVENTS, WATCHERS = 100_000, 10
 SWIFT_BUILD = 'source ../../lib.sh; need build; need_swift; swift build "${release_flags[@]}" --scratch-path .build-peer '
 MAKERS = {
     "us": ("drive-backup-rpc", SWIFT_BUILD + "--product drive-backup-rpc", ".build-peer/release/drive-backup-rpc"),
-    CPP: ("grpc-cpp", MAKE, ".build-peer/grpc-cpp"),
+    CPP: ("grpc-cpp", "source ../../lib.sh; need peers; make", ".build-peer/grpc-cpp"),
     SWIFT: ("grpc-swift", SWIFT_BUILD + "--product grpc-swift-peer", ".build-peer/release/grpc-swift-peer"),
     FLOOR: ("ping-pong", MAKE, ".build-peer/ping-pong"),
 }

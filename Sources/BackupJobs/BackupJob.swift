@@ -50,6 +50,8 @@ package final class BackupJob: Sendable {
         var forgottenAtOnce = 256
         /// When a guest counts as one that writes one piece behind the other, and how far before it is copied.
         var sequentialWrites = SequentialWrites.Scale()
+        /// What the copy comes to in this time, at its present rate, it comes to soon.
+        var soon = Duration.seconds(4)
         /// What happens when the drive cannot be read.
         package var onSourceError = ErrorPolicy.report
         /// What happens when the target cannot be written.

@@ -246,7 +246,7 @@ extension PointInTime {
         Task.immediate(executorPreference: drive.engine) {
             do throws(BlockError) {
                 var used = staging.usage.used
-                while !state.value.isOver, try await staging.sendNext() {
+                while !state.value.isOver, try await staging.sendNext(isReadSoon: !isCopyFar()) {
                     // What was forgotten on its way is room now.
                     if staging.usage.used < used { state.value.waiters.wake() }
                     used = staging.usage.used
@@ -258,6 +258,16 @@ extension PointInTime {
             }
             state.value.isSendingOn = false
             endUse()
+        }
+    }
+
+    /// The copy comes to what is saved, but not soon: as little of it as can be is to stand in the page cache.
+    private func isCopyFar() -> Bool {
+        let (copied, now) = (control.progress.current, clock.now())
+        return state.withState { state in
+            let waiting = UInt64(state.urgent.count) * clusterSize
+            state.distance.note(waiting: waiting, copied: copied, now: now, soon: options.soon)
+            return state.distance.isFar
         }
     }
 

@@ -36,6 +36,8 @@ final class PointInTime: Sendable {
         /// Why the point in time is lost.
         var failure: IOFailure?
         var urgent = UrgentClusters()
+        /// How far from them the copy is.
+        var distance = CopyDistance()
         /// What guests are about to overwrite.
         var writes: SequentialWrites
         /// How many readers of the view use the staging of a cluster.

@@ -73,6 +73,7 @@ package final class Staging: Sendable {
             do throws(BlockError) {
                 try await file.changeLock(holding: lock.holding, unsharing: lock.unsharing)
                 try await setSize(of: file, driveSize)
+                await file.bypassCache(always: false)
                 guard await file.givesBackSpace() else {
                     throw BlockError(
                         .unsupported,
@@ -105,6 +106,7 @@ package final class Staging: Sendable {
                     .corrupt,
                     "Couldn't use \(path) as staging: it has \(file.size) bytes, the drive has \(driveSize)")
             }
+            await file.bypassCache(always: false)
             return Staging(on: file, path: path, limit: limit)
         }
     }
@@ -146,7 +148,7 @@ package final class Staging: Sendable {
         return true
     }
 
-    /// Where the log begins, and the part with a place for each block ends.
+    /// Where the log begins.
     private var logStart: UInt64 { state.value.logStart ?? file.size }
 
     /// Callable from anywhere.
@@ -185,7 +187,6 @@ package final class Staging: Sendable {
     /// Promises space; `keep` it with what is written, or `giveBack`.
     func promise(_ bytes: UInt64) { state.value.promised += bytes }
     func giveBack(_ bytes: UInt64) { state.value.promised -= bytes }
-
     /// The file system has no more to give, whatever it said.
     func noteFull() {
         state.value.isFull = true
@@ -197,9 +198,7 @@ package final class Staging: Sendable {
 
     /// Looks what the file system has to give now.
     func lookForSpace() async {
-        guard let path else { return }
-        let space = await file.engine.blocking { HostFile.space(at: path) }
-        guard let space else { return }
+        guard let path, let space = await file.engine.blocking({ HostFile.space(at: path) }) else { return }
         state.value.isFull = false
         let spare = Space(total: space.total, available: space.available)
         // What is free is for all jobs of this agent.
@@ -315,7 +314,7 @@ package final class Staging: Sendable {
 
     /// The disk has lost some of what was saved.
     func lostData() -> BlockError? {
-        if state.value.lost == nil { state.value.lost = file.writebackFailure() }
+        state.value.lost = state.value.lost ?? file.writebackFailure()
         return state.value.lost
     }
 
@@ -359,10 +358,11 @@ package final class Staging: Sendable {
     /// The log has so much in memory that `sendNext` should be called.
     var shouldSendOn: Bool { state.value.log?.shouldSend ?? false }
 
-    /// Sends on a part of what the log has in memory; false when there is little. An error leaves it in memory.
-    func sendNext() async throws(BlockError) -> Bool {
+    /// Sends on a part of what the log has in memory, past the page cache unless it `isReadSoon`; false when that is little.
+    func sendNext(isReadSoon: Bool) async throws(BlockError) -> Bool {
         defer { noteUsed() }
-        return try await state.value.log?.sendNext(to: file, at: logStart) ?? false
+        guard let log = state.value.log else { return false }
+        return try await log.sendNext(to: file, at: logStart, isReadSoon: isReadSoon)
     }
 
     /// How much it holds of `range`, in bytes.

@@ -22,7 +22,7 @@ final class StagingLog: Sendable {
         var fileLength: UInt64 { UInt64(segments) * segmentLength }
         var segmentLength: UInt64 { UInt64(blocksPerSegment) * JobRecord.blockSize }
 
-        init(blocksPerSegment: Int = 20, buffers: Int = 204, segments: Int = 32_768) {
+        init(blocksPerSegment: Int = 128, buffers: Int = 32, segments: Int = 5120) {
             self.blocksPerSegment = blocksPerSegment
             self.buffers = buffers
             self.segments = segments
@@ -353,9 +353,11 @@ final class StagingLog: Sendable {
     /// So much is in memory that it should be sent on.
     var shouldSend: Bool { state.value.full.count > shape.buffers / 2 }
 
-    /// Writes a segment to `file`, which has them from `offset` on; false when there is little in memory. An error leaves it there.
-    /// By one task at a time.
-    func sendNext(to file: any BlockDevice, at offset: UInt64) async throws(BlockError) -> Bool {
+    /// Writes a segment to `file`, which has them from `offset` on, and to its page cache where it `isReadSoon`; false when there is
+    /// little in memory. An error leaves it there. By one task at a time.
+    func sendNext(to file: any BlockDevice, at offset: UInt64, isReadSoon: Bool) async throws(BlockError)
+        -> Bool
+    {
         guard state.value.full.count > shape.buffers / 4 else { return false }
         let segment = state.value.full.removeFirst()
         state.value.segments[segment].stage = .leaving
@@ -363,7 +365,7 @@ final class StagingLog: Sendable {
         let slice = slots(0..<shape.blocksPerSegment, of: state.value.segments[segment].buffer)
         let failure: BlockError?
         do throws(BlockError) {
-            try await file.write(range(of: segment, offset), from: slice)
+            try await write(slice, to: file, range(of: segment, offset), isReadSoon)
             failure = nil
         } catch {
             failure = error
@@ -381,6 +383,22 @@ final class StagingLog: Sendable {
         }
         if let failure { throw failure }
         return true
+    }
+
+    /// How many blocks go to the page cache at once: the fewest that the engine's thread does not write by itself. Much more takes
+    /// twice as long, as the memory for it has to be found in one piece.
+    private static let blocksAtOnce = 20
+
+    private func write(
+        _ segment: IOSlice, to file: any BlockDevice, _ range: ByteRange, _ isReadSoon: Bool
+    ) async throws(BlockError) {
+        if !isReadSoon, file.canWritePastCache { return try await file.writePastCache(range, from: segment) }
+        let length = Self.blocksAtOnce * Int(JobRecord.blockSize)
+        for start in stride(from: 0, to: segment.count, by: length) {
+            let end = min(start + length, segment.count)
+            let part = ByteRange(range.offset + UInt64(start)..<range.offset + UInt64(end))
+            try await file.write(part, from: segment[start..<end])
+        }
     }
 
     /// Gives a segment that nobody needs back to `file`, which has them from `offset` on; false when there is none.

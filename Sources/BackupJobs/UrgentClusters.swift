@@ -20,6 +20,9 @@ struct UrgentClusters {
         later.append(cluster)
     }
 
+    /// How many there are, with those that need not be copied any more.
+    var count: Int { sweep.count + later.count }
+
     var first: Int? {
         mutating get {
             if sweep.isEmpty, !later.isEmpty {

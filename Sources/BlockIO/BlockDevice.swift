@@ -19,6 +19,13 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// Writes `buffer` (exactly `range.length` bytes long). It is durable after the next `flush`.
     func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError)
 
+    /// Whether `writePastCache` leaves nothing in the page cache.
+    var canWritePastCache: Bool { get }
+
+    /// Does what `write` does, of what nobody reads soon: past the page cache, where that can be. `range` and `buffer` lie at
+    /// multiples of 4096 bytes.
+    func writePastCache(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError)
+
     /// Does what `read` does in this step, when nothing has to be waited for; false when something has, or went wrong:
     /// `read` tells, and `buffer` may hold anything until then.
     func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool
@@ -118,6 +125,12 @@ package enum BegunEnd: Sendable {
 extension BlockDevice {
     /// The whole device.
     package var range: ByteRange { ByteRange(offset: 0, length: size) }
+
+    package var canWritePastCache: Bool { false }
+
+    package func writePastCache(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try await write(range, from: buffer)
+    }
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool { false }
 

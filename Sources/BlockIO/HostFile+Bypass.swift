@@ -25,10 +25,11 @@ extension HostFile {
     /// The shortest write for which the disk is asked at once, in bytes.
     private static let leastLength: UInt64 = 32 << 10
 
-    /// Lets large writes bypass the page cache from now on, where file system, disk and engine can do that; where they cannot,
-    /// nothing changes. For a file that is locked against all others (`.all`): a write that is on its way when this process
-    /// ends holds these locks until it has ended. On the engine.
-    package func bypassCache() async {
+    /// Lets large writes bypass the page cache from now on, those of `writePastCache` only or `always`, where file system, disk and
+    /// engine can do that; where they cannot, nothing changes. For a file that is locked against all others (`.all`): a write
+    /// that is on its way when this process ends holds these locks until it has ended. On the engine.
+    package func bypassCache(always: Bool = true) async {
+        state.value.bypassesAlways = always
         guard engine.writesAsynchronously, isLocal, !isBlockDevice, !isReadOnly, directUnit == nil,
             state.value.bypass == nil
         else { return }
@@ -55,15 +56,18 @@ extension HostFile {
     }
 
     /// How many of the bytes to be written from `address` to `range` bypass the page cache, from the first on; 0 for none.
-    func directLength(_ range: ByteRange, _ address: UnsafeRawPointer?) -> UInt64 {
-        guard bypassesCache, range.length >= Self.leastLength, range.offset % Self.unit == 0,
+    func directLength(_ range: ByteRange, _ address: UnsafeRawPointer?, past: Bool = false) -> UInt64 {
+        guard past ? canWritePastCache : bypassesCache, range.length >= Self.leastLength,
+            range.offset % Self.unit == 0,
             UInt64(UInt(bitPattern: address)) % Self.unit == 0
         else { return 0 }
         return range.length.roundedDown(toMultipleOf: Self.unit)
     }
 
     /// Large writes bypass the page cache, as far as is known. On the engine.
-    package var bypassesCache: Bool { state.value.bypass != nil }
+    package var bypassesCache: Bool { canWritePastCache && state.value.bypassesAlways }
+
+    package var canWritePastCache: Bool { state.value.bypass != nil }
 
     /// Whether a write of `range` from an aligned buffer leaves nothing in the page cache.
     package func bypassesCache(_ range: ByteRange) -> Bool {

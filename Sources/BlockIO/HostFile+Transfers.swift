@@ -96,11 +96,19 @@ extension HostFile {
     }
 
     package func write(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try await write(range, from: buffer, past: false)
+    }
+
+    package func writePastCache(_ range: ByteRange, from buffer: IOSlice) async throws(BlockError) {
+        try await write(range, from: buffer, past: true)
+    }
+
+    private func write(_ range: ByteRange, from buffer: IOSlice, past: Bool) async throws(BlockError) {
         precondition(UInt64(buffer.count) == range.length, "a buffer is as long as its range")
         try checkWritable(range, to: "write")
         beginChange()
         defer { endChange() }
-        try await transfer(range, from: buffer, verb: "write")
+        try await transfer(range, from: buffer, verb: "write", past: past)
         noteEnd(range.end)
     }
 
@@ -158,7 +166,9 @@ extension HostFile {
 
     // MARK: Parts
 
-    private func transfer(_ range: ByteRange, from buffer: IOSlice, verb: String) async throws(BlockError) {
+    private func transfer(
+        _ range: ByteRange, from buffer: IOSlice, verb: String, past: Bool = false
+    ) async throws(BlockError) {
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
         let turn = await beginDirectWrite(range)
         defer { endDirectWrite(turn) }
@@ -167,7 +177,7 @@ extension HostFile {
             let (rest, offset) = (
                 UnsafeRawBufferPointer(rebasing: bytes[done...]), range.offset + UInt64(done)
             )
-            let count = await put(rest, at: offset)
+            let count = await put(rest, at: offset, past: past)
             switch count {
             case 1...: done += count
             case Int(-EINTR), Int(-EAGAIN): continue
@@ -179,9 +189,10 @@ extension HostFile {
         withExtendedLifetime(buffer) {}
     }
 
-    private func put(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int {
+    private func put(_ bytes: UnsafeRawBufferPointer, at offset: UInt64, past: Bool) async -> Int {
         if let directUnit { return await putDirectly(bytes, at: offset, directUnit) }
-        let direct = directLength(ByteRange(offset: offset, length: UInt64(bytes.count)), bytes.baseAddress)
+        let range = ByteRange(offset: offset, length: UInt64(bytes.count))
+        let direct = directLength(range, bytes.baseAddress, past: past)
         if direct > 0,
             let count = await writeDirectly(
                 UnsafeRawBufferPointer(rebasing: bytes[..<Int(direct)]), at: offset)

@@ -50,6 +50,8 @@ package final class HostFile: BlockDevice {
         var canPunchHoles = true
         var canSynchronizeRange = true
         var bypass: Bypass?
+        /// All large writes go there.
+        var bypassesAlways = false
         var directWrites = DirectWrites()
         var lock: ImageLock?
         /// Who is to know when the file was changed.

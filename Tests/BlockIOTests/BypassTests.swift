@@ -183,6 +183,41 @@ struct BypassTests {
         return pages.indices.filter { pages[$0] & 1 != 0 }
     }
 
+    @Test("where it is asked for by each write, the others leave what they write in the cache")
+    func eachByItself() async throws {
+        try await onEngine(.preferred()) { engine, directory in
+            let path = directory.file("a.raw")
+            let file = try await Self.make(path, growable: false, on: engine)
+            await file.bypassCache(always: false)
+            #expect(!file.bypassesCache)
+            let (cached, past) = (
+                ByteRange(offset: 0, length: 1 << 20), ByteRange(offset: 2 << 20, length: 1 << 20)
+            )
+            let buffer = IOBuffer(count: 1 << 20)
+            for (index, byte) in buffer.slice.bytes.indices.enumerated() {
+                buffer.slice.bytes[byte] = UInt8(truncatingIfNeeded: index / 4096 + 1)
+            }
+            // What the file began with is to be in the cache no more.
+            try await file.flush()
+            let descriptor = open(path, O_RDONLY)
+            posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED)
+            close(descriptor)
+            try await file.write(cached, from: buffer.slice)
+            try await file.writePastCache(past, from: buffer.slice)
+            let pages = Self.cached(path)
+            #expect(Set(pages).isSuperset(of: 0..<256), "what is written is in the cache")
+            if file.canWritePastCache {
+                #expect(pages.allSatisfy { !(512..<768).contains($0) }, "what is written past it is not")
+            }
+            let read = IOBuffer(count: 1 << 20)
+            for range in [cached, past] {
+                try await file.read(range, into: read.slice)
+                #expect(Array(read.slice.bytes) == Array(buffer.slice.bytes), "\(range)")
+            }
+            try await file.close()
+        }
+    }
+
     @Test("others are locked out until the second descriptor is closed, too")
     func locks() async throws {
         try await onEngine(.preferred()) { engine, directory in

@@ -146,6 +146,7 @@ final class LiveHistory: Sendable {
         options.stagingFull = chance.oneIn(3) ? .stall : .fail
         options.givenBackTogether = [1, 2, 16][Int(seed / 3 % 3)] * clusterSize
         options.forgottenAtOnce = [1, 20, 256][Int(seed / 5 % 3)]
+        options.soon = chance.oneIn(2) ? .zero : .seconds(4)
         // On so small a drive nearly all that the guest does is one piece behind the other.
         options.sequentialWrites = .init(
             least: [16384, 65536, .max][Int(seed / 9 % 3)], tolerance: clusterSize / 2,

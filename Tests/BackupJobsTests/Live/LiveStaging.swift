@@ -89,6 +89,8 @@ final class LiveStaging: DiskAbove {
         }
     }
 
+    var canWritePastCache: Bool { true }
+
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         !isInLog(range) && blocks.writeAtOnce(range, from: buffer)
     }

@@ -271,7 +271,7 @@ private final class StagingHistory: Sendable {
         while await goOn(agent.sim) {
             guard agent.staging.shouldSendOn else { continue }
             // What could not be sent is where it was.
-            while (try? await agent.staging.sendNext()) == true {}
+            while (try? await agent.staging.sendNext(isReadSoon: agent.sim.random { $0.oneIn(2) })) == true {}
         }
     }
 }

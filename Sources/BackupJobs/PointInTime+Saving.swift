@@ -265,7 +265,8 @@ extension PointInTime {
     private func isCopyFar() -> Bool {
         let (copied, now) = (control.progress.current, clock.now())
         return state.withState { state in
-            let waiting = UInt64(state.urgent.count) * clusterSize
+            // Where there are too many to remember, and after a restart, they are at least what staging holds.
+            let waiting = max(UInt64(state.urgent.count) * clusterSize, staging.usage.used)
             state.distance.note(waiting: waiting, copied: copied, now: now, soon: options.soon)
             return state.distance.isFar
         }

@@ -385,15 +385,16 @@ final class StagingLog: Sendable {
         return true
     }
 
-    /// How many blocks go to the page cache at once: the fewest that the engine's thread does not write by itself. Much more takes
-    /// twice as long, as the memory for it has to be found in one piece.
+    /// At least so many blocks go to the page cache at once: the fewest that the engine's thread does not write by itself. Much more
+    /// takes longer, as the memory for it has to be found in one piece.
     private static let blocksAtOnce = 20
 
     private func write(
         _ segment: IOSlice, to file: any BlockDevice, _ range: ByteRange, _ isReadSoon: Bool
     ) async throws(BlockError) {
         if !isReadSoon, file.canWritePastCache { return try await file.writePastCache(range, from: segment) }
-        let length = Self.blocksAtOnce * Int(JobRecord.blockSize)
+        let parts = max(1, shape.blocksPerSegment / Self.blocksAtOnce)
+        let length = (shape.blocksPerSegment + parts - 1) / parts * Int(JobRecord.blockSize)
         for start in stride(from: 0, to: segment.count, by: length) {
             let end = min(start + length, segment.count)
             let part = ByteRange(range.offset + UInt64(start)..<range.offset + UInt64(end))

@@ -74,10 +74,16 @@ extension HostFile {
         directLength(range, nil) == range.length
     }
 
+    /// A direct write may hold the file while it is handed to the disk: of a file that is written both ways by our own choice the
+    /// engine's thread must not wait for that.
+    var mayHold: Bool { state.withState { $0.bypassing > 0 && !$0.bypassesAlways } }
+
     /// Writes past the page cache: a count or a negated errno; nil where that turns out to be refused, now and from now on.
     func writeDirectly(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int? {
         guard let bypass = state.value.bypass else { return nil }
+        state.value.bypassing += 1
         let count = await engine.write(bypass.descriptor, bytes, at: offset)
+        state.value.bypassing -= 1
         withExtendedLifetime(bypass) {}
         guard count == Int(-EINVAL) || count == Int(-EOPNOTSUPP) else { return count }
         state.value.bypass = nil

@@ -88,7 +88,7 @@ extension HostFile {
     }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
-        guard isLocal, directUnit == nil, !isReadOnly, range.end <= size else { return false }
+        guard isLocal, directUnit == nil, !isReadOnly, range.end <= size, !mayHold else { return false }
         beginChange()
         defer { endChange() }
         let bytes = UnsafeRawBufferPointer(buffer.bytes)
@@ -199,7 +199,7 @@ extension HostFile {
         {
             return count
         }
-        return isLocal
+        return isLocal && !mayHold
             ? await engine.writeQuickly(descriptor, bytes, at: offset)
             : await engine.write(descriptor, bytes, at: offset)
     }

@@ -52,6 +52,8 @@ package final class HostFile: BlockDevice {
         var bypass: Bypass?
         /// All large writes go there.
         var bypassesAlways = false
+        /// How many are on their way there.
+        var bypassing = 0
         var directWrites = DirectWrites()
         var lock: ImageLock?
         /// Who is to know when the file was changed.

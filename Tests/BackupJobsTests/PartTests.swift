@@ -303,7 +303,8 @@ internal import Testing
         #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: 1) == .few)
         #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many - 1) == .few)
         #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many) == .manyReads)
-        #expect(allowance(steps: long, requests: 100, changes: 1, perTurn: 16) == .manyChanges)
+        #expect(allowance(steps: long, requests: 100, changes: 49, perTurn: 16) == .manyReads)
+        #expect(allowance(steps: long, requests: 100, changes: 50, perTurn: 16) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long - 1) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long) == .idle)
         #expect(
@@ -312,14 +313,14 @@ internal import Testing
         #expect(allowance(steps: 2 * long, requests: 1, changes: 0, perTurn: 1, inLongPieces: true) == .few)
     }
 
-    @Test("beside readers the copy holds back after a change, for a while")
+    @Test("after changes the copy takes a guest for one that changes, for a while")
     func change() {
         var pace = GuestPace()
         var activity = LiveDrive.Activity()
         var allowed: [GuestPace.Allowance] = []
         for step in 0..<GuestPace.patience + 3 {
             activity.requests += 16
-            if step == 1 { activity.changes += 1 }
+            if step == 1 { activity.changes += 8 }
             pace.note(activity, perTurn: 16, inLongPieces: false)
             allowed.append(pace.allowance)
         }

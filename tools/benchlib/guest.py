@@ -29,6 +29,7 @@ DEFAULT, BEST = "qemu-storage-daemon, default", "qemu-storage-daemon, best"
 P50_GOAL, P99_GOAL, SEQUENTIAL_GOAL = 1.5, 3.0, 0.35  # of no backup
 NEARLY = 0.8  # share of a copy after which the guest stops
 RAMP = 1.0  # seconds of fio's requests that do not count
+LEAD = 0.2  # seconds of them that a backup has begun before: what is copied by then is saved no more
 HANG = 4  # seconds beyond its time after which the guest counts as hanging
 EXTRA = 3  # rounds that may not count
 
@@ -102,7 +103,7 @@ class Host:
                 yield job, guest()
         else:
             load = guest()
-            time.sleep(RAMP / 2)
+            time.sleep(RAMP - LEAD)
             with self.backup(server) as job:
                 yield job, load
 
@@ -132,7 +133,7 @@ class Host:
         """Seconds of a whole backup while the guest works on; `longest` when it took more, and was given up."""
         with self.server() as server:
             os.sync()
-            begun = time.monotonic() + RAMP / 2
+            begun = time.monotonic() + RAMP - LEAD
             with self.beside(server, 2 * longest) as (job, load):
                 while not job.ended and time.monotonic() < begun + longest:
                     time.sleep(0.02)

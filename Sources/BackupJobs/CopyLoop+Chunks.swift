@@ -101,7 +101,9 @@ extension CopyLoop {
         var done = part.lowerBound
         while done < part.upperBound {
             let next = done..<min(done + Self.digestedAtOnce, part.upperBound)
-            guard source.readAtOnce(piece.part(next), into: slice[next]) else {
+            let isThere = source.readAtOnce(piece.part(next), into: slice[next])
+            state.withState { $0.partsInMemory = isThere ? min($0.partsInMemory + 1, State.manyParts) : 0 }
+            guard isThere else {
                 let rest = done..<part.upperBound
                 return try await source.readLater(piece.part(rest), into: slice[rest])
             }

@@ -8,7 +8,7 @@ internal import BlockIO
 // the loop waits for chunks or for the time only), by the control's verbs and by the timer of the rate; then it looks at
 // everything again. So there is one place where it is decided what comes next, as late as possible: what the guest is about
 // to overwrite goes first, then clusters of which it has overwritten something (CopyLoop+Choosing), then the plan's; the
-// size of a chunk follows the speed of this moment, and chunks are few and small while the guest is busy.
+// size of a chunk follows the speed of this moment, and what is done at once the guest (GuestPace).
 //
 // Each cluster is to copy, in flight or done (ClusterMap): a chunk is put in flight before it starts, done when the
 // target has taken all of it, to copy again when it failed. A cluster larger than a buffer is copied by one chunk in
@@ -38,6 +38,10 @@ struct CopyLoop: Sendable {
         var stepLength = UInt64.max
         /// How many requests of the guest come in one turn of the engine, lately.
         var requestsPerTurn: UInt64 = 0
+        /// How many parts of the drive, one after the other, stood in memory when they were read.
+        var partsInMemory = State.manyParts
+        /// So many that the copy does not wait for the disk. (What the kernel reads ahead makes it look so now and then.)
+        static let manyParts = 64
     }
 
     /// What is done before the first write, by a task of its own: the loop has to notice a cancel meanwhile.
@@ -135,7 +139,8 @@ struct CopyLoop: Sendable {
         if options.beforeFirstWrite != nil, state.value.beginning != .done { return await begin(&chunks) }
         course.pace.note(
             point.drive.activity, perTurn: state.value.requestsPerTurn,
-            inLongPieces: point.state.value.writes.isInLongPieces)
+            inLongPieces: point.state.value.writes.isInLongPieces,
+            waitsForDisk: state.value.partsInMemory < State.manyParts)
         state.value.stepLength = course.pace.allowance.stepLength
         if options.sync == .none, control.isFinishing { point.freeze() }
         if case .next(let cluster) = state.value.cloning {

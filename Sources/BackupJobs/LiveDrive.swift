@@ -278,8 +278,8 @@ package final class LiveDrive: BlockDevice {
                 let part = isNeeded ? run : run.prefix(Self.passedAtOnce)
                 offset = part.end
                 guard !isNeeded, !isBeforeIn(part) else { continue }
-                // A request like any other from here on: the next switch counts it as one of before.
-                let request = begin(part).request
+                // In flight like any other from here on, so that the next switch counts it as one of before; but no guest's.
+                let request = state.value.requests.begin(part)
                 state.value.kept.beginPassing(part)
                 // Answered long ago, and advice: the guest loses nothing by an error.
                 try? await device.discard(part)

@@ -280,17 +280,19 @@ internal import Testing
     /// What the pace allows after steps between which a guest did this.
     private func allowance(
         steps: Int, requests: UInt64, changes: UInt64, perTurn: UInt64, inLongPieces: Bool = false,
-        then quiet: Int = 0
+        waitsForDisk: Bool = false, then quiet: Int = 0
     ) -> GuestPace.Allowance {
         var pace = GuestPace()
         var activity = LiveDrive.Activity()
-        pace.note(activity, perTurn: 0, inLongPieces: false)
+        pace.note(activity, perTurn: 0, inLongPieces: false, waitsForDisk: false)
         for _ in 0..<steps {
             activity.requests += requests
             activity.changes += changes
-            pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces)
+            pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces, waitsForDisk: waitsForDisk)
         }
-        for _ in 0..<quiet { pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces) }
+        for _ in 0..<quiet {
+            pace.note(activity, perTurn: perTurn, inLongPieces: inLongPieces, waitsForDisk: waitsForDisk)
+        }
         return pace.allowance
     }
 
@@ -302,30 +304,52 @@ internal import Testing
         // Slow steps, with many requests of one after the other between them.
         #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: 1) == .few)
         #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many - 1) == .few)
-        #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many) == .manyReads)
-        #expect(allowance(steps: long, requests: 100, changes: 49, perTurn: 16) == .manyReads)
-        #expect(allowance(steps: long, requests: 100, changes: 50, perTurn: 16) == .manyChanges)
+        #expect(allowance(steps: long, requests: 100, changes: 0, perTurn: GuestPace.many) == .many)
+        #expect(allowance(steps: long, requests: 100, changes: 66, perTurn: 16) == .many)
+        #expect(allowance(steps: long, requests: 100, changes: 67, perTurn: 16) == .manyChanges)
+        #expect(allowance(steps: long, requests: 100, changes: 100, perTurn: GuestPace.plenty - 1) == .many)
+        #expect(
+            allowance(steps: long, requests: 100, changes: 100, perTurn: GuestPace.plenty) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long - 1) == .manyChanges)
         #expect(allowance(steps: 1, requests: 100, changes: 100, perTurn: 16, then: long) == .idle)
         #expect(
             allowance(steps: long, requests: 1, changes: 1, perTurn: 1, inLongPieces: true) == .longWrites)
+        for changes: UInt64 in [0, 100] {
+            #expect(
+                allowance(steps: long, requests: 100, changes: changes, perTurn: 16, waitsForDisk: true)
+                    == .manyOnDisk)
+        }
         // What was written long ago says nothing of a guest that reads.
         #expect(allowance(steps: 2 * long, requests: 1, changes: 0, perTurn: 1, inLongPieces: true) == .few)
     }
 
-    @Test("after changes the copy takes a guest for one that changes, for a while")
-    func change() {
+    @Test("what a guest mostly does is what most of its last requests were", arguments: [0, 1, 3])
+    func mostly(quietSteps: Int) {
         var pace = GuestPace()
         var activity = LiveDrive.Activity()
-        var allowed: [GuestPace.Allowance] = []
-        for step in 0..<GuestPace.patience + 3 {
-            activity.requests += 16
-            if step == 1 { activity.changes += 8 }
-            pace.note(activity, perTurn: 16, inLongPieces: false)
-            allowed.append(pace.allowance)
+        pace.note(activity, perTurn: 0, inLongPieces: false, waitsForDisk: false)
+        for (isChange, expected) in [
+            (false, GuestPace.Allowance.many), (true, .manyChanges), (false, .many),
+            (true, .manyChanges),
+        ] {
+            for _ in 0..<GuestPace.memory * 3 / 16 {
+                activity.requests += 16
+                activity.changes += isChange ? 16 : 1
+                pace.note(activity, perTurn: 16, inLongPieces: false, waitsForDisk: false)
+                // Steps in which nothing has come say nothing.
+                for _ in 0..<quietSteps {
+                    pace.note(activity, perTurn: 16, inLongPieces: false, waitsForDisk: false)
+                }
+            }
+            #expect(pace.allowance == expected)
         }
-        // The first step has nothing to compare with.
-        #expect(allowed.dropFirst().prefix(GuestPace.patience).allSatisfy { $0 == .manyChanges })
-        #expect(allowed.suffix(2) == [.manyReads, .manyReads])
+    }
+
+    @Test("the more a guest can give the longer the copy's steps are")
+    func steps() {
+        let lengths = [
+            GuestPace.Allowance.few, .many, .manyChanges, .idle,
+        ].map(\.stepLength)
+        #expect(lengths == lengths.sorted() && Set(lengths).count == lengths.count)
     }
 }

@@ -76,11 +76,12 @@ class Host:
         return StorageDaemon(self.directory, drives, exports=True, aio="io_uring" if self.name == BEST else "threads")
 
     @contextlib.contextmanager
-    def backup(self, server):
-        """A backup that begins now, to the case's target."""
+    def backup(self, server, at=0.0):
+        """A backup to the case's target, which begins now, or at `at` if that is later."""
         job = {"us": AgentJob, BEST: FleecingJob}.get(self.name, DaemonJob)
         with target(self.case.kind, self.directory, images.drive_size(self.bench)) as path:
             try:
+                time.sleep(max(0.0, at - time.monotonic()))
                 running = job(server, "bench", path, existing=self.case.kind != FAST)
                 yield running
                 if self.name == "us":
@@ -103,8 +104,7 @@ class Host:
                 yield job, guest()
         else:
             load = guest()
-            time.sleep(RAMP - LEAD)
-            with self.backup(server) as job:
+            with self.backup(server, at=load.begun + RAMP - LEAD) as job:
                 yield job, load
 
     def idle(self):
@@ -133,8 +133,8 @@ class Host:
         """Seconds of a whole backup while the guest works on; `longest` when it took more, and was given up."""
         with self.server() as server:
             os.sync()
-            begun = time.monotonic() + RAMP - LEAD
             with self.beside(server, 2 * longest) as (job, load):
+                begun = load.begun + RAMP - LEAD
                 while not job.ended and time.monotonic() < begun + longest:
                     time.sleep(0.02)
                 if self.name != "us":

@@ -145,6 +145,8 @@ extension PointInTime {
             await punchUnsaved(blocks)
         }
         staging.giveBack(UInt64(blocks.count) * JobRecord.blockSize)
+        // What was promised and has not been used is room now.
+        state.value.waiters.wake()
         end(number, failure, blocks)
         await punchWhereDone(blocks)
         endUse()
@@ -245,11 +247,8 @@ extension PointInTime {
         // Who waits for the end of the use of staging waits for it.
         Task.immediate(executorPreference: drive.engine) {
             do throws(BlockError) {
-                var used = staging.usage.used
                 while !state.value.isOver, try await staging.sendNext(isReadSoon: !isCopyFar()) {
-                    // What was forgotten on its way is room now.
-                    if staging.usage.used < used { state.value.waiters.wake() }
-                    used = staging.usage.used
+                    state.value.waiters.wake()
                 }
                 state.value.lastSendFailure = nil
             } catch {
@@ -257,6 +256,8 @@ extension PointInTime {
                 state.value.lastSendFailure = clock.now()
             }
             state.value.isSendingOn = false
+            // What was forgotten on its way is room now, here and above.
+            state.value.waiters.wake()
             endUse()
         }
     }

@@ -30,7 +30,7 @@ struct RetiredClusters {
     /// The stretches of `stretches` of which anything waits.
     func waiting(in stretches: ClosedRange<Int>) -> [Int] {
         stretches.count < waiting.count
-            ? stretches.filter { waiting[$0] != nil } : waiting.keys.filter(stretches.contains)
+            ? stretches.filter { waiting[$0] != nil } : waiting.keys.filter(stretches.contains).sorted()
     }
 
     /// Whether staging may still hold something of the stretch.

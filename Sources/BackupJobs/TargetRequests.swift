@@ -56,7 +56,7 @@ final class TargetRequests: Sendable {
     func abandon() {
         let requests = state.withState { state in
             state.isAbandoned = true
-            let requests = Array(state.requests.values)
+            let requests = state.requests.sorted { $0.key < $1.key }.map(\.value)
             for number in state.requests.keys { state.requests[number]?.copier = nil }
             return requests
         }

@@ -20,6 +20,7 @@ final class SimEngine: IOEngine {
         var thread: pthread_t?
         var observer: (@Sendable () -> Void)?
         var isStopped = false
+        var isBeyondLimit = false
     }
 
     let name = "simulation"
@@ -36,6 +37,8 @@ final class SimEngine: IOEngine {
         state.withLock { $0.thread.map { pthread_equal($0, pthread_self()) != 0 } ?? false }
     }
     var now: Duration { state.withLock { $0.now } }
+    /// Something was still to come, but after the time that a history may last.
+    var isBeyondLimit: Bool { state.withLock { $0.isBeyondLimit } }
 
     func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
@@ -87,7 +90,10 @@ final class SimEngine: IOEngine {
                     )
                 })
             else { return (nil, nil, nil) }
-            if state.events[next].due > limit { return (nil, nil, nil) }
+            if state.events[next].due > limit {
+                state.isBeyondLimit = true
+                return (nil, nil, nil)
+            }
             let event = state.events.remove(at: next)
             state.now = max(state.now, event.due)
             return (nil, event, state.observer)

@@ -19,10 +19,28 @@ extension Qcow2Image {
         return try await run(at: offset, limit: inTable, table: table.host)
     }
 
+    /// What is mapped as one, in bytes: a cluster, or a subcluster.
+    private var mappingUnit: UInt64 { header.hasExtendedL2 ? header.clusterSize / 32 : header.clusterSize }
+
+    /// What is at the start of `range`, and for how much of it that goes on, as far as tables in memory say it; nil where they
+    /// don't.
+    func runInMemory(of range: ByteRange) -> Run? {
+        var result: Run?
+        var rest = range
+        while !rest.isEmpty {
+            let part = rest.prefix(mappingUnit - rest.offset % mappingUnit)
+            guard let mapping = mappingInMemory(of: part) else { return result }
+            if let result, !result.goesOn(with: mapping) { return result }
+            result = Run(mapping: result?.mapping ?? mapping, length: (result?.length ?? 0) + part.length)
+            rest = rest.dropFirst(part.length)
+        }
+        return result
+    }
+
     /// What is at `range`, when that lies within a cluster (or subcluster) and the tables that say it are in memory and
     /// right; nil else, and `run` tells.
     func mappingInMemory(of range: ByteRange) -> ClusterMapping? {
-        let unit = header.hasExtendedL2 ? header.clusterSize / 32 : header.clusterSize
+        let unit = mappingUnit
         guard !range.isEmpty, range.offset / unit == (range.end - 1) / unit else { return nil }
         let l1Index = range.offset / header.bytesPerL2
         guard let l1 = pageInMemory(containing: header.l1Offset + l1Index * 8),
@@ -82,7 +100,7 @@ extension Qcow2Image {
     }
 
     private func run(at offset: UInt64, limit: UInt64, table: UInt64) async throws(BlockError) -> Run {
-        let unit = header.hasExtendedL2 ? header.clusterSize / 32 : header.clusterSize
+        let unit = mappingUnit
         var result: Run?
         var position = offset
         let end = offset + limit

@@ -11,8 +11,21 @@ extension Qcow2Image {
 
     package func readAtOnce(_ range: ByteRange, into buffer: IOSlice) -> Bool {
         guard range.end <= size else { return false }
-        switch mappingInMemory(of: range) {
-        case .none, .compressed: return false
+        var done: UInt64 = 0
+        while done < range.length {
+            let rest = range.dropFirst(done)
+            guard let run = runInMemory(of: rest),
+                readAtOnce(
+                    rest.prefix(run.length), run.mapping, into: buffer[Int(done)..<Int(done + run.length)])
+            else { return false }
+            done += run.length
+        }
+        return true
+    }
+
+    private func readAtOnce(_ range: ByteRange, _ mapping: ClusterMapping, into buffer: IOSlice) -> Bool {
+        switch mapping {
+        case .compressed: return false
         case .zero, .zeroAllocated:
             buffer.bytes.fillWithZeroes()
             return true

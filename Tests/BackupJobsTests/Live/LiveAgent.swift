@@ -60,6 +60,21 @@ final class LiveAgent: Sendable {
         return isDone
     }
 
+    /// How it stands when nothing goes on any more.
+    var trouble: String {
+        let when = "\(sim.now) \(sim.isBeyondLimit ? "and later than that" : "with nothing to come")"
+        sim.adoptThread()
+        let unended = history.state.withLock { $0.requests.filter { $0.start > 0 && $0.end == nil }.count }
+        let job =
+            "speed \(control.speedBytesPerSecond), paused \(control.isPaused), "
+            + "in flight \(control.isAnyInFlight), \(unended) requests without an end"
+        guard let point = drive.state.value.point else { return "\(when); \(job); no point in time" }
+        let state = point.state.value
+        return "\(when); \(job); saves \(state.saves.map(\.blocks)), users \(state.stagingUsers), "
+            + "over \(state.isOver), sending \(state.isSendingOn), given back \(state.lastGivenBack, default: "never"), "
+            + "staging \(point.staging.usage), room \(point.staging.room)"
+    }
+
     private func close() async {
         do throws(BlockError) { try await drive.close() } catch { history.complain("close: \(error)") }
         if drive.state.value.kept.isAnyKept { history.complain("a kept discard was never passed on") }
@@ -250,7 +265,9 @@ final class LiveAgent: Sendable {
                 await sim.pass(.microseconds(sim.random { $0.below(8000) }))
                 history.state.withLock { $0.pausesTakenBack += 1 }
                 control.resume()
-                control.setSpeed(Int64(sim.random { $0.below(6 << 20) }))
+                // Of a few bytes a second, or so, no history would see the end.
+                let speed = sim.random { $0.below(6 << 20) }
+                control.setSpeed(Int64(speed == 0 ? 0 : max(speed, 4096)))
             }
         }
         if let time = history.cancelTime {

@@ -245,7 +245,7 @@ final class LiveHistory: Sendable {
             let isDone = agent.live(killedAfter: isLast ? nil : killTimes[life])
             if isDone || state.withLock({ !$0.complaints.isEmpty }) { break }
             if isLast {
-                complain("it got stuck")
+                complain("it got stuck: \(agent.trouble)")
                 break
             }
             state.withLock { $0.wasKilled += 1 }

@@ -102,7 +102,7 @@ extension CopyLoop {
         while done < part.upperBound {
             let next = done..<min(done + Self.digestedAtOnce, part.upperBound)
             let isThere = source.readAtOnce(piece.part(next), into: slice[next])
-            noteWhere(isInMemory: isThere)
+            state.withState { $0.partsInMemory = isThere ? min($0.partsInMemory + 1, State.manyParts) : 0 }
             guard isThere else {
                 let rest = done..<part.upperBound
                 return try await source.readLater(piece.part(rest), into: slice[rest])
@@ -112,12 +112,6 @@ extension CopyLoop {
             if !point.isTouched(piece) { digests?.makeQuickly(upTo: next.upperBound, of: slice) }
             done = next.upperBound
         }
-    }
-
-    /// Where the engine does not look nothing is known, and no step holds its thread.
-    private func noteWhere(isInMemory: Bool) {
-        guard source.engine.looksInCache else { return }
-        state.withState { $0.partsInMemory = isInMemory ? min($0.partsInMemory + 1, State.manyParts) : 0 }
     }
 
     /// In this step, after the last read ended, it is decided which blocks are whose.

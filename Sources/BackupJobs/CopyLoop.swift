@@ -38,7 +38,7 @@ struct CopyLoop: Sendable {
         var stepLength = UInt64.max
         /// How many requests of the guest come in one turn of the engine, lately.
         var requestsPerTurn: UInt64 = 0
-        /// How many parts of the drive, one after the other, stood in memory when they were read.
+        /// How many parts of the drive, one after the other, could be read without waiting: they stood in memory.
         var partsInMemory = State.manyParts
         /// So many that the copy does not wait for the disk. (What the kernel reads ahead makes it look so now and then.)
         static let manyParts = 64

@@ -147,7 +147,7 @@ extension BlockDevice {
         _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool { false }
 
-    /// Does what `read` does, for who has found that `readAtOnce` does not, at least not for the start of `range`.
+    /// Does what `read` does, for who has found that `readAtOnce` does not.
     package func readLater(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
         let end = await withUnsafeContinuation { (caller: UnsafeContinuation<BegunEnd, Never>) in
             if !beginRead(range, into: buffer, { caller.resume(returning: $0) }) {

@@ -37,8 +37,6 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// The same for a file on a disk of this host, which the page cache takes at memory speed: an engine may write it on
     /// its own thread, unless that serves several drives.
     func writeQuickly(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer, at offset: UInt64) async -> Int
-    /// Whether `readAtOnce` looks for them in the page cache.
-    var looksInCache: Bool { get }
     /// What the page cache has of these bytes, in this step; nil where that is nothing, or the engine does not look.
     func readAtOnce(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int?
     /// `writeQuickly` in this step; nil when the engine does not do that by itself.
@@ -115,8 +113,6 @@ extension IOEngine {
         // It has begun nothing that it could call for.
         preconditionFailure("the engine \(name) begins no transfers")
     }
-
-    package var looksInCache: Bool { false }
 
     package func readAtOnce(_: Int32, _: UnsafeMutableRawBufferPointer, at _: UInt64) -> Int? { nil }
 

@@ -144,8 +144,6 @@ package final class RingEngine: IOEngine {
         }
     }
 
-    package var looksInCache: Bool { true }
-
     package func readAtOnce(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) -> Int? {

@@ -51,6 +51,41 @@ struct Qcow2ReadingTests {
     }
 
     @Test(
+        "what stands in memory is read in one step, of many clusters and from below, too",
+        arguments: ["cluster_size=4k", "cluster_size=64k", "extended_l2=on", "cluster_size=2M"])
+    func atOnce(options: String) async throws {
+        let directory = try TemporaryDirectory()
+        let (raw, path) = (directory.file("a.raw"), directory.file("a.qcow2"))
+        let overlay = directory.file("b.qcow2")
+        let disk = try makeDisk(raw, size: 3 << 20 | 0x600, seed: testSeed())
+        try await qemuImg(["convert", "-f", "raw", "-O", "qcow2", "-o", options, raw, path])
+        // Not even a table of its own.
+        try await qemuImg(["create", "-f", "qcow2", "-b", path, "-F", "qcow2", overlay])
+        try await onEngine(.ring) { engine in
+            let plain = try await openImage(raw, format: .raw, on: engine)
+            for image in [path, overlay] {
+                let image = try await openImage(image, on: engine)
+                try expectEqual(try await contents(of: image.device), disk, "by and by")
+                for (start, length) in [
+                    (0, 256 << 10), (37, 262_147), (1_000_000, 700_000), (3 << 20, 0x600),
+                ] {
+                    _ = await engine.letOthersIn()
+                    let (buffer, range) = (
+                        IOBuffer(count: length), ByteRange(offset: UInt64(start), length: UInt64(length))
+                    )
+                    // Not every file system says what is cached.
+                    guard plain.device.readAtOnce(range, into: buffer.slice) else { continue }
+                    buffer.bytes.initializeMemory(as: UInt8.self, repeating: 0xee)
+                    #expect(image.device.readAtOnce(range, into: buffer.slice), "\(range)")
+                    try expectEqual(Array(buffer.bytes), Array(disk[start..<start + length]), "from \(start)")
+                }
+                try await image.device.close()
+            }
+            try await plain.device.close()
+        }
+    }
+
+    @Test(
         "compressed clusters are unpacked, several at a time",
         arguments: ["zlib", "zstd"], ["cluster_size=4k", "cluster_size=64k", "cluster_size=2M"])
     func compressed(type: String, clusterSize: String) async throws {

@@ -43,9 +43,14 @@ extension Qcow2Image {
         let unit = mappingUnit
         guard !range.isEmpty, range.offset / unit == (range.end - 1) / unit else { return nil }
         let l1Index = range.offset / header.bytesPerL2
-        guard let l1 = pageInMemory(containing: header.l1Offset + l1Index * 8),
-            let table = try? l1Entry(l1Index, in: l1)  // `run` tells what is wrong
-        else { return nil }
+        guard let l1 = pageInMemory(containing: header.l1Offset + l1Index * 8) else { return nil }
+        let table: (host: UInt64, isShared: Bool)
+        do throws(BlockError) {
+            guard let found = try l1Entry(l1Index, in: l1) else { return .unallocated }
+            table = found
+        } catch {
+            return nil  // `run` tells what is wrong
+        }
         let index = range.offset % header.bytesPerL2 / header.clusterSize
         let entryOffset = table.host + index * header.l2EntrySize
         guard let l2 = pageInMemory(containing: entryOffset) else { return nil }

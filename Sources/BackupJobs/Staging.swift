@@ -187,6 +187,7 @@ package final class Staging: Sendable {
     /// Promises space; `keep` it with what is written, or `giveBack`.
     func promise(_ bytes: UInt64) { state.value.promised += bytes }
     func giveBack(_ bytes: UInt64) { state.value.promised -= bytes }
+
     /// The file system has no more to give, whatever it said.
     func noteFull() {
         state.value.isFull = true

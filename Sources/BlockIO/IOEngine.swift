@@ -81,6 +81,10 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.
     func expectMore()
 
+    /// Returns after so many nanoseconds, fewer than 10⁹, or as soon as this engine has something else to do; an engine may return
+    /// at once.
+    func pause(nanoseconds: UInt64) async
+
     /// Writes that bypass the page cache wait for the disk, and for each other, without holding a thread.
     var writesAsynchronously: Bool { get }
 
@@ -124,6 +128,8 @@ extension IOEngine {
     }
 
     package func expectMore() {}
+
+    package func pause(nanoseconds _: UInt64) async {}
 
     package func share() {}
 

@@ -25,6 +25,11 @@ package final class RingEngine: IOEngine {
     /// Who let others in, and goes on in one of the next turns.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
+    /// Who waits for something to happen, or for the shortest of their moments to pass, in nanoseconds.
+    // SAFETY: as `inline`.
+    private nonisolated(unsafe) var pausing: [UnsafeContinuation<Void, Never>] = []
+    // SAFETY: as `inline`.
+    private nonisolated(unsafe) var moment = UInt64.max
     /// How many turns the thread has made.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var turns = 0
@@ -83,6 +88,12 @@ package final class RingEngine: IOEngine {
         return turns - before
     }
 
+    package func pause(nanoseconds: UInt64) async {
+        guard isCurrent else { return }
+        moment = min(moment, nanoseconds)
+        await withUnsafeContinuation { pausing.append($0) }
+    }
+
     package var writesAsynchronously: Bool { true }
 
     package func share() { shared.store(true, ordering: .relaxed) }
@@ -100,20 +111,29 @@ package final class RingEngine: IOEngine {
         while true {
             inline.beginTurn()
             core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
-            if polite.isEmpty && ring.inFlight == 0 && core.closeIfDone() { break }
+            let isIdle = polite.isEmpty && pausing.isEmpty && ring.inFlight == 0
+            if isIdle && core.closeIfDone() { break }
             if polite.isEmpty, core.queue.fallAsleep() {
-                rest()
+                if pausing.isEmpty { rest() } else { ring.doze(nanoseconds: moment) }
                 core.queue.wake()
             } else {
                 ring.submit(wait: false)
             }
             ring.resumeCompleted()
             turns &+= 1
+            endPauses()
             // One in a turn: what completes waits for one long step, however many take them.
             if !polite.isEmpty { polite.removeFirst().resume() }
         }
         ring.end()
         core.finish()
+    }
+
+    private func endPauses() {
+        guard !pausing.isEmpty else { return }
+        for continuation in pausing { continuation.resume() }
+        pausing.removeAll(keepingCapacity: true)
+        moment = .max
     }
 
     /// Waits for something to complete: awake, where that is likely to be soon, else asleep.

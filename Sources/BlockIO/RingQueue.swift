@@ -122,7 +122,10 @@ final class RingQueue {
 
     /// Submits what was added; with `wait`, returns when something has completed.
     func submit(wait: Bool) {
-        let result = cblockio_ring_submit(ring, wait ? 1 : 0)
+        check(cblockio_ring_submit(ring, wait ? 1 : 0))
+    }
+
+    private func check(_ result: Int32) {
         switch -result {
         // A signal, or the kernel is short of memory or of room for completions: the next turn goes on, after it has
         // taken the completions that are there.
@@ -130,6 +133,9 @@ final class RingQueue {
         default: preconditionFailure("the kernel refused to work on a ring (error \(-result))")
         }
     }
+
+    /// Submits what was added and returns when something has completed, or after so many nanoseconds.
+    func doze(nanoseconds: UInt64) { check(cblockio_ring_doze(ring, nanoseconds)) }
 
     /// Submits what was added and looks for a completion, awake, for so many nanoseconds; false when none came.
     func watch(nanoseconds: UInt64) -> Bool {

@@ -107,6 +107,13 @@ int cblockio_ring_submit(struct io_uring *ring, int wait) {
     return wait ? io_uring_submit_and_wait(ring, 1) : io_uring_submit_and_get_events(ring);
 }
 
+int cblockio_ring_doze(struct io_uring *ring, uint64_t nanoseconds) {
+    struct __kernel_timespec limit = {.tv_nsec = (long long)nanoseconds};
+    struct io_uring_cqe *cqe;
+    const int result = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);
+    return result == -ETIME ? 0 : result;
+}
+
 int cblockio_ring_watch(const struct io_uring *ring, uint64_t nanoseconds) {
     const uint64_t end = cblockio_now() + nanoseconds;
     do {

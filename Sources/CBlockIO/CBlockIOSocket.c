@@ -46,6 +46,11 @@ int cblockio_unreceived(int socket) {
     return ioctl(socket, FIONREAD, &count) < 0 ? -errno : count;
 }
 
+int cblockio_unfetched(int socket) {
+    int count = 0;
+    return ioctl(socket, TIOCOUTQ, &count) < 0 ? -errno : count;
+}
+
 int cblockio_shutdown(int socket) { return result(shutdown(socket, SHUT_RDWR)); }
 
 int cblockio_listening_socket(int family) {

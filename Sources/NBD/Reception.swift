@@ -44,11 +44,9 @@ final class Reception: Sendable {
                     continue
                 }
                 failures = 0
-                let socket = Socket(result)
-                switch address {
-                case .unix: socket.prepareUnix()
-                case .tcp: socket.prepareTCP()
-                }
+                let isUnix = if case .unix = address { true } else { false }
+                let socket = Socket(result, isUnix: isUnix)
+                socket.prepare()
                 let connection = Connection(socket, limits, onHangUp: { [waker] in waker.yield() }, log: log)
                 guard connections.join(connection) else {
                     socket.close()

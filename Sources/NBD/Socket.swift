@@ -6,10 +6,14 @@ internal import Synchronization
 final class Socket: Sendable {
     /// For the owner, who closes it.
     let descriptor: Int32
+    private let isUnix: Bool
     private let isOpen = Mutex(true)
 
     /// Takes over an open descriptor.
-    init(_ descriptor: Int32) { self.descriptor = descriptor }
+    init(_ descriptor: Int32, isUnix: Bool = false) {
+        self.descriptor = descriptor
+        self.isUnix = isUnix
+    }
 
     deinit { close() }
 
@@ -32,15 +36,18 @@ final class Socket: Sendable {
     /// Whether nothing has arrived that was not received; for the owner.
     var isEmpty: Bool { cblockio_unreceived(descriptor) == 0 }
 
-    /// A long answer leaves in one go, instead of a piece each time that the client has taken one: what the system allows.
-    func prepareUnix() {
-        _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_SNDBUF, 1 << 20)
-    }
+    /// How much memory what was sent takes until the peer has received it, in bytes; 0 of a TCP socket, where nobody knows.
+    var unfetched: Int { isUnix ? Int(cblockio_unfetched(descriptor)) : 0 }
 
-    /// Answers leave at once, and a peer that has gone silently is found out some day.
-    func prepareTCP() {
-        // Both are a matter of pace: a socket that refuses them works.
-        _ = cblockio_set_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1)
-        _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_KEEPALIVE, 1)
+    /// Answers leave at once; a long one in one go, instead of a piece each time that the client has taken one. A peer that has gone
+    /// silently is found out some day.
+    func prepare() {
+        // All are a matter of pace: a socket that refuses them works.
+        if isUnix {
+            _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_SNDBUF, 1 << 20)
+        } else {
+            _ = cblockio_set_option(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY, 1)
+            _ = cblockio_set_option(descriptor, SOL_SOCKET, SO_KEEPALIVE, 1)
+        }
     }
 }

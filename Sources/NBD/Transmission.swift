@@ -126,7 +126,7 @@ final class Transmission: Sendable {
 
     private func receiveRequests(_ group: inout DiscardingTaskGroup) async {
         while true {
-            var count = 0
+            var (count, asked) = (0, 0)
             while input.count >= RequestHeader.byteCount {
                 guard let request = RequestHeader(input.bytes) else {
                     report("a request does not start as requests do")
@@ -138,6 +138,7 @@ final class Transmission: Sendable {
                 }
                 input.drop(RequestHeader.byteCount)
                 count += 1
+                if request.type == NBDCommand.read.rawValue { asked += Int(request.length) }
                 // Functions that may wait cost a change of executor even when they do not: most requests need none.
                 var buffer: IOBuffer?
                 if serveAtOnce(request, &buffer) { continue }
@@ -154,6 +155,12 @@ final class Transmission: Sendable {
             // Of a client with many on their way the first is not to be answered before the others are there. And who waits for
             // the disk sleeps: of a virtual one the host may need the very core.
             if isLonely { engine.expectMore() }
+            // Where several take turns with the thread, it sleeps too long for all of them.
+            if count > 0, state.value.inFlight == 0, served.clients == 1,
+                let moment = Self.moment(after: count, asked: asked, unfetched: socket.unfetched)
+            {
+                await engine.pause(nanoseconds: moment)
+            }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
         }
     }

@@ -23,6 +23,34 @@ struct EngineTests {
         await engine.shutDown()
     }
 
+    @Test(
+        "a pause ends with its moment, and before that when there is something else to do",
+        arguments: EngineKind.allCases)
+    func pauses(kind: EngineKind) async throws {
+        let engine = try kind.makeEngine(name: "pauses")
+        let file = try ScratchFile(bytes: 1 << 16)
+        // Nothing else happens, and nobody else is there to pause for.
+        await engine.run { for _ in 0..<10 { await engine.pause(nanoseconds: 1000) } }
+        await engine.pause(nanoseconds: 999_999_999)
+        let went = Locked<[String]>([])
+        await engine.run {
+            await withTaskGroup(of: Void.self) { group in
+                group.addTask {
+                    await engine.pause(nanoseconds: 999_999_999)
+                    went.withLock { $0.append("pause") }
+                }
+                group.addTask {
+                    for index in 0..<20 {
+                        _ = await Self.readRepeatedly(engine, file.descriptor, first: index)
+                    }
+                    went.withLock { $0.append("reads") }
+                }
+            }
+        }
+        #expect(went.value == ["pause", "reads"])
+        await engine.shutDown()
+    }
+
     @Test("code that prefers an engine stays on its thread across awaits", arguments: EngineKind.allCases)
     func stays(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "stays")

@@ -16,6 +16,9 @@ int64_t cblockio_receive(int socket, void *bytes, size_t count);
 int64_t cblockio_send(int socket, struct iovec *parts, size_t count);
 /// How many bytes have arrived at a stream socket that nobody has received; a negated errno where it does not say.
 int cblockio_unreceived(int socket);
+/// How much memory what was sent takes until the peer has received it, in bytes, of a Unix socket; a negated errno where
+/// it does not say.
+int cblockio_unfetched(int socket);
 /// shutdown(2) of both directions: whoever waits for the socket is told.
 int cblockio_shutdown(int socket);
 /// socket(2) for listening: close-on-exec and non-blocking.

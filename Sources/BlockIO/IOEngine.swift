@@ -81,8 +81,8 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.
     func expectMore()
 
-    /// Returns after so many nanoseconds, fewer than 10⁹, or as soon as this engine has something else to do; an engine may return
-    /// at once.
+    /// Returns after so many nanoseconds, fewer than 10⁹, or as soon as this engine has something else to do; at once where the
+    /// engine is shared, or does not do that.
     func pause(nanoseconds: UInt64) async
 
     /// Writes that bypass the page cache wait for the disk, and for each other, without holding a thread.

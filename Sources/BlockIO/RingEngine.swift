@@ -83,13 +83,15 @@ package final class RingEngine: IOEngine {
             await Task.yield()
             return 1
         }
+        // What they are to do next has its turn before whoever lets others in goes on.
+        endPauses()
         let before = turns
         await withUnsafeContinuation { polite.append($0) }
         return turns - before
     }
 
     package func pause(nanoseconds: UInt64) async {
-        guard isCurrent else { return }
+        guard isCurrent, !isShared, polite.isEmpty else { return }
         moment = min(moment, nanoseconds)
         await withUnsafeContinuation { pausing.append($0) }
     }
@@ -114,7 +116,7 @@ package final class RingEngine: IOEngine {
             let isIdle = polite.isEmpty && pausing.isEmpty && ring.inFlight == 0
             if isIdle && core.closeIfDone() { break }
             if polite.isEmpty, core.queue.fallAsleep() {
-                if pausing.isEmpty { rest() } else { ring.doze(nanoseconds: moment) }
+                if pausing.isEmpty { rest() } else { doze() }
                 core.queue.wake()
             } else {
                 ring.submit(wait: false)
@@ -127,6 +129,11 @@ package final class RingEngine: IOEngine {
         }
         ring.end()
         core.finish()
+    }
+
+    private func doze() {
+        isMoreExpected = false
+        ring.doze(nanoseconds: moment)
     }
 
     private func endPauses() {

@@ -108,6 +108,8 @@ int cblockio_ring_submit(struct io_uring *ring, int wait) {
 }
 
 int cblockio_ring_doze(struct io_uring *ring, uint64_t nanoseconds) {
+    // Older kernels would be asked by a request of its own, whose completion nobody here knows.
+    if (!(ring->features & IORING_FEAT_EXT_ARG)) return cblockio_ring_submit(ring, 0);
     struct __kernel_timespec limit = {.tv_nsec = (long long)nanoseconds};
     struct io_uring_cqe *cqe;
     const int result = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);

@@ -125,8 +125,9 @@ final class Transmission: Sendable {
     // MARK: Receiving
 
     private func receiveRequests(_ group: inout DiscardingTaskGroup) async {
+        var gathering = Gathering()
         while true {
-            var (count, asked) = (0, 0)
+            var batch = Gathering.Batch()
             while input.count >= RequestHeader.byteCount {
                 guard let request = RequestHeader(input.bytes) else {
                     report("a request does not start as requests do")
@@ -137,8 +138,7 @@ final class Transmission: Sendable {
                     break
                 }
                 input.drop(RequestHeader.byteCount)
-                count += 1
-                if request.type == NBDCommand.read.rawValue { asked += Int(request.length) }
+                batch.add(request)
                 // Functions that may wait cost a change of executor even when they do not: most requests need none.
                 var buffer: IOBuffer?
                 if serveAtOnce(request, &buffer) { continue }
@@ -149,16 +149,20 @@ final class Transmission: Sendable {
             sendAtOnce()
             let isLonely = state.withState { state in
                 // With a piece of the next one behind it none was alone.
-                if count > 0 { state.timesAlone = count == 1 && input.count == 0 ? state.timesAlone + 1 : 0 }
+                if batch.requests > 0 {
+                    state.timesAlone = batch.requests == 1 && input.count == 0 ? state.timesAlone + 1 : 0
+                }
                 return state.timesAlone >= Self.lonely && state.inFlight == 0
             }
             // Of a client with many on their way the first is not to be answered before the others are there. And who waits for
             // the disk sleeps: of a virtual one the host may need the very core.
-            if isLonely { engine.expectMore() }
-            // Where several take turns with the thread, it sleeps too long for all of them.
-            if count > 0, state.value.inFlight == 0, served.clients == 1,
-                let moment = Self.moment(after: count, asked: asked, unfetched: socket.unfetched)
+            if isLonely {
+                engine.expectMore()
+            } else if state.value.inFlight == 0, input.count == 0, served.clients == 1,
+                let moment = gathering.moment(after: batch, unfetched: socket.unfetched)
             {
+                // Where several take turns with the thread it would sleep too long for each, and who is in the midst of sending
+                // waits for us.
                 await engine.pause(nanoseconds: moment)
             }
             guard await input.receive(from: socket, on: engine) > 0 else { return }

@@ -1,5 +1,6 @@
 internal import BlockIO
 internal import Foundation
+internal import Glibc
 internal import TestKit
 internal import Testing
 
@@ -23,31 +24,74 @@ struct EngineTests {
         await engine.shutDown()
     }
 
-    @Test(
-        "a pause ends with its moment, and before that when there is something else to do",
-        arguments: EngineKind.allCases)
-    func pauses(kind: EngineKind) async throws {
-        let engine = try kind.makeEngine(name: "pauses")
-        let file = try ScratchFile(bytes: 1 << 16)
-        // Nothing else happens, and nobody else is there to pause for.
-        await engine.run { for _ in 0..<10 { await engine.pause(nanoseconds: 1000) } }
-        await engine.pause(nanoseconds: 999_999_999)
+    /// As long as a pause may be.
+    private static let longest: UInt64 = 999_999_999
+
+    @Test("a pause lasts as long as was asked for when nothing happens, and nobody pauses elsewhere")
+    func pauses() async throws {
+        let engine = try EngineKind.ring.makeEngine(name: "pauses")
+        let clock = ContinuousClock()
+        let took = await engine.run { await clock.measure { await engine.pause(nanoseconds: 2_000_000) } }
+        #expect(took >= .milliseconds(2))
+        await engine.pause(nanoseconds: Self.longest)
+        engine.share()
+        await engine.run { await engine.pause(nanoseconds: Self.longest) }
+        await engine.shutDown()
+    }
+
+    /// Each of ten pauses may be as long as that because the machine stands still; all are only when nothing ends them.
+    @Test("a pause ends when the engine has something else to do", arguments: [true, false])
+    func endOfPause(isCompletion: Bool) async throws {
+        let engine = try EngineKind.ring.makeEngine(name: "pauses")
+        var ends: [Int32] = [-1, -1]
+        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
+        let (near, far) = (ends[0], ends[1])
+        defer { for end in [near, far] { close(end) } }
+        let took = Locked<[Duration]>([])
+        for _ in 0..<10 {
+            await withTaskGroup(of: Void.self) { group in
+                let isPausing = Locked(false)
+                group.addTask {
+                    await engine.run {
+                        let buffer = IOBuffer(count: 1)
+                        async let got = engine.receive(near, buffer.bytes, all: false)
+                        let time = await ContinuousClock().measure {
+                            await Task.yield()
+                            isPausing.withLock { $0 = true }
+                            await engine.pause(nanoseconds: Self.longest)
+                        }
+                        took.withLock { $0.append(time) }
+                        #expect(await got == 1)
+                    }
+                }
+                while !isPausing.value { await Task.yield() }
+                if !isCompletion { await engine.run {} }
+                #expect(write(far, "x", 1) == 1)
+            }
+        }
+        #expect(took.value.contains { $0 < .nanoseconds(Self.longest) }, "\(took.value)")
+        await engine.shutDown()
+    }
+
+    @Test("nobody pauses while others are let in", arguments: [true, false])
+    func pausesBesideOthers(isFirst: Bool) async throws {
+        let engine = try EngineKind.ring.makeEngine(name: "pauses")
         let went = Locked<[String]>([])
         await engine.run {
             await withTaskGroup(of: Void.self) { group in
-                group.addTask {
-                    await engine.pause(nanoseconds: 999_999_999)
-                    went.withLock { $0.append("pause") }
-                }
-                group.addTask {
-                    for index in 0..<20 {
-                        _ = await Self.readRepeatedly(engine, file.descriptor, first: index)
+                for isPause in [isFirst, !isFirst] {
+                    group.addTask {
+                        if isPause {
+                            await engine.pause(nanoseconds: Self.longest)
+                        } else {
+                            _ = await engine.letOthersIn()
+                        }
+                        went.withLock { $0.append(isPause ? "pause" : "others") }
                     }
-                    went.withLock { $0.append("reads") }
                 }
             }
         }
-        #expect(went.value == ["pause", "reads"])
+        #expect(went.value == ["pause", "others"])
         await engine.shutDown()
     }
 
@@ -172,7 +216,7 @@ struct EngineTests {
     @Test("jobs that keep an engine busy do not hold up completions", arguments: EngineKind.allCases)
     func noStarvation(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "busy")
-        let file = try ScratchFile(bytes: 1 << 16)
+        let file = try ScratchFile(bytes: 1 << 20)
         await engine.run {
             let isDone = EngineIsolated(false, engine: engine)
             await withTaskGroup(of: Void.self) { group in

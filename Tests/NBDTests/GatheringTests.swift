@@ -1,5 +1,6 @@
 internal import BlockIO
 internal import Foundation
+internal import Glibc
 internal import TestKit
 internal import Testing
 
@@ -7,25 +8,72 @@ internal import Testing
 
 @Suite("Requests that are left to gather")
 struct GatheringTests {
-    @Test("only of a client that has the replies to many short reads to fetch")
-    func decision() {
-        func moment(_ count: Int, _ asked: Int, _ unfetched: Int) -> UInt64? {
-            Transmission.moment(after: count, asked: asked, unfetched: unfetched)
+    private static let unit = 4096
+
+    /// So many requests, reads of `length` bytes but for one where `hasWrite`.
+    private static func batch(_ count: Int, length: Int = unit, hasWrite: Bool = false) throws
+        -> Gathering.Batch
+    {
+        var batch = Gathering.Batch()
+        for number in 0..<count {
+            let type: UInt16 = hasWrite && number == 0 ? 1 : 0
+            let header = RawClient.request(type, length: UInt32(length)).withUnsafeBytes { RequestHeader($0) }
+            batch.add(try #require(header))
         }
-        let unit = 4096
-        #expect(moment(1, unit, 14 * unit) == nil)
-        #expect(moment(1, unit, 16 * unit) == 1000)
-        #expect(moment(4, 4 * unit, 34 * unit) == 10_000)
+        return batch
+    }
+
+    @Test("only of a client that has the replies to many short reads to fetch")
+    func decision() throws {
+        func moment(_ batch: Gathering.Batch, _ unfetched: Int) -> UInt64? {
+            var gathering = Gathering()
+            return gathering.moment(after: batch, unfetched: unfetched)
+        }
+        let unit = Self.unit
+        #expect(moment(try Self.batch(1), 14 * unit) == nil)
+        #expect(moment(try Self.batch(1), 16 * unit) == 1000)
+        #expect(moment(try Self.batch(4), 34 * unit) == 10_000)
         // However much there is.
-        #expect(moment(11, 11 * unit, 1 << 40) == 20_000)
+        #expect(moment(try Self.batch(11), 1 << 40) == 20_000)
         // What is long is so many fewer.
-        #expect(moment(1, 16 * unit, 16 * 15 * unit) == 500)
-        #expect(moment(1, 16 * unit, 16 * 14 * unit) == nil)
+        #expect(moment(try Self.batch(1, length: 16 * unit), 16 * 15 * unit) == 500)
+        #expect(moment(try Self.batch(1, length: 16 * unit), 16 * 14 * unit) == nil)
         // Enough have gathered, or nothing is known: writes among them, replies of few bytes, no request at all.
-        #expect(moment(12, 12 * unit, 64 * unit) == nil)
-        #expect(moment(4, 3 * unit, 64 * unit) == nil)
-        #expect(moment(8, 8 * 512, 64 * unit) == nil)
-        #expect(moment(0, 0, 64 * unit) == nil)
+        #expect(moment(try Self.batch(12), 64 * unit) == nil)
+        #expect(moment(try Self.batch(4, length: 16 * unit, hasWrite: true), 1 << 30) == nil)
+        #expect(moment(try Self.batch(8, length: 512), 64 * unit) == nil)
+        #expect(moment(try Self.batch(0), 64 * unit) == nil)
+    }
+
+    @Test("where too few gather it is left out, twice as often each time")
+    func feedback() throws {
+        var gathering = Gathering()
+        /// How many batches of one go by until it waits again.
+        func pause() throws -> Int {
+            var passed = 0
+            while gathering.moment(after: try Self.batch(1), unfetched: 1 << 20) == nil { passed += 1 }
+            return passed
+        }
+        #expect(try pause() == 0)
+        for power in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10] { #expect(try pause() == 1 << power) }
+        // One that brings three is forgiven.
+        #expect(gathering.moment(after: try Self.batch(3), unfetched: 1 << 20) == 20_000)
+        #expect(try pause() == 2)
+    }
+
+    @Test("what a peer has not fetched can be seen, of a Unix socket", arguments: [true, false])
+    func unfetched(isUnix: Bool) async throws {
+        var ends: [Int32] = [-1, -1]
+        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
+        let (near, far) = (Socket(ends[0], isUnix: isUnix), Socket(ends[1]))
+        #expect(near.unfetched == 0)
+        let page = [UInt8](repeating: 1, count: 64 << 10)
+        let count = write(near.descriptor, page, page.count)
+        #expect(count == page.count)
+        #expect(isUnix ? near.unfetched >= count : near.unfetched == 0)
+        var fetched = [UInt8](repeating: 0, count: count)
+        while !fetched.isEmpty { fetched.removeFirst(read(far.descriptor, &fetched, fetched.count)) }
+        #expect(near.unfetched == 0)
     }
 
     /// It sends requests one by one and in bursts, and fetches replies now and then: each is answered, with what is there, whatever

@@ -28,8 +28,8 @@ struct Gathering {
     private static let repliesAsleep = 14
 
     /// In nanoseconds: less than a client needs for a reply, and as long as is of use.
-    private static let momentPerReply = 500
-    private static let longestMoment = 20_000
+    private static let momentPerReply = 1000
+    private static let longestMoment = 40_000
 
     /// How often in a row it was in vain, 10 at most; so many batches it is left out then, as a power of two.
     private var failures = 0

@@ -31,12 +31,12 @@ struct GatheringTests {
         }
         let unit = Self.unit
         #expect(moment(try Self.batch(1), 14 * unit) == nil)
-        #expect(moment(try Self.batch(1), 16 * unit) == 1000)
-        #expect(moment(try Self.batch(4), 34 * unit) == 10_000)
+        #expect(moment(try Self.batch(1), 16 * unit) == 2000)
+        #expect(moment(try Self.batch(4), 34 * unit) == 20_000)
         // However much there is.
-        #expect(moment(try Self.batch(11), 1 << 40) == 20_000)
+        #expect(moment(try Self.batch(11), 1 << 40) == 40_000)
         // What is long is so many fewer.
-        #expect(moment(try Self.batch(1, length: 16 * unit), 16 * 15 * unit) == 500)
+        #expect(moment(try Self.batch(1, length: 16 * unit), 16 * 15 * unit) == 1000)
         #expect(moment(try Self.batch(1, length: 16 * unit), 16 * 14 * unit) == nil)
         // Enough have gathered, or nothing is known: writes among them, replies of few bytes, no request at all.
         #expect(moment(try Self.batch(12), 64 * unit) == nil)
@@ -57,7 +57,7 @@ struct GatheringTests {
         #expect(try pause() == 0)
         for power in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10] { #expect(try pause() == 1 << power) }
         // One that brings three is forgiven.
-        #expect(gathering.moment(after: try Self.batch(3), unfetched: 1 << 20) == 20_000)
+        #expect(gathering.moment(after: try Self.batch(3), unfetched: 1 << 20) == 40_000)
         #expect(try pause() == 2)
     }
 

@@ -81,9 +81,9 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
     /// Somebody will ask again as soon as what is being answered has arrived: an engine may wait for that awake.
     func expectMore()
 
-    /// Returns after so many nanoseconds, fewer than 10⁹, or as soon as this engine has something else to do; at once where the
-    /// engine is shared, or does not do that.
-    func pause(nanoseconds: UInt64) async
+    /// Returns after so many nanoseconds, fewer than 10⁹: true then. False, and earlier, when this engine has something else to do,
+    /// and at once while it lets others in or somebody is expected, off its thread, where it is shared, and where it does not do that.
+    func pause(nanoseconds: UInt64) async -> Bool
 
     /// Writes that bypass the page cache wait for the disk, and for each other, without holding a thread.
     var writesAsynchronously: Bool { get }
@@ -129,7 +129,7 @@ extension IOEngine {
 
     package func expectMore() {}
 
-    package func pause(nanoseconds _: UInt64) async {}
+    package func pause(nanoseconds _: UInt64) async -> Bool { false }
 
     package func share() {}
 

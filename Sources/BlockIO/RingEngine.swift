@@ -27,7 +27,7 @@ package final class RingEngine: IOEngine {
     private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
     /// Who waits for something to happen, or for the shortest of their moments to pass, in nanoseconds.
     // SAFETY: as `inline`.
-    private nonisolated(unsafe) var pausing: [UnsafeContinuation<Void, Never>] = []
+    private nonisolated(unsafe) var pausing: [UnsafeContinuation<Bool, Never>] = []
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var moment = UInt64.max
     /// How many turns the thread has made.
@@ -84,16 +84,16 @@ package final class RingEngine: IOEngine {
             return 1
         }
         // What they are to do next has its turn before whoever lets others in goes on.
-        endPauses()
+        endPauses(whole: false)
         let before = turns
         await withUnsafeContinuation { polite.append($0) }
         return turns - before
     }
 
-    package func pause(nanoseconds: UInt64) async {
-        guard isCurrent, !isShared, polite.isEmpty else { return }
+    package func pause(nanoseconds: UInt64) async -> Bool {
+        guard isCurrent, !isShared, polite.isEmpty, !isMoreExpected else { return false }
         moment = min(moment, nanoseconds)
-        await withUnsafeContinuation { pausing.append($0) }
+        return await withUnsafeContinuation { pausing.append($0) }
     }
 
     package var writesAsynchronously: Bool { true }
@@ -115,15 +115,16 @@ package final class RingEngine: IOEngine {
             core.runJobs(rounds: Self.roundsPerTurn, on: executor, &batch)
             let isIdle = polite.isEmpty && pausing.isEmpty && ring.inFlight == 0
             if isIdle && core.closeIfDone() { break }
+            var wasWhole = false
             if polite.isEmpty, core.queue.fallAsleep() {
-                if pausing.isEmpty { rest() } else { doze() }
+                if pausing.isEmpty { rest() } else { wasWhole = doze() }
                 core.queue.wake()
             } else {
                 ring.submit(wait: false)
             }
             ring.resumeCompleted()
             turns &+= 1
-            endPauses()
+            endPauses(whole: wasWhole)
             // One in a turn: what completes waits for one long step, however many take them.
             if !polite.isEmpty { polite.removeFirst().resume() }
         }
@@ -131,14 +132,14 @@ package final class RingEngine: IOEngine {
         core.finish()
     }
 
-    private func doze() {
+    private func doze() -> Bool {
         isMoreExpected = false
-        ring.doze(nanoseconds: moment)
+        return ring.doze(nanoseconds: moment)
     }
 
-    private func endPauses() {
+    private func endPauses(whole: Bool) {
         guard !pausing.isEmpty else { return }
-        for continuation in pausing { continuation.resume() }
+        for continuation in pausing { continuation.resume(returning: whole) }
         pausing.removeAll(keepingCapacity: true)
         moment = .max
     }

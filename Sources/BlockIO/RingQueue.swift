@@ -134,8 +134,13 @@ final class RingQueue {
         }
     }
 
-    /// Submits what was added and returns when something has completed, or after so many nanoseconds.
-    func doze(nanoseconds: UInt64) { check(cblockio_ring_doze(ring, nanoseconds)) }
+    /// Submits what was added and returns when something has completed, or after so many nanoseconds; true when nothing has.
+    func doze(nanoseconds: UInt64) -> Bool {
+        let result = cblockio_ring_doze(ring, nanoseconds)
+        if result == -ETIME { return true }
+        check(result)
+        return false
+    }
 
     /// Submits what was added and looks for a completion, awake, for so many nanoseconds; false when none came.
     func watch(nanoseconds: UInt64) -> Bool {

@@ -108,12 +108,14 @@ int cblockio_ring_submit(struct io_uring *ring, int wait) {
 }
 
 int cblockio_ring_doze(struct io_uring *ring, uint64_t nanoseconds) {
-    // Older kernels would be asked by a request of its own, whose completion nobody here knows.
+    // Whoever submits and waits in one call may wait twice.
+    const int submitted = io_uring_sq_ready(ring) ? io_uring_submit(ring) : 0;
+    if (submitted < 0) return submitted;
+    // Older kernels are asked by a request of its own, whose completion would pass for a wake-up.
     if (!(ring->features & IORING_FEAT_EXT_ARG)) return cblockio_ring_submit(ring, 0);
     struct __kernel_timespec limit = {.tv_nsec = (long long)nanoseconds};
     struct io_uring_cqe *cqe;
-    const int result = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, NULL);
-    return result == -ETIME ? 0 : result;
+    return io_uring_wait_cqes(ring, &cqe, 1, &limit, NULL);
 }
 
 int cblockio_ring_watch(const struct io_uring *ring, uint64_t nanoseconds) {

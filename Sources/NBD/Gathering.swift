@@ -14,7 +14,8 @@ struct Gathering {
 
         mutating func add(_ request: RequestHeader) {
             requests += 1
-            guard request.type == NBDCommand.read.rawValue else { return }
+            // Of more than that nobody asks, however many come before anything is received.
+            guard requests <= Gathering.many, request.type == NBDCommand.read.rawValue else { return }
             reads += 1
             bytes += Int(request.length)
         }
@@ -36,15 +37,21 @@ struct Gathering {
     private var leftOut = 0
     private var hasWaited = false
 
+    /// A pause was made as long as it was to be: what comes next is what it has brought.
+    mutating func hasPaused() { hasWaited = true }
+
+    /// To be called with each batch that has requests.
+    mutating func note(_ batch: Batch) {
+        guard hasWaited else { return }
+        failures = batch.requests < Self.few ? min(failures + 1, 10) : 0
+        leftOut = failures > 0 ? 1 << failures : 0
+        hasWaited = false
+    }
+
     /// For how many nanoseconds to wait after `batch`, which has been answered, while what was sent and not fetched takes `unfetched`
     /// bytes; nil where somebody may wait for us. Replies without data, or with little of it, take more memory than they have bytes:
     /// how many they are is not known.
     mutating func moment(after batch: Batch, unfetched: @autoclosure () -> Int) -> UInt64? {
-        if hasWaited {
-            failures = batch.requests < Self.few ? min(failures + 1, 10) : 0
-            leftOut = failures > 0 ? 1 << failures : 0
-            hasWaited = false
-        }
         guard (1..<Self.many).contains(batch.requests), batch.reads == batch.requests,
             batch.bytes >= batch.reads * 4096
         else { return nil }
@@ -53,8 +60,6 @@ struct Gathering {
             return nil
         }
         let replies = unfetched() / (batch.bytes / batch.reads) - Self.repliesAsleep
-        guard replies > 0 else { return nil }
-        hasWaited = true
-        return UInt64(min(replies * Self.momentPerReply, Self.longestMoment))
+        return replies > 0 ? UInt64(min(replies * Self.momentPerReply, Self.longestMoment)) : nil
     }
 }

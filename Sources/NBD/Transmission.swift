@@ -154,16 +154,16 @@ final class Transmission: Sendable {
                 }
                 return state.timesAlone >= Self.lonely && state.inFlight == 0
             }
-            // Of a client with many on their way the first is not to be answered before the others are there. And who waits for
-            // the disk sleeps: of a virtual one the host may need the very core.
-            if isLonely {
-                engine.expectMore()
-            } else if state.value.inFlight == 0, input.count == 0, served.clients == 1,
+            if batch.requests > 0 { gathering.note(batch) }
+            // Where several take turns with the thread it would sleep too long for each, and who is in the midst of sending waits for us.
+            if state.value.inFlight == 0, input.count == 0, served.clients == 1,
                 let moment = gathering.moment(after: batch, unfetched: socket.unfetched)
             {
-                // Where several take turns with the thread it would sleep too long for each, and who is in the midst of sending
-                // waits for us.
-                await engine.pause(nanoseconds: moment)
+                if await engine.pause(nanoseconds: moment) { gathering.hasPaused() }
+            } else if isLonely {
+                // Of a client with many on their way the first is not to be answered before the others are there. And who waits for
+                // the disk sleeps: of a virtual one the host may need the very core.
+                engine.expectMore()
             }
             guard await input.receive(from: socket, on: engine) > 0 else { return }
         }

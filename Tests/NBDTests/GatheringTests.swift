@@ -48,17 +48,24 @@ struct GatheringTests {
     @Test("where too few gather it is left out, twice as often each time")
     func feedback() throws {
         var gathering = Gathering()
-        /// How many batches of one go by until it waits again.
-        func pause() throws -> Int {
+        /// How many batches of one go by until it waits again, which brings one of `count`.
+        func pause(bringing count: Int) throws -> Int {
             var passed = 0
             while gathering.moment(after: try Self.batch(1), unfetched: 1 << 20) == nil { passed += 1 }
+            gathering.hasPaused()
+            gathering.note(try Self.batch(count))
             return passed
         }
-        #expect(try pause() == 0)
-        for power in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10] { #expect(try pause() == 1 << power) }
-        // One that brings three is forgiven.
-        #expect(gathering.moment(after: try Self.batch(3), unfetched: 1 << 20) == 40_000)
-        #expect(try pause() == 2)
+        #expect(try pause(bringing: 1) == 0)
+        for power in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10] {
+            #expect(try pause(bringing: 2) == 1 << power)
+            // Those that no pause has brought say nothing.
+            gathering.note(try Self.batch(1))
+            gathering.note(try Self.batch(9))
+        }
+        #expect(try pause(bringing: 3) == 1 << 10)
+        #expect(try pause(bringing: 1) == 0)
+        #expect(try pause(bringing: 1) == 2)
     }
 
     @Test("what a peer has not fetched can be seen, of a Unix socket", arguments: [true, false])

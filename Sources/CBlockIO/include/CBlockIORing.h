@@ -61,7 +61,7 @@ int cblockio_ring_prepare(struct io_uring *ring, const struct cblockio_request *
 /// or a number that is not.
 int cblockio_ring_submit(struct io_uring *ring, int wait);
 /// Submits what was prepared and waits for a completion, but no longer than so many nanoseconds, fewer than 10^9, or not at
-/// all where the kernel is too old; as above.
+/// all where the kernel is too old; as above, and -ETIME when none came.
 int cblockio_ring_doze(struct io_uring *ring, uint64_t nanoseconds);
 /// Looks, awake, for a completion or for the kernel's word that there is work which may bring one: 1 as soon as there is,
 /// 0 after so many nanoseconds. What was prepared must have been submitted.

@@ -25,11 +25,10 @@ package final class RingEngine: IOEngine {
     /// Who let others in, and goes on in one of the next turns.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var polite: [UnsafeContinuation<Void, Never>] = []
-    /// Who waits for something to happen, or for the shortest of their moments to pass, in nanoseconds.
+    /// Who waits for something to happen, or for the shortest of these times to pass.
     // SAFETY: as `inline`.
-    private nonisolated(unsafe) var pausing: [UnsafeContinuation<Bool, Never>] = []
-    // SAFETY: as `inline`.
-    private nonisolated(unsafe) var moment = UInt64.max
+    private nonisolated(unsafe) var pausing:
+        [(nanoseconds: UInt64, continuation: UnsafeContinuation<Bool, Never>)] = []
     /// How many turns the thread has made.
     // SAFETY: as `inline`.
     private nonisolated(unsafe) var turns = 0
@@ -92,8 +91,7 @@ package final class RingEngine: IOEngine {
 
     package func pause(nanoseconds: UInt64) async -> Bool {
         guard isCurrent, !isShared, polite.isEmpty, !isMoreExpected else { return false }
-        moment = min(moment, nanoseconds)
-        return await withUnsafeContinuation { pausing.append($0) }
+        return await withUnsafeContinuation { pausing.append((nanoseconds, $0)) }
     }
 
     package var writesAsynchronously: Bool { true }
@@ -134,14 +132,13 @@ package final class RingEngine: IOEngine {
 
     private func doze() -> Bool {
         isMoreExpected = false
-        return ring.doze(nanoseconds: moment)
+        return ring.doze(nanoseconds: pausing.reduce(.max) { min($0, $1.nanoseconds) })
     }
 
     private func endPauses(whole: Bool) {
         guard !pausing.isEmpty else { return }
-        for continuation in pausing { continuation.resume(returning: whole) }
+        for (_, continuation) in pausing { continuation.resume(returning: whole) }
         pausing.removeAll(keepingCapacity: true)
-        moment = .max
     }
 
     /// Waits for something to complete: awake, where that is likely to be soon, else asleep.

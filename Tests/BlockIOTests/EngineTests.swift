@@ -46,10 +46,7 @@ struct EngineTests {
     @Test("a pause ends when the engine has something else to do", arguments: [true, false])
     func endOfPause(isCompletion: Bool) async throws {
         let engine = try EngineKind.ring.makeEngine(name: "pauses")
-        var ends: [Int32] = [-1, -1]
-        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
-        let (near, far) = (ends[0], ends[1])
-        defer { for end in [near, far] { close(end) } }
+        let pair = try SocketPair()
         let wereWhole = Locked<[Bool]>([])
         for _ in 0..<10 {
             await withTaskGroup(of: Void.self) { group in
@@ -57,7 +54,7 @@ struct EngineTests {
                 group.addTask {
                     await engine.run {
                         let buffer = IOBuffer(count: 1)
-                        async let got = engine.receive(near, buffer.bytes, all: false)
+                        async let got = engine.receive(pair.near, buffer.bytes, all: false)
                         await Task.yield()
                         isPausing.withLock { $0 = true }
                         let wasWhole = await engine.pause(nanoseconds: Self.longest)
@@ -67,10 +64,11 @@ struct EngineTests {
                 }
                 while !isPausing.value { await Task.yield() }
                 if !isCompletion { await engine.run {} }
-                #expect(write(far, "x", 1) == 1)
+                #expect(write(pair.far, "x", 1) == 1)
             }
         }
         #expect(wereWhole.value.contains(false))
+        withExtendedLifetime(pair) {}
         await engine.shutDown()
     }
 
@@ -78,11 +76,8 @@ struct EngineTests {
     @Test("nobody pauses while others are let in", arguments: [true, false])
     func pausesBesideOthers(isFirst: Bool) async throws {
         let engine = try EngineKind.ring.makeEngine(name: "pauses")
-        var ends: [Int32] = [-1, -1]
-        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
-        let (near, far) = (ends[0], ends[1])
-        defer { for end in [near, far] { close(end) } }
-        #expect(write(far, "x", 1) == 1)
+        let pair = try SocketPair()
+        #expect(write(pair.far, "x", 1) == 1)
         let went = Locked<[String]>([])
         await engine.run {
             await withTaskGroup(of: Void.self) { group in
@@ -91,7 +86,7 @@ struct EngineTests {
                         if isPause {
                             let buffer = IOBuffer(count: 1)
                             #expect(await !engine.pause(nanoseconds: Self.longest))
-                            #expect(await engine.receive(near, buffer.bytes, all: false) == 1)
+                            #expect(await engine.receive(pair.near, buffer.bytes, all: false) == 1)
                         } else {
                             _ = await engine.letOthersIn()
                         }
@@ -101,6 +96,7 @@ struct EngineTests {
             }
         }
         #expect(went.value == ["pause", "others"])
+        withExtendedLifetime(pair) {}
         await engine.shutDown()
     }
 

@@ -5,27 +5,6 @@ internal import Testing
 
 @Suite("Sockets of engines")
 struct SocketTests {
-    /// Two connected sockets, which are closed with it.
-    private final class Pair: Sendable {
-        let near: Int32
-        let far: Int32
-
-        init(bufferBytes: Int32? = nil) throws {
-            var ends: [Int32] = [-1, -1]
-            try #require(
-                socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
-            if var bytes = bufferBytes {
-                setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &bytes, socklen_t(MemoryLayout<Int32>.size))
-            }
-            (near, far) = (ends[0], ends[1])
-        }
-
-        deinit {
-            close(near)
-            close(far)
-        }
-    }
-
     /// Sends all of `parts` as a caller has to: what comes back short goes on.
     private static func sendAll(_ engine: any IOEngine, _ socket: Int32, _ buffers: [IOSlice]) async -> Bool {
         let parts = UnsafeMutableBufferPointer<iovec>.allocate(capacity: buffers.count)
@@ -54,7 +33,7 @@ struct SocketTests {
         arguments: EngineKind.allCases)
     func transfer(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "sockets")
-        let pair = try Pair(bufferBytes: 4096)
+        let pair = try SocketPair(bufferBytes: 4096)
         let source = IOBuffer(count: 3_000_001)
         for index in stride(from: 0, to: source.count, by: 7) {
             source.bytes[index] = UInt8(truncatingIfNeeded: index)
@@ -82,7 +61,7 @@ struct SocketTests {
     @Test("a long send to one that reads nothing comes back short", arguments: EngineKind.allCases)
     func shortSend(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "sockets")
-        let pair = try Pair(bufferBytes: 65536)
+        let pair = try SocketPair(bufferBytes: 65536)
         let source = IOBuffer(count: 8 << 20)
         let part = UnsafeMutableBufferPointer<iovec>.allocate(capacity: 1)
         defer { part.deallocate() }
@@ -98,8 +77,8 @@ struct SocketTests {
     func shutDown(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "sockets")
         let directory = try TemporaryDirectory()
-        let waiting = try Pair()
-        let full = try Pair()
+        let waiting = try SocketPair()
+        let full = try SocketPair()
         let listener = try Self.listen(at: directory.file("s"))
         let block = IOBuffer(count: 1 << 20)
         await engine.run {
@@ -178,7 +157,7 @@ struct SocketTests {
     @Test("the end of a peer is told, not signalled", arguments: EngineKind.allCases)
     func gone(kind: EngineKind) async throws {
         let engine = try kind.makeEngine(name: "sockets")
-        let pair = try Pair()
+        let pair = try SocketPair()
         Glibc.shutdown(pair.far, Int32(SHUT_RDWR))
         await engine.run {
             let buffer = IOBuffer(count: 1 << 20)

@@ -143,6 +143,14 @@ struct BitSection {
     /// The first bit of `bits` that is set (or clear), nil when there is none.
     func first(in bits: Range<Int>, where isSet: Bool = true) -> Int? {
         var next = bits.lowerBound
+        // Of one cluster, which is asked for most, all are in one word.
+        if next < bits.upperBound, next / 64 == (bits.upperBound - 1) / 64,
+            pages[next / Self.bitsPerPage] == .stored
+        {
+            let word = (isSet ? words[next / 64] : ~words[next / 64]) >> UInt64(next % 64)
+            let found = next + word.trailingZeroBitCount
+            return found < bits.upperBound ? found : nil
+        }
         while next < bits.upperBound {
             let page = next / Self.bitsPerPage
             guard pages[page] == .stored else {

@@ -1,8 +1,13 @@
 /// Bits of which few are set, in memory.
+///
+/// By page and group of pages, with empty arrays for those that have none: to look a page up in a dictionary takes several times
+/// as long as to change a bit.
 struct SparseBits {
     private static let wordsPerPage = 64
+    private static let pagesPerGroup = 1024
     private static let emptyPage = [UInt64](repeating: 0, count: wordsPerPage)
-    private var pages: [Int: [UInt64]] = [:]
+    private static let emptyGroup = [[UInt64]](repeating: [], count: pagesPerGroup)
+    private var groups: [[[UInt64]]] = []
 
     /// Sets bits; returns how many were clear.
     mutating func set(_ bits: Range<Int>) -> Int { change(bits, to: true) }
@@ -57,7 +62,8 @@ struct SparseBits {
         while next < bits.upperBound {
             let page = next / (64 * Self.wordsPerPage)
             let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard let words = pages[page] else {
+            let words = words(of: page)
+            guard !words.isEmpty else {
                 next = pageEnd
                 continue
             }
@@ -68,6 +74,19 @@ struct SparseBits {
             }
         }
         return bits.upperBound
+    }
+
+    /// Empty where there are none.
+    private func words(of page: Int) -> [UInt64] {
+        let (group, index) = page.quotientAndRemainder(dividingBy: Self.pagesPerGroup)
+        return group < groups.count && !groups[group].isEmpty ? groups[group][index] : []
+    }
+
+    private mutating func add(_ page: Int) {
+        let (group, index) = page.quotientAndRemainder(dividingBy: Self.pagesPerGroup)
+        while groups.count <= group { groups.append([]) }
+        if groups[group].isEmpty { groups[group] = Self.emptyGroup }
+        if groups[group][index].isEmpty { groups[group][index] = Self.emptyPage }
     }
 
     private static func word(of bit: Int, in end: Int) -> (index: Int, end: Int) {
@@ -84,15 +103,13 @@ struct SparseBits {
         while next < bits.upperBound {
             let page = next / (64 * Self.wordsPerPage)
             let pageEnd = min(bits.upperBound, (page + 1) * 64 * Self.wordsPerPage)
-            guard isSet || pages[page] != nil else {
-                next = pageEnd
-                continue
-            }
-            // In place: the page is not copied.
             let part = next..<pageEnd
-            changed += Self.change(part, to: isSet, in: &pages[page, default: Self.emptyPage])
-            if !isSet, let words = pages[page], words.allSatisfy({ $0 == 0 }) { pages[page] = nil }
             next = pageEnd
+            if isSet { add(page) } else if words(of: page).isEmpty { continue }
+            let (group, index) = page.quotientAndRemainder(dividingBy: Self.pagesPerGroup)
+            // In place: the page is not copied.
+            changed += Self.change(part, to: isSet, in: &groups[group][index])
+            if !isSet, groups[group][index].allSatisfy({ $0 == 0 }) { groups[group][index] = [] }
         }
         return changed
     }

@@ -164,8 +164,10 @@ final class StagingLog: Sendable {
 
     /// What it takes of the file, now or later, in bytes.
     var length: UInt64 {
-        let empty = state.value.open.map { state.value.segments[$0.segment].held == 0 ? 1 : 0 } ?? 0
-        return UInt64(state.value.used - empty) * shape.segmentLength
+        state.withState { state in
+            let empty = state.open.map { state.segments[$0.segment].held == 0 ? 1 : 0 } ?? 0
+            return UInt64(state.used - empty) * shape.segmentLength
+        }
     }
 
     /// The blocks that it holds, in no order.
@@ -201,27 +203,33 @@ final class StagingLog: Sendable {
     func room(for blocks: Int, mayGrow: Bool) -> IOSlice? {
         guard blocks <= shape.blocksPerSegment else { return nil }
         if let open = state.value.open, open.filled + blocks > shape.blocksPerSegment { close(open.segment) }
-        let holdsSome = state.value.open.map { state.value.segments[$0.segment].held > 0 }
-        guard holdsSome == true || mayGrow && (holdsSome != nil || openNext()), let open = state.value.open
-        else { return nil }
-        return slots(open.filled..<open.filled + blocks, of: state.value.segments[open.segment].buffer)
+        let holdsSome = state.withState { state in state.open.map { state.segments[$0.segment].held > 0 } }
+        guard holdsSome == true || mayGrow && (holdsSome != nil || openNext()) else { return nil }
+        return state.withState { state in
+            state.open.map { open in
+                slots(open.filled..<open.filled + blocks, of: state.segments[open.segment].buffer)
+            }
+        }
     }
 
     /// The content of `blocks` is where `room` for them was.
     func take(_ blocks: Range<Int>) {
         guard let open = state.value.open else { preconditionFailure("there was room for what is taken") }
         let first = open.segment * shape.blocksPerSegment + open.filled
-        for block in blocks where slot(of: block) == nil {
-            let slot = first + block - blocks.lowerBound
-            note(UInt64(block) + 1, in: slot)
-            state.withState { state in
-                let name = Name(block)
-                state.index[name.table][name.key] = UInt32(slot)
+        state.withState { state in
+            for block in blocks {
+                let (slot, name) = (first + block - blocks.lowerBound, Name(block))
+                if let before = state.index[name.table].updateValue(UInt32(slot), forKey: name.key) {
+                    // What is there already stays.
+                    state.index[name.table][name.key] = before
+                    continue
+                }
+                note(UInt64(block) + 1, in: slot)
                 state.held += 1
                 state.segments[open.segment].held += 1
             }
+            state.open = (open.segment, open.filled + blocks.count)
         }
-        state.value.open = (open.segment, open.filled + blocks.count)
     }
 
     private func note(_ word: UInt64, in slot: Int) {

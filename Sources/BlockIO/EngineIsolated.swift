@@ -26,11 +26,19 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
     let storage: Storage
     /// The engine on whose thread the state lives.
     package let engine: any IOEngine
+    @usableFromInline
+    let owner: EngineOwner
 
     /// Keeps `state` for `engine`; may be called on any thread, with state that nobody else refers to.
     package init(_ state: consuming State, engine: any IOEngine) {
         storage = Storage(state)
         self.engine = engine
+        owner = engine.owner
+    }
+
+    @inlinable
+    func preconditionCurrent() {
+        if !owner.isCurrent { engine.preconditionCurrent() }
     }
 
     /// Reads and changes the state; traps when called elsewhere than on the engine's thread.
@@ -38,7 +46,7 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
     package func withState<Result: ~Copyable, Failure: Error>(
         _ body: (inout State) throws(Failure) -> Result
     ) throws(Failure) -> Result {
-        engine.preconditionCurrent()
+        preconditionCurrent()
         return try body(&storage.state)
     }
 }
@@ -48,11 +56,11 @@ extension EngineIsolated {
     @inlinable
     package var value: State {
         _read {
-            engine.preconditionCurrent()
+            preconditionCurrent()
             yield storage.state
         }
         nonmutating _modify {
-            engine.preconditionCurrent()
+            preconditionCurrent()
             yield &storage.state
         }
     }

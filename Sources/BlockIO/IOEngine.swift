@@ -13,6 +13,8 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 
     /// True on this engine's own thread.
     var isCurrent: Bool { get }
+    /// The same at less cost, of an engine that can.
+    var owner: EngineOwner { get }
 
     func read(_ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64) async -> Int
     /// The same of a descriptor that is read past the page cache: an engine must not make its own thread wait for the disk,
@@ -96,6 +98,8 @@ package protocol IOEngine: TaskExecutor, SerialExecutor {
 }
 
 extension IOEngine {
+    package var owner: EngineOwner { EngineOwner(nil) }
+
     package func readDirectly(
         _ descriptor: Int32, _ bytes: UnsafeMutableRawBufferPointer, at offset: UInt64
     ) async -> Int { await read(descriptor, bytes, at: offset) }

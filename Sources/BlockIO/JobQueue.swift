@@ -21,22 +21,8 @@ final class JobQueue: Sendable {
     // SAFETY: touched by the engine's thread only; `isCurrent` is asked before every use.
     private nonisolated(unsafe) var local: [Entry] = []
 
-    /// Who serves a queue: asked several times a request, and so without touching the queue, which lives as long as its
-    /// thread serves it.
-    struct Owner: Sendable {
-        private let queue: ObjectIdentifier
-
-        init(_ queue: JobQueue) { self.queue = ObjectIdentifier(queue) }
-
-        /// True on the thread that called `becomeCurrent` of the queue.
-        var isCurrent: Bool { UInt(bitPattern: cblockio_current_owner()) == UInt(bitPattern: queue) }
-
-        fileprivate func becomeCurrent() {
-            cblockio_set_current_owner(UnsafeRawPointer(bitPattern: UInt(bitPattern: queue)))
-        }
-    }
-
-    var owner: Owner { Owner(self) }
+    /// Who serves this queue, which lives as long as its thread serves it.
+    var owner: EngineOwner { EngineOwner(self) }
 
     /// True on the thread that called `becomeCurrent`.
     var isCurrent: Bool { owner.isCurrent }

@@ -12,7 +12,7 @@ package final class RingEngine: IOEngine {
     package let name: String
 
     private let core: EngineCore
-    private let owner: JobQueue.Owner
+    package let owner: EngineOwner
     // SAFETY: touched by the engine's thread only, after it has started; `start` and `work` check that.
     private nonisolated(unsafe) let ring: RingQueue
     // SAFETY: as `ring`; `isCurrent` is asked before every use.

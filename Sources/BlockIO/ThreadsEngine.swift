@@ -9,7 +9,7 @@ package final class ThreadsEngine: IOEngine {
     package let name: String
 
     private let core: EngineCore
-    private let owner: JobQueue.Owner
+    package let owner: EngineOwner
     private let wakeUp: Semaphore
     private let workers: WorkerThreads
     private let sockets: SocketPoller

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <sys/uio.h>
@@ -186,10 +187,13 @@ int64_t cblockio_pread(int descriptor, void *bytes, size_t count, uint64_t offse
     return value < 0 ? -errno : value;
 }
 
+// glibc's own calls of these let the thread be cancelled, which nobody does: four atomic operations a request.
+_Static_assert(sizeof(long) == 8, "an offset is one word of a system call");
+
 int64_t cblockio_pwrite(int descriptor, const void *bytes, size_t count, uint64_t offset) {
     ssize_t value;
     do {
-        value = pwrite(descriptor, bytes, count, (off_t)offset);
+        value = syscall(SYS_pwrite64, descriptor, bytes, count, (off_t)offset);
     } while (value < 0 && errno == EINTR);
     return value < 0 ? -errno : value;
 }
@@ -198,7 +202,7 @@ int64_t cblockio_pread_cached(int descriptor, void *bytes, size_t count, uint64_
     struct iovec part = {.iov_base = bytes, .iov_len = count};
     ssize_t value;
     do {
-        value = preadv2(descriptor, &part, 1, (off_t)offset, RWF_NOWAIT);
+        value = syscall(SYS_preadv2, descriptor, &part, 1L, (off_t)offset, 0L, (long)RWF_NOWAIT);
     } while (value < 0 && errno == EINTR);
     return value < 0 ? -errno : value;
 }
@@ -289,13 +293,7 @@ int cblockio_is_locked(int descriptor, uint64_t byte) {
     return lock.l_type != F_UNLCK;
 }
 
-// Asked several times a request: an offset from the thread's pointer that is known when the
-// program starts.
-static _Thread_local const void *current_owner __attribute__((tls_model("initial-exec")));
-
-void cblockio_set_current_owner(const void *owner) { current_owner = owner; }
-
-const void *cblockio_current_owner(void) { return current_owner; }
+_Thread_local uintptr_t cblockio_owner;
 
 void cblockio_block_pipe_signal(void) {
     sigset_t signals;

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -36,7 +37,7 @@ int64_t cblockio_send(int socket, struct iovec *parts, size_t count) {
     message.msg_iovlen = count;
     ssize_t value;
     do {
-        value = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        value = syscall(SYS_sendmsg, socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (value < 0 && errno == EINTR);
     return value < 0 ? -errno : value;
 }

@@ -98,9 +98,11 @@ int cblockio_is_locked(int descriptor, uint64_t byte);
 
 // Threads.
 
-/// Says which object the calling thread works for, and asks for it.
-void cblockio_set_current_owner(const void *owner);
-const void *cblockio_current_owner(void);
+/// The object that the calling thread works for, 0 for none: asked dozens of times a request, and so an offset from the thread's
+/// pointer that is known when the program starts, without a call.
+extern _Thread_local uintptr_t cblockio_owner __attribute__((tls_model("initial-exec")));
+static inline void cblockio_set_current_owner(uintptr_t owner) { cblockio_owner = owner; }
+static inline uintptr_t cblockio_current_owner(void) { return cblockio_owner; }
 /// What the calling thread writes to a socket or a pipe that nobody reads any more raises no SIGPIPE.
 void cblockio_block_pipe_signal(void);
 /// Names the calling thread (at most 15 bytes).

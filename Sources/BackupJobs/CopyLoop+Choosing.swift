@@ -63,6 +63,6 @@ extension CopyLoop {
     private func isUrgent(_ cluster: Int) -> Bool {
         guard isToCopy(cluster) else { return false }
         if point.record.isCancelled && !point.record.bits.frozen.isSet(cluster) { return false }
-        return point.isTouched(point.bytes(of: cluster..<cluster + 1))
+        return point.isTouched(cluster)
     }
 }

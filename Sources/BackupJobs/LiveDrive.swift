@@ -81,11 +81,12 @@ package final class LiveDrive: BlockDevice {
     /// When nothing has to be waited for. It begins and ends in one step, so that nobody else ever sees it in flight.
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool {
         // Beside a job the thread has more to do than long writes.
-        guard range.length <= Self.longestAtOnceBesideJob || state.value.point == nil,
-            mayChangeAtOnce(range), device.writeAtOnce(range, from: buffer)
+        let point = state.value.point
+        guard range.length <= Self.longestAtOnceBesideJob || point == nil,
+            mayChangeAtOnce(range, point), device.writeAtOnce(range, from: buffer)
         else { return false }
         noteChange()
-        state.value.point?.noteWrite(range)
+        point?.noteWrite(range)
         return true
     }
 
@@ -93,7 +94,8 @@ package final class LiveDrive: BlockDevice {
     package func beginWrite(
         _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void
     ) -> Bool {
-        guard mayChangeAtOnce(range) else { return false }
+        let point = state.value.point
+        guard mayChangeAtOnce(range, point) else { return false }
         // In flight like any other: a job that comes meanwhile counts it as one of before.
         let request = state.value.requests.begin(range)
         let hasBegun = device.beginWrite(range, from: buffer) { end in
@@ -105,16 +107,14 @@ package final class LiveDrive: BlockDevice {
             return false
         }
         noteChange()
-        state.value.point?.noteWrite(range)
+        point?.noteWrite(range)
         return true
     }
 
-    /// Whether `range` may change in this step, after what can be saved in it.
-    private func mayChangeAtOnce(_ range: ByteRange) -> Bool {
+    /// Whether `range` may change in this step, after what can be saved in it for `point`, the drive's.
+    private func mayChangeAtOnce(_ range: ByteRange, _ point: PointInTime?) -> Bool {
         guard range.end <= size else { return false }
-        let (isClear, point) = state.withState { state in
-            (state.kept.isEmpty && state.requests.beforeCount == 0, state.point)
-        }
+        let isClear = state.withState { $0.kept.isEmpty && $0.requests.beforeCount == 0 }
         return isClear && point?.saveAtOnce(range) ?? true
     }
 

@@ -228,9 +228,7 @@ extension PointInTime {
 
     /// Staging has the old content of `blocks`.
     func noteSaved(_ blocks: Range<Int>) {
-        let clusters = self.clusters(ofBlocks: blocks)
-        for cluster in clusters
-        where !record.bits.done.isSet(cluster) && !isTouched(bytes(of: cluster..<cluster + 1)) {
+        for cluster in clusters(ofBlocks: blocks) where !record.bits.done.isSet(cluster) && !isTouched(cluster) {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
@@ -278,7 +276,7 @@ extension PointInTime {
         precondition(!record.bits.saved.isAnySet(in: block), "a block that is saved is not missing")
         try reserve(&record.bits.missing, block)
         let cluster = block.lowerBound / blocksPerCluster
-        if !isTouched(bytes(of: cluster..<cluster + 1)) { state.value.urgent.append(cluster) }
+        if !isTouched(cluster) { state.value.urgent.append(cluster) }
         record.bits.missing.set(block)
         control.signal.raise()
     }

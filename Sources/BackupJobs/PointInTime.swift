@@ -188,6 +188,12 @@ final class PointInTime: Sendable {
     /// Whether staging or the list of what is missing has to be looked at for any part of `range`.
     func isTouched(_ range: ByteRange) -> Bool { firstTouched(range) != nil }
 
+    func isTouched(_ cluster: Int) -> Bool {
+        let first = cluster * blocksPerCluster
+        let blocks = first..<min(first + blocksPerCluster, record.bits.saved.count)
+        return record.bits.saved.isAnySet(in: blocks) || record.bits.missing.isAnySet(in: blocks)
+    }
+
     /// The first block of `range` that is saved or missing.
     func firstTouched(_ range: ByteRange) -> Int? {
         let blocks = blocks(of: range)

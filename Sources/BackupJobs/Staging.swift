@@ -10,32 +10,6 @@ internal import Synchronization
 /// zeroes. The log takes at most a quarter of the space; what it has no room for goes to the other part. Except for `usage`,
 /// all of it is used on the drive's engine.
 package final class Staging: Sendable {
-    /// How much of the space is used, in bytes.
-    package struct Usage: Sendable, Hashable {
-        package var used: UInt64
-        /// The bound: what was asked for, or what the file system has to give.
-        package var limit: UInt64
-
-        package init(used: UInt64, limit: UInt64) {
-            self.used = used
-            self.limit = limit
-        }
-    }
-
-    /// What a file system has, in bytes.
-    package struct Space: Sendable, Hashable {
-        package var total: UInt64
-        package var available: UInt64
-
-        package init(total: UInt64, available: UInt64) {
-            self.total = total
-            self.available = available
-        }
-
-        /// What is never taken: the last tenth, and at least the last GiB.
-        var spared: UInt64 { max(total / 10, 1 << 30) }
-    }
-
     private struct State {
         /// Blocks that it holds, by page of 512 words.
         var staged = SparseBits()
@@ -51,6 +25,12 @@ package final class Staging: Sendable {
         var lost: BlockError?
         /// The file system had no more to give when it was looked at last.
         var isFull = false
+
+        mutating func noteInLog(_ block: Int) {
+            guard staged.set(block..<block + 1) == 0 else { return }
+            outside -= 1
+            isDoubled = true
+        }
     }
 
     private let file: any BlockDevice
@@ -254,22 +234,22 @@ package final class Staging: Sendable {
     func saveInLog(_ range: ByteRange, fill: (IOSlice) -> Bool) -> Bool? {
         guard range.length <= Self.longestInLog, let log = state.value.log else { return nil }
         let blocks = blocks(of: range)
-        let next = log.length + log.shape.segmentLength
-        let mayGrow = next <= limit.load(ordering: .relaxed) / 4 && log.shape.segmentLength <= room
-        guard let memory = log.room(for: blocks.count, mayGrow: mayGrow) else { return nil }
+        let most = { min(self.limit.load(ordering: .relaxed) / 4, log.length + self.room) }
+        guard let memory = log.room(for: blocks.count, upTo: most) else { return nil }
         let content = memory[0..<Int(range.length)]
         guard fill(content) else { return false }
         if !ZeroDetection.isZero(content.bytes) {
-            let before = log.held
             log.take(blocks)
-            state.withState { state in
-                let doubled = log.held - before - state.staged.set(blocks)
-                state.outside -= doubled
-                if doubled > 0 { state.isDoubled = true }
-            }
+            if log.shouldSettle { settle() }
         }
         noteUsed()
         return true
+    }
+
+    /// What the log has taken is found from now on: before anything is looked for.
+    private func settle() {
+        guard let log = state.value.log else { return }
+        state.withState { state in log.settle { state.noteInLog($0) } }
     }
 
     /// The same in this step; false when that cannot be, and then any part of it may have been written.
@@ -284,6 +264,7 @@ package final class Staging: Sendable {
     }
 
     func read(_ range: ByteRange, into buffer: IOSlice) async throws(BlockError) {
+        settle()
         guard let log = state.value.log, log.held > 0 else {
             return try await file.read(range, into: buffer)
         }
@@ -368,17 +349,20 @@ package final class Staging: Sendable {
 
     /// How much it holds of `range`, in bytes.
     func held(in range: ByteRange) -> UInt64 {
-        UInt64(state.value.staged.count(in: blocks(of: range))) * JobRecord.blockSize
+        settle()
+        return UInt64(state.value.staged.count(in: blocks(of: range))) * JobRecord.blockSize
     }
 
     /// The first part of `range`, whole blocks, of which it holds at most so many; not empty.
     func prefix(of range: ByteRange, holding limit: Int) -> ByteRange {
+        settle()
         let end = state.value.staged.prefix(of: blocks(of: range), holding: limit).upperBound
         return range.prefix(UInt64(end) * JobRecord.blockSize - range.offset)
     }
 
     /// The space of whole blocks is free; true when it is to be punched.
     func forget(_ range: ByteRange) -> Bool {
+        settle()
         let blocks = blocks(of: range)
         var inLog = 0
         if let log = state.value.log, log.held > 0 {
@@ -414,11 +398,7 @@ package final class Staging: Sendable {
             for (index, block) in log.blocks.enumerated() {
                 // They may be many.
                 if index % 4096 == 4095 { _ = await file.engine.letOthersIn() }
-                state.withState { state in
-                    guard state.staged.set(block..<block + 1) == 0 else { return }
-                    state.outside -= 1
-                    state.isDoubled = true
-                }
+                state.withState { $0.noteInLog(block) }
             }
             await log.punchFree(file, at: logStart)
         }
@@ -427,6 +407,7 @@ package final class Staging: Sendable {
     }
 
     private func count(_ range: ByteRange) {
+        settle()
         let blocks = blocks(of: range)
         state.withState { state in
             let added = state.staged.set(blocks)

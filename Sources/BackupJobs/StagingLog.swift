@@ -11,40 +11,6 @@ internal import BlockIO
 ///
 /// Space for it is taken when it is first needed. Used on the drive's engine.
 final class StagingLog: Sendable {
-    /// How many of what there are.
-    struct Shape: Sendable, Hashable {
-        let blocksPerSegment: Int
-        /// Segments that fit into memory at the same time.
-        let buffers: Int
-        let segments: Int
-
-        /// Bytes of the staging file that it may take.
-        var fileLength: UInt64 { UInt64(segments) * segmentLength }
-        var segmentLength: UInt64 { UInt64(blocksPerSegment) * JobRecord.blockSize }
-
-        init(blocksPerSegment: Int = 128, buffers: Int = 32, segments: Int = 5120) {
-            self.blocksPerSegment = blocksPerSegment
-            self.buffers = buffers
-            self.segments = segments
-        }
-
-        /// The words that a record has; nil when they are of none.
-        init?(_ blocksPerSegment: UInt64, _ buffers: UInt64, _ segments: UInt64) {
-            guard (1...4096).contains(blocksPerSegment), (1...4096).contains(buffers),
-                (1...1 << 20).contains(segments)
-            else { return nil }
-            self.init(
-                blocksPerSegment: Int(blocksPerSegment), buffers: Int(buffers), segments: Int(segments))
-        }
-
-        fileprivate var slots: Int { segments * blocksPerSegment }
-        fileprivate var holdersLength: Int { (buffers * 8).roundedUpToPage }
-        fileprivate var tableLength: Int { (slots * 8).roundedUpToPage }
-
-        /// Bytes of the record that it takes, in whole pages.
-        var recordLength: Int { holdersLength + tableLength + buffers * Int(segmentLength) }
-    }
-
     /// Where the content of a block is.
     enum Place {
         /// In memory; valid in this step.
@@ -64,7 +30,7 @@ final class StagingLog: Sendable {
         var isOnFile = false
     }
 
-    private struct State {
+    private struct State: ~Copyable {
         /// Those that were ever used.
         var segments: [Segment] = []
         /// Which of them are free.
@@ -81,13 +47,10 @@ final class StagingLog: Sendable {
         /// How many buffers, and pages of the table, have space.
         var buffersWithSpace = 0
         var pagesWithSpace: Set<Int> = []
-        /// Where a block is: its slot, by its `Name`, in tables of which none takes long to grow.
-        var index = [[UInt32: UInt32]](repeating: [:], count: StagingLog.tables)
-        /// How many blocks there are.
-        var held = 0
+        var index = SlotIndex()
+        /// What has come and is not in the index yet.
+        var taken: [(block: Int, slot: Int)] = []
     }
-
-    static let tables = 1024
 
     let shape: Shape
     private let record: MappedFile
@@ -120,10 +83,10 @@ final class StagingLog: Sendable {
             for position in stride(from: part.lowerBound, to: part.upperBound, by: 8) {
                 let slot = (position - table) / 8
                 let word = Int(truncatingIfNeeded: record.load(at: position))
-                guard (1...Name.most).contains(word) else { continue }
-                let name = Name(word - 1)
-                found.index[name.table][name.key] = UInt32(slot)
-                found.held += 1
+                // Each block is in one slot.
+                guard (1...SlotIndex.Name.most).contains(word), found.index.add(word - 1, in: slot) else {
+                    continue
+                }
                 let segment = slot / shape.blocksPerSegment
                 while found.segments.count <= segment { found.segments.append(Segment()) }
                 found.segments[segment].held += 1
@@ -159,8 +122,8 @@ final class StagingLog: Sendable {
 
     // MARK: What it holds
 
-    /// How many blocks it holds.
-    var held: Int { state.value.held }
+    /// How many blocks it holds; one that has come a second time counts twice until `settle`.
+    var held: Int { state.withState { $0.index.count + $0.taken.count } }
 
     /// What it takes of the file, now or later, in bytes.
     var length: UInt64 {
@@ -170,24 +133,17 @@ final class StagingLog: Sendable {
         }
     }
 
-    /// The blocks that it holds, in no order.
-    var blocks: [Int] {
-        state.value.index.indices.flatMap { table in
-            state.value.index[table].keys.map { Name(table: table, key: $0).block }
-        }
-    }
+    /// The blocks that it holds, in no order; settled.
+    var blocks: [Int] { state.value.index.blocks }
 
+    /// Where it has a block; settled.
     func place(of block: Int) -> Place? {
-        guard let slot = slot(of: block) else { return nil }
+        precondition(state.value.taken.isEmpty, "what has come is in the index when it is looked for")
+        guard let slot = state.value.index[block] else { return nil }
         let (segment, position) = slot.quotientAndRemainder(dividingBy: shape.blocksPerSegment)
         let buffer = state.value.segments[segment].buffer
         guard buffer >= 0 else { return .file(UInt64(slot) * JobRecord.blockSize) }
         return .memory(slots(position..<position + 1, of: buffer))
-    }
-
-    private func slot(of block: Int) -> Int? {
-        let name = Name(block)
-        return state.value.index[name.table][name.key].map(Int.init)
     }
 
     /// Slots of a buffer.
@@ -199,12 +155,13 @@ final class StagingLog: Sendable {
     // MARK: What comes
 
     /// Memory for the content of so many blocks, to be filled and told by `take` in this step; nil where there is none. It takes
-    /// up another segment only if it `mayGrow`.
-    func room(for blocks: Int, mayGrow: Bool) -> IOSlice? {
+    /// up another segment only if it then takes no more than `most` bytes.
+    func room(for blocks: Int, upTo most: () -> UInt64) -> IOSlice? {
         guard blocks <= shape.blocksPerSegment else { return nil }
         if let open = state.value.open, open.filled + blocks > shape.blocksPerSegment { close(open.segment) }
         let holdsSome = state.withState { state in state.open.map { state.segments[$0.segment].held > 0 } }
-        guard holdsSome == true || mayGrow && (holdsSome != nil || openNext()) else { return nil }
+        guard holdsSome == true || length + shape.segmentLength <= most() && (holdsSome != nil || openNext())
+        else { return nil }
         return state.withState { state in
             state.open.map { open in
                 slots(open.filled..<open.filled + blocks, of: state.segments[open.segment].buffer)
@@ -214,22 +171,37 @@ final class StagingLog: Sendable {
 
     /// The content of `blocks` is where `room` for them was.
     func take(_ blocks: Range<Int>) {
-        guard let open = state.value.open else { preconditionFailure("there was room for what is taken") }
-        let first = open.segment * shape.blocksPerSegment + open.filled
         state.withState { state in
+            guard let open = state.open else { preconditionFailure("there was room for what is taken") }
+            let first = open.segment * shape.blocksPerSegment + open.filled
             for block in blocks {
-                let (slot, name) = (first + block - blocks.lowerBound, Name(block))
-                if let before = state.index[name.table].updateValue(UInt32(slot), forKey: name.key) {
-                    // What is there already stays.
-                    state.index[name.table][name.key] = before
-                    continue
-                }
+                let slot = first + block - blocks.lowerBound
                 note(UInt64(block) + 1, in: slot)
-                state.held += 1
-                state.segments[open.segment].held += 1
+                state.taken.append((block, slot))
             }
+            state.segments[open.segment].held += blocks.count
             state.open = (open.segment, open.filled + blocks.count)
         }
+    }
+
+    /// So much has come that it is time to `settle`.
+    var shouldSettle: Bool { state.value.taken.count >= Self.settledTogether }
+
+    /// The places in the index of blocks here and there are in no cache: many together are waited for at the same time.
+    private static let settledTogether = 64
+
+    /// Puts what has come into the index, and tells of each block that was not there.
+    func settle(_ isNew: (Int) -> Void) {
+        var again: [Int] = []
+        state.withState { state in
+            for (block, _) in state.taken { state.index.prefetch(block) }
+            for (block, slot) in state.taken {
+                if state.index.add(block, in: slot) { isNew(block) } else { again.append(slot) }
+            }
+            state.taken.removeAll(keepingCapacity: true)
+        }
+        // What is there already stays.
+        for slot in again { release(slot) }
     }
 
     private func note(_ word: UInt64, in slot: Int) {
@@ -304,15 +276,15 @@ final class StagingLog: Sendable {
 
     // MARK: What goes
 
-    /// Nobody needs the block any more; nothing when it is not here.
+    /// Nobody needs the block any more; nothing when it is not here. Settled.
     func forget(_ block: Int) {
-        let name = Name(block)
-        guard let slot = state.value.index[name.table].removeValue(forKey: name.key).map(Int.init) else {
-            return
-        }
+        precondition(state.value.taken.isEmpty, "what has come is in the index when it is looked for")
+        if let slot = state.value.index.remove(block) { release(slot) }
+    }
+
+    private func release(_ slot: Int) {
         note(0, in: slot)
         let segment = slot / shape.blocksPerSegment
-        state.value.held -= 1
         state.value.segments[segment].held -= 1
         guard state.value.segments[segment].held == 0 else { return }
         switch state.value.segments[segment].stage {
@@ -444,8 +416,4 @@ final class StagingLog: Sendable {
     private func range(of segment: Int, _ offset: UInt64) -> ByteRange {
         ByteRange(offset: offset + UInt64(segment) * shape.segmentLength, length: shape.segmentLength)
     }
-}
-
-extension Int {
-    fileprivate var roundedUpToPage: Int { (self + 4095) / 4096 * 4096 }
 }

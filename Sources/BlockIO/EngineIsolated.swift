@@ -2,8 +2,9 @@
 ///
 /// The steps of code on an engine between two `await`s are atomic among themselves, so such state needs no mutex; each
 /// access checks that it is made on the engine's thread and traps otherwise. Never hold on to it across an `await`:
-/// others change it there. Inlinable: it is used several times a request, by other modules, and is generic.
-package struct EngineIsolated<State: ~Copyable>: Sendable {
+/// others change it there. It is used dozens of times a request, by other modules, and is generic: inlinable, and public, as the
+/// compiler does not hand what is for the package alone to other modules, whatever is said of it.
+public struct EngineIsolated<State: ~Copyable>: Sendable {
     // SAFETY: `state` is reached through `withState` and `value` alone, which trap unless the calling thread is the
     // engine's own; one thread cannot race with itself. (Inlinable code cannot use what is private: nothing else in this
     // module may touch it.) The last release may happen on another thread, when by definition nobody uses the state any
@@ -38,12 +39,15 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
 
     @inlinable
     func preconditionCurrent() {
-        if !owner.isCurrent { engine.preconditionCurrent() }
+        if !owner.isCurrent { preconditionSlowly() }
     }
+
+    @usableFromInline
+    func preconditionSlowly() { engine.preconditionCurrent() }
 
     /// Reads and changes the state; traps when called elsewhere than on the engine's thread.
     @inlinable
-    package func withState<Result: ~Copyable, Failure: Error>(
+    public func withState<Result: ~Copyable, Failure: Error>(
         _ body: (inout State) throws(Failure) -> Result
     ) throws(Failure) -> Result {
         preconditionCurrent()
@@ -51,10 +55,10 @@ package struct EngineIsolated<State: ~Copyable>: Sendable {
     }
 }
 
-extension EngineIsolated {
+extension EngineIsolated where State: ~Copyable {
     /// The state itself, to be read or changed in place; traps elsewhere than on the engine's thread.
     @inlinable
-    package var value: State {
+    public var value: State {
         _read {
             preconditionCurrent()
             yield storage.state

@@ -1,7 +1,7 @@
-package import CBlockIO
+public import CBlockIO
 
 /// The thread of an engine, by what it works for: asked dozens of times a request, and so without touching the engine.
-package struct EngineOwner: Sendable {
+public struct EngineOwner: Sendable {
     @usableFromInline
     let address: UInt
 
@@ -12,7 +12,7 @@ package struct EngineOwner: Sendable {
 
     /// True on the thread that called `becomeCurrent`.
     @inlinable
-    package var isCurrent: Bool { cblockio_current_owner() == address }
+    public var isCurrent: Bool { cblockio_current_owner() == address }
 
     /// Makes the calling thread the owner's.
     func becomeCurrent() { cblockio_set_current_owner(address) }

@@ -164,7 +164,6 @@ extension IOEngine {
     }
 
     /// Traps when called elsewhere than on this engine's thread.
-    @inlinable
     package func preconditionCurrent() {
         precondition(isCurrent, "the state of a device is touched on its engine \(name) only")
     }

@@ -103,6 +103,8 @@ int cblockio_is_locked(int descriptor, uint64_t byte);
 extern _Thread_local uintptr_t cblockio_owner __attribute__((tls_model("initial-exec")));
 static inline void cblockio_set_current_owner(uintptr_t owner) { cblockio_owner = owner; }
 static inline uintptr_t cblockio_current_owner(void) { return cblockio_owner; }
+/// Has the processor bring what is there into its cache, without waiting for it.
+static inline void cblockio_prefetch(const void *address) { __builtin_prefetch(address); }
 /// What the calling thread writes to a socket or a pipe that nobody reads any more raises no SIGPIPE.
 void cblockio_block_pipe_signal(void);
 /// Names the calling thread (at most 15 bytes).

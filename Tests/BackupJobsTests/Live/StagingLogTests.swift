@@ -13,19 +13,19 @@ struct StagingLogTests {
         for turn in 0..<20_000 {
             let bits = turn % 40
             let block = Int.random(in: 0...1 << bits, using: &random)
-            let name = StagingLog.Name(block)
-            #expect((0..<StagingLog.tables).contains(name.table), "seed \(seed)")
-            #expect(StagingLog.Name(table: name.table, key: name.key).block == block, "seed \(seed)")
+            let name = SlotIndex.Name(block)
+            #expect((0..<SlotIndex.tables).contains(name.table), "seed \(seed)")
+            #expect(SlotIndex.Name(table: name.table, key: name.key).block == block, "seed \(seed)")
         }
         #expect(
-            StagingLog.Name(table: StagingLog.Name(StagingLog.Name.most).table, key: 1 << 30).block == 1 << 40
+            SlotIndex.Name(table: SlotIndex.Name(SlotIndex.Name.most).table, key: 1 << 30).block == 1 << 40
         )
         // A thousand tables, eight times as many blocks.
-        let count = 8 * StagingLog.tables
+        let count = 8 * SlotIndex.tables
         for distance in [1, 2, 3, 16, 1000, 1023, 1024, 1025, 4096, 1 << 18, 1 << 20, (1 << 20) + 1, 1 << 26]
         {
-            var held = Array(repeating: 0, count: StagingLog.tables)
-            for number in 0..<count { held[StagingLog.Name(number * distance).table] += 1 }
+            var held = Array(repeating: 0, count: SlotIndex.tables)
+            for number in 0..<count { held[SlotIndex.Name(number * distance).table] += 1 }
             #expect(held.max() ?? 0 <= 64, "at distances of \(distance) blocks")
         }
     }
@@ -57,7 +57,7 @@ struct StagingLogTests {
             #expect(log.blocks == [])
             // All segments and all buffers are to be had.
             for block in 0..<8 {
-                guard let memory = log.room(for: 1, mayGrow: true) else {
+                guard let memory = log.room(for: 1, upTo: { .max }) else {
                     Issue.record("there is room for block \(block)")
                     return
                 }

@@ -45,7 +45,7 @@ let targets: [Target] = [
     // The disk side.
     swift("BlockIO", ["CBlockIO"]),
     swift("DiskImages", ["BlockIO", "CZlib", "CZstd"]),
-    swift("BackupJobs", ["BlockIO", "CBlockIO", "CXXHash", "CCrypto"]),
+    swift("BackupJobs", ["BlockIO", "CXXHash", "CCrypto"]),
     swift("NBD", ["BlockIO", "CBlockIO"]),
 
     // The wire side.

@@ -86,6 +86,8 @@ struct BitSection {
         }
     }
 
+    func fetch(_ bit: Int) { prefetch(words + bit / 64) }
+
     /// Takes the space that setting `bits`, in one step, needs. Throws `.noSpace`; nothing is set then.
     func reserve(_ bits: Range<Int>) throws(BlockError) {
         guard let (first, last) = pagesAt(bits) else { return }

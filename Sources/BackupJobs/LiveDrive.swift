@@ -90,6 +90,10 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
+    package func expectWrite(at offset: UInt64) {
+        if offset < size { state.value.point?.fetch(offset) }
+    }
+
     /// When nothing but the disk has to be waited for.
     package func beginWrite(
         _ range: ByteRange, from buffer: IOSlice, _ done: @escaping @Sendable (BegunEnd) -> Void

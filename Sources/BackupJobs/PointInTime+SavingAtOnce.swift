@@ -23,6 +23,9 @@ extension PointInTime {
         return true
     }
 
+    /// Whether what is at `offset` is saved will be asked soon, and the answer is in no cache.
+    func fetch(_ offset: UInt64) { record.bits.saved.fetch(Int(offset / JobRecord.blockSize)) }
+
     private func copyOutAtOnce(_ blocks: Range<Int>) -> Bool {
         let range = bytes(ofBlocks: blocks)
         guard staging.room >= UInt64(blocks.count) * JobRecord.blockSize,

@@ -1,4 +1,4 @@
-internal import CBlockIO
+internal import BlockIO
 
 /// Where the log has a block: in which slot.
 ///
@@ -46,8 +46,8 @@ struct SlotIndex: ~Copyable {
             Int((key &* 0x9E37_79B1) >> UInt32(32 - words.count.trailingZeroBitCount))
         }
 
-        func prefetch(_ key: UInt32) {
-            if words.count > 0 { cblockio_prefetch(words.baseAddress.map { $0 + place(of: key) }) }
+        func fetch(_ key: UInt32) {
+            if let first = words.baseAddress { prefetch(first + place(of: key)) }
         }
 
         /// Where the key is, or the gap where it would be; there is one.
@@ -114,9 +114,9 @@ struct SlotIndex: ~Copyable {
     }
 
     /// The next `add` of the block need not wait for its place to come to the processor's cache.
-    func prefetch(_ block: Int) {
+    func fetch(_ block: Int) {
         let name = Name(block)
-        tables[name.table].prefetch(name.key)
+        tables[name.table].fetch(name.key)
     }
 
     /// False, and nothing is changed, when the block is there already. `slot` is less than 2³².

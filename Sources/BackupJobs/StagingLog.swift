@@ -133,13 +133,18 @@ final class StagingLog: Sendable {
         }
     }
 
-    /// The blocks that it holds, in no order; settled.
-    var blocks: [Int] { state.value.index.blocks }
+    /// The blocks that it holds, in no order.
+    var blocks: [Int] {
+        state.withState { state in
+            state.index.blocks + Set(state.taken.map(\.block)).filter { state.index[$0] == nil }
+        }
+    }
 
-    /// Where it has a block; settled.
     func place(of block: Int) -> Place? {
-        precondition(state.value.taken.isEmpty, "what has come is in the index when it is looked for")
-        guard let slot = state.value.index[block] else { return nil }
+        let slot = state.withState { state in
+            state.index[block] ?? state.taken.first { $0.block == block }?.slot
+        }
+        guard let slot else { return nil }
         let (segment, position) = slot.quotientAndRemainder(dividingBy: shape.blocksPerSegment)
         let buffer = state.value.segments[segment].buffer
         guard buffer >= 0 else { return .file(UInt64(slot) * JobRecord.blockSize) }
@@ -194,7 +199,7 @@ final class StagingLog: Sendable {
     func settle(_ isNew: (Int) -> Void) {
         var again: [Int] = []
         state.withState { state in
-            for (block, _) in state.taken { state.index.prefetch(block) }
+            for (block, _) in state.taken { state.index.fetch(block) }
             for (block, slot) in state.taken {
                 if state.index.add(block, in: slot) { isNew(block) } else { again.append(slot) }
             }
@@ -276,9 +281,9 @@ final class StagingLog: Sendable {
 
     // MARK: What goes
 
-    /// Nobody needs the block any more; nothing when it is not here. Settled.
+    /// Nobody needs the block any more; nothing when it is not here.
     func forget(_ block: Int) {
-        precondition(state.value.taken.isEmpty, "what has come is in the index when it is looked for")
+        precondition(state.value.taken.isEmpty, "what has come is in the index before it goes")
         if let slot = state.value.index.remove(block) { release(slot) }
     }
 

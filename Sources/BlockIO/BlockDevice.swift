@@ -50,6 +50,9 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
 
+    /// A write at this offset comes next, if it is one: what has to be looked up for it is fetched meanwhile.
+    func expectWrite(at offset: UInt64)
+
     /// Begins what `write` does and calls `done` in a step of its own on the engine, when that is done, or is not: then any part of
     /// `range` may have been written. False when this cannot be begun in this step; then nothing is called.
     func beginWrite(
@@ -162,6 +165,8 @@ extension BlockDevice {
     }
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }
+
+    package func expectWrite(at _: UInt64) {}
 
     package func zeroesQuickly(mayUnmap: Bool) -> Bool { false }
 

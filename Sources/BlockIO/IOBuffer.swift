@@ -3,13 +3,13 @@ internal import Glibc
 /// Memory for one request's bytes, aligned for direct I/O, owned by whoever holds the reference.
 ///
 /// It is lent, not shared: between `read` and the completion of the `write` that follows only one task uses it.
-package final class IOBuffer: Sendable {
+public final class IOBuffer: Sendable {
     /// Alignment of every buffer in bytes; enough for O_DIRECT on all common devices.
     package static let alignment = 4096
 
     // SAFETY: the address and length never change; the bytes are used by one request at a time, handed from task
     // to task along `await`s, as the contract above demands.
-    nonisolated(unsafe) package let bytes: UnsafeMutableRawBufferPointer
+    nonisolated(unsafe) public let bytes: UnsafeMutableRawBufferPointer
     /// The memory that the buffer is a part of; nil for one of its own.
     package let memory: SharedMemory?
     /// The file that it is a part of; nil for other memory.
@@ -44,7 +44,8 @@ package final class IOBuffer: Sendable {
 
     deinit { if memory == nil, file == nil { free(bytes.baseAddress) } }
 
-    package var count: Int { bytes.count }
+    @inlinable
+    public var count: Int { bytes.count }
 
     /// Gives its pages back to the system where it lies in shared memory; its contents are zeroes then.
     func giveBack() {
@@ -53,26 +54,30 @@ package final class IOBuffer: Sendable {
     }
 
     /// The whole buffer.
-    package var slice: IOSlice { IOSlice(self, 0..<count) }
+    @inlinable
+    public var slice: IOSlice { IOSlice(self, 0..<count) }
 
     /// A part of the buffer, by positions in it.
-    package subscript(_ positions: Range<Int>) -> IOSlice { IOSlice(self, positions) }
+    @inlinable
+    public subscript(_ positions: Range<Int>) -> IOSlice { IOSlice(self, positions) }
 }
 
 /// A part of an `IOBuffer`, which it keeps alive.
-package struct IOSlice: Sendable {
-    package let buffer: IOBuffer
+public struct IOSlice: Sendable {
+    public let buffer: IOBuffer
     /// Where in the buffer the part lies.
-    package let positions: Range<Int>
+    public let positions: Range<Int>
 
-    package init(_ buffer: IOBuffer, _ positions: Range<Int>) {
+    @inlinable
+    public init(_ buffer: IOBuffer, _ positions: Range<Int>) {
         precondition(
             positions.lowerBound >= 0 && positions.upperBound <= buffer.count, "a slice lies in its buffer")
         self.buffer = buffer
         self.positions = positions
     }
 
-    package var count: Int { positions.count }
+    @inlinable
+    public var count: Int { positions.count }
 
     /// Where in `memory` the part lies, in bytes; nil when it does not.
     package func offset(in memory: SharedMemory) -> Int? {
@@ -83,12 +88,14 @@ package struct IOSlice: Sendable {
     }
 
     /// The bytes themselves. They must not be used after the slice is gone.
-    package var bytes: UnsafeMutableRawBufferPointer {
+    @inlinable
+    public var bytes: UnsafeMutableRawBufferPointer {
         UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[positions])
     }
 
     /// A part of this part, by positions relative to it.
-    package subscript(_ relative: Range<Int>) -> IOSlice {
+    @inlinable
+    public subscript(_ relative: Range<Int>) -> IOSlice {
         IOSlice(
             buffer,
             positions.lowerBound + relative.lowerBound..<positions.lowerBound + relative.upperBound)

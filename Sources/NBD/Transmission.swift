@@ -193,6 +193,11 @@ final class Transmission: Sendable {
         case .write:
             // From where it was received; the disk takes it from memory that stays.
             guard !request.flags.contains(.fua), let payload = input.slice(count) else { return false }
+            if input.count >= count + RequestHeader.byteCount,
+                let next = RequestHeader(UnsafeRawBufferPointer(rebasing: input.bytes[count...]))
+            {
+                device.expectWrite(at: next.offset)
+            }
             if !writeAtOnce(request, payload) {
                 buffer = memory.takeIfAvailable(count, for: account)
                 guard let buffer else { return false }

@@ -30,6 +30,102 @@ struct StagingLogTests {
         }
     }
 
+    @Test("has in its index what a dictionary has, however many blocks want the same place")
+    func index() {
+        let seed = testSeed()
+        var random = SeededGenerator(seed)
+        for round in 0..<40 {
+            var index = SlotIndex()
+            var model: [Int: Int] = [:]
+            // Few tables and few blocks meet often; `spread` apart they are all over a table, or in a row.
+            let (tables, keys) = (1 << Int.random(in: 0...4, using: &random), 1 << (round % 12))
+            let spread = UInt32(1) << UInt32.random(in: 0...18, using: &random)
+            let shrinks = Int.random(in: 1...9, using: &random)
+            for turn in 0..<4000 {
+                let key = UInt32.random(in: 0..<UInt32(keys), using: &random) * spread
+                let block = SlotIndex.Name(table: Int.random(in: 0..<tables, using: &random), key: key).block
+                switch Int.random(in: 0..<10, using: &random) {
+                case ..<shrinks:
+                    let isNew = model[block] == nil
+                    if isNew { model[block] = turn }
+                    index.fetch(block)
+                    let isAdded = index.add(block, in: turn)
+                    #expect(isAdded == isNew, "seed \(seed), round \(round)")
+                default:
+                    let slot = index.remove(block)
+                    #expect(slot == model.removeValue(forKey: block), "seed \(seed), round \(round)")
+                }
+                let count = index.count
+                #expect(count == model.count, "seed \(seed), round \(round)")
+            }
+            let blocks = index.blocks
+            #expect(blocks.sorted() == model.keys.sorted(), "seed \(seed), round \(round)")
+            for (block, slot) in model {
+                let found = index[block]
+                #expect(found == slot, "seed \(seed), round \(round)")
+            }
+        }
+        var index = SlotIndex()
+        let last = SlotIndex.Name.most - 1
+        let isAdded = index.add(last, in: Int(UInt32.max))
+        let (found, other, removed) = (index[last], index[0], index.remove(0))
+        #expect(isAdded)
+        #expect(found == Int(UInt32.max))
+        #expect(other == nil && removed == nil)
+    }
+
+    @Test("finds what has come before it is in the index, and keeps the first where a block comes twice")
+    func settling() throws {
+        let directory = try TemporaryDirectory()
+        let shape = StagingLog.Shape(blocksPerSegment: 200, buffers: 4, segments: 8)
+        let record = try MappedFile.create(
+            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let sim = SimEngine(seed: 1, limit: .seconds(60))
+        let isDone = sim.drive {
+            let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            func save(_ blocks: Range<Int>, _ content: UInt8) {
+                guard let memory = log.room(for: blocks.count, upTo: { .max }) else {
+                    Issue.record("there is room for blocks \(blocks)")
+                    return
+                }
+                memory.bytes.initializeMemory(as: UInt8.self, repeating: content)
+                log.take(blocks)
+            }
+            func content(of block: Int) -> UInt8? {
+                guard case .memory(let slice) = log.place(of: block) else { return nil }
+                return slice.bytes.first
+            }
+            save(7..<10, 1)
+            save(9..<11, 2)
+            for (block, expected) in [(7, 1), (9, 1), (10, 2)] as [(Int, UInt8)] {
+                #expect(content(of: block) == expected)
+            }
+            #expect(Set(log.blocks) == [7, 8, 9, 10])
+            var new: [Int] = []
+            log.settle { new.append($0) }
+            #expect(new == [7, 8, 9, 10])
+            #expect(log.held == 4)
+            #expect(content(of: 9) == 1)
+            save(8..<9, 3)
+            #expect(log.blocks.count == 4)
+            new = []
+            log.settle { new.append($0) }
+            #expect(new.isEmpty)
+            #expect(content(of: 8) == 1)
+            #expect(!log.shouldSettle)
+            for block in 100..<164 { save(block..<block + 1, 4) }
+            #expect(log.shouldSettle)
+            log.settle { _ in }
+            // A killed agent's successor has the same, and no second place of a block.
+            let next = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            #expect(Set(next.blocks) == Set(log.blocks))
+            #expect(next.held == log.held)
+            for block in log.blocks { log.forget(block) }
+            #expect(log.held == 0)
+        }
+        #expect(isDone)
+    }
+
     @Test("takes words that mean nothing for nothing")
     func garbage() throws {
         let directory = try TemporaryDirectory()

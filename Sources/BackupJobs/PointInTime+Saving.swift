@@ -228,7 +228,8 @@ extension PointInTime {
 
     /// Staging has the old content of `blocks`.
     func noteSaved(_ blocks: Range<Int>) {
-        for cluster in clusters(ofBlocks: blocks) where !record.bits.done.isSet(cluster) && !isTouched(cluster) {
+        for cluster in clusters(ofBlocks: blocks)
+        where !record.bits.done.isSet(cluster) && !isTouched(cluster) {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)

@@ -145,7 +145,7 @@ struct BitSection {
     /// The first bit of `bits` that is set (or clear), nil when there is none.
     func first(in bits: Range<Int>, where isSet: Bool = true) -> Int? {
         var next = bits.lowerBound
-        // Of one cluster, which is asked for most, all are in one word.
+        // Of one cluster, which is asked for most, all are in one word, unless it is a large one.
         if next < bits.upperBound, next / 64 == (bits.upperBound - 1) / 64,
             pages[next / Self.bitsPerPage] == .stored
         {

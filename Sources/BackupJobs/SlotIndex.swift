@@ -40,10 +40,21 @@ struct SlotIndex: ~Copyable {
     private struct Table {
         var words = UnsafeMutableBufferPointer<UInt64>(start: nil, count: 0)
         var count = 0
+        /// What no guest knows: none can choose blocks that want the same place.
+        let secret: UInt32
 
-        /// A power of two of places, so many bits of the product.
+        /// So many bits of the key's hash as there are places, a power of two. (It mixes as MurmurHash3 does at its end, and so has
+        /// nothing to do with which keys are in the same table.)
         private func place(of key: UInt32) -> Int {
-            Int((key &* 0x9E37_79B1) >> UInt32(32 - words.count.trailingZeroBitCount))
+            var hash = key ^ secret
+            hash = (hash ^ hash >> 16) &* 0x85EB_CA6B
+            hash = (hash ^ hash >> 13) &* 0xC2B2_AE35
+            return Int(hash >> UInt32(32 - words.count.trailingZeroBitCount))
+        }
+
+        /// How far a word is behind its place.
+        func distance(_ place: Int) -> Int {
+            (place - self.place(of: Self.key(words[place]))) & (words.count - 1)
         }
 
         func fetch(_ key: UInt32) {
@@ -77,9 +88,8 @@ struct SlotIndex: ~Copyable {
         mutating func clear(_ gap: Int) {
             var (gap, place) = (gap, next(gap))
             while words[place] != 0 {
-                let home = self.place(of: Self.key(words[place]))
-                // How far it is from its place, and from the gap, in the order of the search.
-                if (place - home) & (words.count - 1) >= (place - gap) & (words.count - 1) {
+                // A search for it comes by the gap.
+                if distance(place) >= (place - gap) & (words.count - 1) {
                     words[gap] = words[place]
                     gap = place
                 }
@@ -94,7 +104,7 @@ struct SlotIndex: ~Copyable {
 
     init() {
         tables = .allocate(capacity: Self.tables)
-        tables.initialize(repeating: Table())
+        tables.initialize(repeating: Table(secret: .random(in: .min ... .max)))
     }
 
     deinit {
@@ -138,6 +148,15 @@ struct SlotIndex: ~Copyable {
         tables[name.table].clear(tables[name.table].find(name.key))
         count -= 1
         return slot
+    }
+
+    /// How many words are looked at in vain before a block is found, on average.
+    var meanDistance: Double {
+        var sum = 0
+        for table in tables {
+            for place in table.words.indices where table.words[place] != 0 { sum += table.distance(place) }
+        }
+        return Double(sum) / Double(max(1, count))
     }
 
     /// All of them, in no order.

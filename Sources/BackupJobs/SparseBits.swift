@@ -1,10 +1,10 @@
 /// Bits of which few are set, in memory.
 ///
 /// By page and group of pages, with empty arrays for those that have none: to look a page up in a dictionary takes several times
-/// as long as to change a bit.
+/// as long as to change a bit. Pages without bits are given back, groups (a KiB for each 2 GiB of a drive where there were some) not.
 struct SparseBits {
     private static let wordsPerPage = 64
-    private static let pagesPerGroup = 1024
+    private static let pagesPerGroup = 128
     private static let emptyPage = [UInt64](repeating: 0, count: wordsPerPage)
     private static let emptyGroup = [[UInt64]](repeating: [], count: pagesPerGroup)
     private var groups: [[[UInt64]]] = []

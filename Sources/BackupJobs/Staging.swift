@@ -11,7 +11,7 @@ internal import Synchronization
 /// all of it is used on the drive's engine.
 package final class Staging: Sendable {
     private struct State {
-        /// Blocks that it holds, by page of 512 words.
+        /// Blocks that it holds, by page of 64 words.
         var staged = SparseBits()
         /// How many of them are not in the log.
         var outside = 0
@@ -234,7 +234,7 @@ package final class Staging: Sendable {
     func saveInLog(_ range: ByteRange, fill: (IOSlice) -> Bool) -> Bool? {
         guard range.length <= Self.longestInLog, let log = state.value.log else { return nil }
         let blocks = blocks(of: range)
-        let most = { min(self.limit.load(ordering: .relaxed) / 4, log.length + self.room) }
+        let most = { min(self.limit.load(ordering: .relaxed) / 4, log.length + min(self.room, .max / 2)) }
         guard let memory = log.room(for: blocks.count, upTo: most) else { return nil }
         let content = memory[0..<Int(range.length)]
         guard fill(content) else { return false }
@@ -249,7 +249,7 @@ package final class Staging: Sendable {
     /// What the log has taken is found from now on: before anything is looked for.
     private func settle() {
         guard let log = state.value.log else { return }
-        state.withState { state in log.settle { state.noteInLog($0) } }
+        if state.withState({ state in log.settle { state.noteInLog($0) } }) { noteUsed() }
     }
 
     /// The same in this step; false when that cannot be, and then any part of it may have been written.

@@ -83,8 +83,10 @@ final class StagingLog: Sendable {
             for position in stride(from: part.lowerBound, to: part.upperBound, by: 8) {
                 let slot = (position - table) / 8
                 let word = Int(truncatingIfNeeded: record.load(at: position))
-                // Each block is in one slot.
-                guard (1...SlotIndex.Name.most).contains(word), found.index.add(word - 1, in: slot) else {
+                guard (1...SlotIndex.Name.most).contains(word) else { continue }
+                guard found.index.add(word - 1, in: slot) else {
+                    // It had come a second time, and its first place counts.
+                    record.store(0, at: position)
                     continue
                 }
                 let segment = slot / shape.blocksPerSegment
@@ -190,13 +192,17 @@ final class StagingLog: Sendable {
     }
 
     /// So much has come that it is time to `settle`.
-    var shouldSettle: Bool { state.value.taken.count >= Self.settledTogether }
+    var shouldSettle: Bool {
+        state.value.taken.count >= min(Self.settledTogether, shape.blocksPerSegment)
+    }
 
     /// The places in the index of blocks here and there are in no cache: many together are waited for at the same time.
     private static let settledTogether = 64
 
-    /// Puts what has come into the index, and tells of each block that was not there.
-    func settle(_ isNew: (Int) -> Void) {
+    /// Puts what has come into the index, and tells of each block that was not there; false when nothing has.
+    @discardableResult
+    func settle(_ isNew: (Int) -> Void) -> Bool {
+        guard !state.value.taken.isEmpty else { return false }
         var again: [Int] = []
         state.withState { state in
             for (block, _) in state.taken { state.index.fetch(block) }
@@ -207,6 +213,7 @@ final class StagingLog: Sendable {
         }
         // What is there already stays.
         for slot in again { release(slot) }
+        return true
     }
 
     private func note(_ word: UInt64, in slot: Int) {

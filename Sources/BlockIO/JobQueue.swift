@@ -1,4 +1,3 @@
-internal import CBlockIO
 internal import Synchronization
 
 /// What an engine's thread still has to do: Swift jobs, and calls, of other threads or for the end of a turn.

@@ -5,6 +5,16 @@ internal import Testing
 
 @testable internal import NBD
 
+/// A disk that notes which writes it was told of before they came.
+private final class ExpectingDisk: DiskAbove {
+    let below: any BlockDevice
+    let expected = Locked<[UInt64]>([])
+
+    init(_ disk: any BlockDevice) { below = disk }
+
+    func expectWrite(at offset: UInt64) { expected.withLock { $0.append(offset) } }
+}
+
 @Suite("Short writes, many at a time")
 struct ShortWriteTests {
     private static let size = 4 << 20
@@ -65,6 +75,28 @@ struct ShortWriteTests {
             let content = try await client.ask(0, length: UInt32(Self.size), answer: Self.size).payload
             #expect(Data(content) == model, "round \(round), seed \(seed)")
         }
+        try await test.stop()
+    }
+
+    @Test("tell of the one that comes next, if it has come", arguments: EngineKind.allCases)
+    func next(kind: EngineKind) async throws {
+        let test = try await ServerUnderTest.start(kind)
+        let disk = ExpectingDisk(SimDisk(size: UInt64(Self.size), engine: test.engine, name: "next"))
+        try test.server.add(NBDExport(name: "a", device: disk, isReadOnly: false))
+        let client = try await RawClient.open(test.path, "a", structured: false)
+        // What is sent in one piece comes in one. The last but one is refused.
+        let offsets: [UInt64] = [8192, 0, .max, 4096]
+        let stream = offsets.flatMap { offset in
+            RawClient.request(Self.write, cookie: offset, offset: offset, length: 4096)
+                + [UInt8](repeating: 7, count: 4096)
+        }
+        // The beginning of a header is none.
+        try await client.send(stream + [0x25, 0x60, 0x95])
+        for _ in offsets {
+            let reply = try await client.reply()
+            #expect((reply.error == 0) == (reply.cookie != .max))
+        }
+        #expect(disk.expected.value == [0, .max])
         try await test.stop()
     }
 

@@ -40,12 +40,12 @@ struct StagingLogTests {
             // Few tables and few blocks meet often; `spread` apart they are all over a table, or in a row.
             let (tables, keys) = (1 << Int.random(in: 0...4, using: &random), 1 << (round % 12))
             let spread = UInt32(1) << UInt32.random(in: 0...18, using: &random)
-            let shrinks = Int.random(in: 1...9, using: &random)
+            let additions = Int.random(in: 1...9, using: &random)
             for turn in 0..<4000 {
                 let key = UInt32.random(in: 0..<UInt32(keys), using: &random) * spread
                 let block = SlotIndex.Name(table: Int.random(in: 0..<tables, using: &random), key: key).block
                 switch Int.random(in: 0..<10, using: &random) {
-                case ..<shrinks:
+                case ..<additions:
                     let isNew = model[block] == nil
                     if isNew { model[block] = turn }
                     index.fetch(block)
@@ -74,6 +74,18 @@ struct StagingLogTests {
         #expect(other == nil && removed == nil)
     }
 
+    @Test("finds blocks at regular distances after a few looks, however many there are")
+    func distances() {
+        for distance in [1, 2, 3, 16, 1000, 1023, 1024, 1025, 4096, 1 << 15, 1 << 18, 1 << 20, (1 << 20) + 1]
+        {
+            var index = SlotIndex()
+            for number in 0..<96 * SlotIndex.tables { _ = index.add(number * distance, in: number) }
+            let mean = index.meanDistance
+            // Of three quarters, the most that are full, one and a half would be the average.
+            #expect(mean < 3, "at distances of \(distance) blocks")
+        }
+    }
+
     @Test("finds what has come before it is in the index, and keeps the first where a block comes twice")
     func settling() throws {
         let directory = try TemporaryDirectory()
@@ -82,7 +94,10 @@ struct StagingLogTests {
             directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
         let sim = SimEngine(seed: 1, limit: .seconds(60))
         let isDone = sim.drive {
-            let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            func successor() -> StagingLog {
+                StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            }
+            let log = successor()
             func save(_ blocks: Range<Int>, _ content: UInt8) {
                 guard let memory = log.room(for: blocks.count, upTo: { .max }) else {
                     Issue.record("there is room for blocks \(blocks)")
@@ -108,6 +123,10 @@ struct StagingLogTests {
             #expect(content(of: 9) == 1)
             save(8..<9, 3)
             #expect(log.blocks.count == 4)
+            // A killed agent's successor has the first place, and its successor no other.
+            let (second, third) = (successor(), successor())
+            #expect(second.held == 4 && third.held == 4)
+            #expect(record.load(at: 4096 + 5 * 8) == 0)
             new = []
             log.settle { new.append($0) }
             #expect(new.isEmpty)
@@ -116,12 +135,37 @@ struct StagingLogTests {
             for block in 100..<164 { save(block..<block + 1, 4) }
             #expect(log.shouldSettle)
             log.settle { _ in }
-            // A killed agent's successor has the same, and no second place of a block.
-            let next = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
-            #expect(Set(next.blocks) == Set(log.blocks))
-            #expect(next.held == log.held)
+            let next = successor()
+            #expect(next.blocks.sorted() == log.blocks.sorted())
             for block in log.blocks { log.forget(block) }
-            #expect(log.held == 0)
+            #expect(log.held == 0 && successor().held == 0)
+        }
+        #expect(isDone)
+    }
+
+    @Test("is not left to take more and more while nothing is looked for")
+    func settlingByItself() throws {
+        let directory = try TemporaryDirectory()
+        let shape = StagingLog.Shape(blocksPerSegment: 128, buffers: 4, segments: 8)
+        let record = try MappedFile.create(
+            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let sim = SimEngine(seed: 1, limit: .seconds(60))
+        let size: UInt64 = 4 << 20
+        let isDone = sim.drive {
+            let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            let staging = Staging(on: SimDisk(size: size + shape.fileLength, engine: sim))
+            staging.use(log, driveSize: size)
+            for block in 0..<UInt64(300) {
+                let range = ByteRange(offset: block * 4096, length: 4096)
+                let isSaved = staging.saveInLog(range) { memory in
+                    memory.bytes.initializeMemory(as: UInt8.self, repeating: 1)
+                    return true
+                }
+                #expect(isSaved == true)
+                #expect(!log.shouldSettle)
+            }
+            #expect(staging.held(in: ByteRange(offset: 0, length: size)) == 300 * 4096)
+            #expect(staging.usage.used == 3 * shape.segmentLength)
         }
         #expect(isDone)
     }

@@ -120,6 +120,7 @@ struct StagingLogTests {
             log.settle { new.append($0) }
             #expect(new == [7, 8, 9, 10])
             #expect(log.held == 4)
+            #expect(record.load(at: 4096 + 3 * 8) == 0, "the second place of block 9")
             #expect(content(of: 9) == 1)
             save(8..<9, 3)
             #expect(log.blocks.count == 4)

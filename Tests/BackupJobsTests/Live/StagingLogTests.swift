@@ -4,6 +4,11 @@ internal import Testing
 
 @testable internal import BackupJobs
 
+/// An expectation that fails looks into what it names, and traps where that has something that cannot be copied.
+extension StagingLog: CustomReflectable {
+    public var customMirror: Mirror { Mirror(self, children: []) }
+}
+
 @Suite("The log of staging")
 struct StagingLogTests {
     @Test("names blocks of drives of any size, and those at regular distances do not crowd in one table")

@@ -30,7 +30,8 @@ struct GuestPace {
         static let many = Allowance(depth: 4, stepLength: 256 << 10, chunkSize: 1 << 20)
         static let manyChanges = Allowance(depth: 6, stepLength: 1 << 20, chunkSize: 2 << 20)
         static let manyOnDisk = Allowance(depth: 3, stepLength: 128 << 10, chunkSize: 256 << 10)
-        static let few = Allowance(depth: 2, stepLength: 128 << 10, chunkSize: 256 << 10)
+        static let few = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 256 << 10)
+        static let fewOnDisk = Allowance(depth: 2, stepLength: 128 << 10, chunkSize: 256 << 10)
     }
 
     private(set) var allowance = Allowance.idle
@@ -56,7 +57,8 @@ struct GuestPace {
         if quietSteps == Self.patience {
             allowance = .idle
         } else if perTurn < Self.many {
-            allowance = inLongPieces && stepsWithoutChange < Self.patience ? .longWrites : .few
+            let areLongWrites = inLongPieces && stepsWithoutChange < Self.patience
+            allowance = areLongWrites ? .longWrites : waitsForDisk ? .fewOnDisk : .few
         } else if waitsForDisk {
             // A long step holds up nobody's turn, but all that is before the guest's requests on that disk.
             allowance = .manyOnDisk

@@ -319,6 +319,7 @@ internal import Testing
                 allowance(steps: long, requests: 100, changes: changes, perTurn: 16, waitsForDisk: true)
                     == .manyOnDisk)
         }
+        #expect(allowance(steps: long, requests: 1, changes: 1, perTurn: 1, waitsForDisk: true) == .fewOnDisk)
         // What was written long ago says nothing of a guest that reads.
         #expect(allowance(steps: 2 * long, requests: 1, changes: 0, perTurn: 1, inLongPieces: true) == .few)
     }

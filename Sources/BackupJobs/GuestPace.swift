@@ -30,7 +30,7 @@ struct GuestPace {
         static let many = Allowance(depth: 4, stepLength: 256 << 10, chunkSize: 1 << 20)
         static let manyChanges = Allowance(depth: 6, stepLength: 1 << 20, chunkSize: 2 << 20)
         static let manyOnDisk = Allowance(depth: 3, stepLength: 128 << 10, chunkSize: 256 << 10)
-        static let few = Allowance(depth: 4, stepLength: 128 << 10, chunkSize: 256 << 10)
+        static let few = Allowance(depth: 3, stepLength: 128 << 10, chunkSize: 256 << 10)
         static let fewOnDisk = Allowance(depth: 2, stepLength: 128 << 10, chunkSize: 256 << 10)
     }
 

@@ -90,8 +90,10 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
-    package func expectWrite(at offset: UInt64) {
-        if offset < size { state.value.point?.fetch(offset) }
+    /// What they overwrite is saved together, before the first of them is made.
+    package func expectWrites(_ ranges: () -> [ByteRange]) {
+        guard let point = state.value.point, isClear else { return }
+        point.saveAtOnce(together: ranges())
     }
 
     /// When nothing but the disk has to be waited for.
@@ -118,9 +120,11 @@ package final class LiveDrive: BlockDevice {
     /// Whether `range` may change in this step, after what can be saved in it for `point`, the drive's.
     private func mayChangeAtOnce(_ range: ByteRange, _ point: PointInTime?) -> Bool {
         guard range.end <= size else { return false }
-        let isClear = state.withState { $0.kept.isEmpty && $0.requests.beforeCount == 0 }
         return isClear && point?.saveAtOnce(range) ?? true
     }
+
+    /// No change has to wait for discards that are kept, or for requests of before.
+    private var isClear: Bool { state.withState { $0.kept.isEmpty && $0.requests.beforeCount == 0 } }
 
     private func noteChange() {
         state.withState { state in

@@ -228,11 +228,20 @@ extension PointInTime {
 
     /// Staging has the old content of `blocks`.
     func noteSaved(_ blocks: Range<Int>) {
+        setSaved(blocks)
+        haveSaved()
+    }
+
+    /// The same; `haveSaved` follows in this step.
+    func setSaved(_ blocks: Range<Int>) {
         for cluster in clusters(ofBlocks: blocks)
         where !record.bits.done.isSet(cluster) && !isTouched(cluster) {
             state.value.urgent.append(cluster)
         }
         record.bits.saved.set(blocks)
+    }
+
+    func haveSaved() {
         sendStagingOn()
         if !state.value.needsNoSaves { control.signal.raise() }
     }

@@ -23,8 +23,45 @@ extension PointInTime {
         return true
     }
 
-    /// Whether what is at `offset` is saved will be asked soon, and the answer is in no cache.
-    func fetch(_ offset: UInt64) { record.bits.saved.fetch(Int(offset / JobRecord.blockSize)) }
+    /// Saves what short writes that have come together overwrite: all of it is read, and noted, one behind the other. Each write
+    /// by itself takes a sixth longer, as what the thread needs for one is in no cache any more when it comes to the next.
+    func saveAtOnce(together ranges: [ByteRange]) {
+        guard !ranges.isEmpty, state.value.saves.isEmpty else { return }
+        for range in ranges where range.end <= drive.size {
+            record.bits.saved.fetch(Int(range.offset / JobRecord.blockSize))
+        }
+        var toSave: [Int] = []
+        toSave.reserveCapacity(ranges.count)
+        for range in ranges {
+            guard let block = wholeBlock(of: range), isToSaveAtOnce(block), !toSave.contains(block) else {
+                continue
+            }
+            toSave.append(block)
+        }
+        guard staging.room >= UInt64(toSave.count) * JobRecord.blockSize else { return }
+        let count = staging.saveInLog(toSave) { block, memory in
+            drive.device.readAtOnce(bytes(ofBlocks: block..<block + 1), into: memory)
+        }
+        guard count > 0 else { return }
+        for block in toSave.prefix(count) { setSaved(block..<block + 1) }
+        haveSaved()
+        warnIfNearlyFull()
+    }
+
+    /// The only block that `range` touches; nil where there are more, or that of the drive's end is none.
+    private func wholeBlock(of range: ByteRange) -> Int? {
+        let blocks = blocks(of: range)
+        return blocks.count == 1 && UInt64(blocks.upperBound) * JobRecord.blockSize <= drive.size
+            ? blocks.lowerBound : nil
+    }
+
+    private func isToSaveAtOnce(_ block: Int) -> Bool {
+        let cluster = block / blocksPerCluster
+        return isProtected(cluster) && (options.sync != .top || record.bits.needKnown.isSet(cluster))
+            && !isSettled(block)
+            // As below.
+            && (try? reserve(&record.bits.saved, block..<block + 1)) != nil
+    }
 
     private func copyOutAtOnce(_ blocks: Range<Int>) -> Bool {
         let range = bytes(ofBlocks: blocks)

@@ -208,34 +208,12 @@ package final class Staging: Sendable {
         }
     }
 
-    /// The runs of whole blocks that are not zero.
-    private func dataParts(of range: ByteRange, _ buffer: IOSlice) -> [(range: ByteRange, bytes: IOSlice)] {
-        var parts: [(range: ByteRange, bytes: IOSlice)] = []
-        var start = 0
-        while start < buffer.count {
-            var end = min(start + Int(JobRecord.blockSize), buffer.count)
-            let isZero = ZeroDetection.isZero(buffer[start..<end].bytes)
-            while end < buffer.count {
-                let next = min(end + Int(JobRecord.blockSize), buffer.count)
-                guard ZeroDetection.isZero(buffer[end..<next].bytes) == isZero else { break }
-                end = next
-            }
-            if !isZero {
-                let part = ByteRange(offset: range.offset + UInt64(start), length: UInt64(end - start))
-                parts.append((part, buffer[start..<end]))
-            }
-            start = end
-        }
-        return parts
-    }
-
     /// Saves short pieces to memory, which `fill` fills with their content, or returns false. Returns that, or nil where there is
     /// no room for them; then nothing was called.
     func saveInLog(_ range: ByteRange, fill: (IOSlice) -> Bool) -> Bool? {
         guard range.length <= Self.longestInLog, let log = state.value.log else { return nil }
         let blocks = blocks(of: range)
-        let most = { min(self.limit.load(ordering: .relaxed) / 4, log.length + min(self.room, .max / 2)) }
-        guard let memory = log.room(for: blocks.count, upTo: most) else { return nil }
+        guard let memory = log.room(for: blocks.count, upTo: { most(log) }) else { return nil }
         let content = memory[0..<Int(range.length)]
         guard fill(content) else { return false }
         if !ZeroDetection.isZero(content.bytes) {
@@ -244,6 +222,34 @@ package final class Staging: Sendable {
         }
         noteUsed()
         return true
+    }
+
+    /// What the log may take, in bytes.
+    private func most(_ log: StagingLog) -> UInt64 {
+        min(limit.load(ordering: .relaxed) / 4, log.length + min(room, .max / 2))
+    }
+
+    /// Saves single blocks, each of which `read` reads into memory, or returns false, which is the end of it. How many, from the
+    /// first on.
+    func saveInLog(_ blocks: [Int], read: (Int, IOSlice) -> Bool) -> Int {
+        guard let log = state.value.log else { return 0 }
+        let unit = Int(JobRecord.blockSize)
+        var (rest, isReadable) = (blocks[...], true)
+        while isReadable, !rest.isEmpty, let memory = log.room(forSome: rest.count, upTo: { most(log) }) {
+            var taken: [Int] = []
+            taken.reserveCapacity(rest.count)
+            for block in rest.prefix(memory.count / unit) {
+                let content = memory[taken.count * unit..<(taken.count + 1) * unit]
+                isReadable = read(block, content)
+                guard isReadable else { break }
+                rest.removeFirst()
+                if !ZeroDetection.isZero(content.bytes) { taken.append(block) }
+            }
+            log.take(taken)
+            if log.shouldSettle { settle() }
+            noteUsed()
+        }
+        return blocks.count - rest.count
     }
 
     /// What the log has taken is found from now on: before anything is looked for.
@@ -331,10 +337,6 @@ package final class Staging: Sendable {
             return failure
         }
         if let failure { throw failure }
-    }
-
-    private static func slice(of buffer: IOSlice, _ part: ByteRange, in range: ByteRange) -> IOSlice {
-        buffer[Int(part.offset - range.offset)..<Int(part.end - range.offset)]
     }
 
     /// The log has so much in memory that `sendNext` should be called.

@@ -176,15 +176,21 @@ final class StagingLog: Sendable {
         }
     }
 
-    /// The content of `blocks` is where `room` for them was.
-    func take(_ blocks: Range<Int>) {
+    /// The same for as many of so many, at least one, as the segment has room for.
+    func room(forSome blocks: Int, upTo most: () -> UInt64) -> IOSlice? {
+        let left = shape.blocksPerSegment - (state.value.open?.filled ?? 0)
+        return room(for: min(blocks, left > 0 ? left : shape.blocksPerSegment), upTo: most)
+    }
+
+    /// The content of `blocks` is where `room` for them was, from its start on.
+    func take(_ blocks: some Collection<Int>) {
         state.withState { state in
             guard let open = state.open else { preconditionFailure("there was room for what is taken") }
-            let first = open.segment * shape.blocksPerSegment + open.filled
+            var slot = open.segment * shape.blocksPerSegment + open.filled
             for block in blocks {
-                let slot = first + block - blocks.lowerBound
                 note(UInt64(block) + 1, in: slot)
                 state.taken.append((block, slot))
+                slot += 1
             }
             state.segments[open.segment].held += blocks.count
             state.open = (open.segment, open.filled + blocks.count)

@@ -50,8 +50,9 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
 
-    /// A write at this offset comes next, if it is one: what has to be looked up for it is fetched meanwhile.
-    func expectWrite(at offset: UInt64)
+    /// Writes of `ranges` have come, and most of them are made in this step: what they have in common can be done for all of them
+    /// together. It is asked only where that helps.
+    func expectWrites(_ ranges: () -> [ByteRange])
 
     /// Begins what `write` does and calls `done` in a step of its own on the engine, when that is done, or is not: then any part of
     /// `range` may have been written. False when this cannot be begun in this step; then nothing is called.
@@ -166,7 +167,7 @@ extension BlockDevice {
 
     package func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool { false }
 
-    package func expectWrite(at _: UInt64) {}
+    package func expectWrites(_: () -> [ByteRange]) {}
 
     package func zeroesQuickly(mayUnmap: Bool) -> Bool { false }
 

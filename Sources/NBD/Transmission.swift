@@ -13,6 +13,9 @@ final class Transmission: Sendable {
     /// Requests whose replies have not left.
     static let maximumInFlight = 128
 
+    /// How many requests are looked at for what they have in common.
+    private static let together = 8
+
     private static let payloadPiece = 1 << 20
 
     /// Longer requests take so long that it matters little who does them, and others wait meanwhile.
@@ -129,6 +132,7 @@ final class Transmission: Sendable {
         while true {
             var batch = Gathering.Batch()
             while input.count >= RequestHeader.byteCount {
+                if batch.requests % Self.together == 0 { device.expectWrites { self.nextShortWrites() } }
                 guard let request = RequestHeader(input.bytes) else {
                     report("a request does not start as requests do")
                     return cutOff()
@@ -169,6 +173,25 @@ final class Transmission: Sendable {
         }
     }
 
+    /// Those of the next few requests that have arrived whole, up to the first that is neither one nor a read; none when that is
+    /// only one.
+    private func nextShortWrites() -> [ByteRange] {
+        let bytes = input.bytes
+        var (ranges, next): ([ByteRange], Int) = ([], 0)
+        for _ in 0..<Self.together {
+            guard bytes.count - next >= RequestHeader.byteCount,
+                let request = RequestHeader(UnsafeRawBufferPointer(rebasing: bytes[next...])),
+                case .serve(let command) = judge(request), command == .read || request.hasShortPayload
+            else { break }
+            next += RequestHeader.byteCount + (command == .read ? 0 : Int(request.length))
+            guard next <= bytes.count, next < bytes.count || !ranges.isEmpty else { break }
+            guard command == .write else { continue }
+            if ranges.isEmpty { ranges.reserveCapacity(Self.together) }
+            ranges.append(ByteRange(offset: request.offset, length: UInt64(request.length)))
+        }
+        return ranges.count > 1 ? ranges : []
+    }
+
     private func waitForSlot() async {
         while state.value.inFlight >= Self.maximumInFlight {
             await withUnsafeContinuation { state.value.waitingForSlot = $0 }
@@ -193,11 +216,6 @@ final class Transmission: Sendable {
         case .write:
             // From where it was received; the disk takes it from memory that stays.
             guard !request.flags.contains(.fua), let payload = input.slice(count) else { return false }
-            if input.count >= count + RequestHeader.byteCount,
-                let next = RequestHeader(UnsafeRawBufferPointer(rebasing: input.bytes[count...]))
-            {
-                device.expectWrite(at: next.offset)
-            }
             if !writeAtOnce(request, payload) {
                 buffer = memory.takeIfAvailable(count, for: account)
                 guard let buffer else { return false }

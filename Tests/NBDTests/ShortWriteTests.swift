@@ -8,11 +8,14 @@ internal import Testing
 /// A disk that notes which writes it was told of before they came.
 private final class ExpectingDisk: DiskAbove {
     let below: any BlockDevice
-    let expected = Locked<[UInt64]>([])
+    let expected = Locked<[[ByteRange]]>([])
 
     init(_ disk: any BlockDevice) { below = disk }
 
-    func expectWrite(at offset: UInt64) { expected.withLock { $0.append(offset) } }
+    func expectWrites(_ ranges: () -> [ByteRange]) {
+        let ranges = ranges()
+        if !ranges.isEmpty { expected.withLock { $0.append(ranges) } }
+    }
 }
 
 @Suite("Short writes, many at a time")
@@ -78,25 +81,48 @@ struct ShortWriteTests {
         try await test.stop()
     }
 
-    @Test("tell of the one that comes next, if it has come", arguments: EngineKind.allCases)
+    @Test("are told of before they come, where there are more that will be served", arguments: EngineKind.allCases)
     func next(kind: EngineKind) async throws {
         let test = try await ServerUnderTest.start(kind)
         let disk = ExpectingDisk(SimDisk(size: UInt64(Self.size), engine: test.engine, name: "next"))
         try test.server.add(NBDExport(name: "a", device: disk, isReadOnly: false))
         let client = try await RawClient.open(test.path, "a", structured: false)
-        // What is sent in one piece comes in one. The last but one is refused.
-        let offsets: [UInt64] = [8192, 0, .max, 4096]
-        let stream = offsets.flatMap { offset in
-            RawClient.request(Self.write, cookie: offset, offset: offset, length: 4096)
-                + [UInt8](repeating: 7, count: 4096)
+        func write(_ offset: UInt64, _ length: Int) -> [UInt8] {
+            RawClient.request(Self.write, cookie: offset, offset: offset, length: UInt32(length))
+                + [UInt8](repeating: 7, count: length)
         }
-        // The beginning of a header is none.
-        try await client.send(stream + [0x25, 0x60, 0x95])
-        for _ in offsets {
-            let reply = try await client.reply()
-            #expect((reply.error == 0) == (reply.cookie != .max))
+        /// What is sent in one piece comes in one; the beginning of a header is none.
+        func send(_ stream: [UInt8], answers: Int, read: Int = 0) async throws -> [[UInt64]] {
+            disk.expected.withLock { $0 = [] }
+            try await client.send(stream + [0x25, 0x60, 0x95])
+            for _ in 0..<answers {
+                let reply = try await client.reply()
+                #expect((reply.error == 0) == (reply.cookie != .max))
+                if reply.cookie == 1 { _ = try await client.receive(read) }
+            }
+            let next = write(8, 512)
+            try await client.send(Array(next[3...]))
+            #expect(try await client.reply().error == 0)
+            return disk.expected.value.map { $0.map(\.offset) }
         }
-        #expect(disk.expected.value == [0, .max])
+        // One that comes alone needs nothing.
+        #expect(try await send(write(8192, 4096), answers: 1) == [])
+        // Reads in between are no matter, but nothing is told of what is refused, nor of what follows it.
+        let read = RawClient.request(0, cookie: 1, offset: 0, length: 512)
+        let stream = write(8192, 4096) + read + write(0, 512) + write(.max, 4096) + write(4096, 4096)
+        #expect(try await send(stream, answers: 5, read: 512) == [[8192, 0]])
+        // A few at a time.
+        let many = (0..<11).map { UInt64($0) * 4096 }
+        let told = try await send(many.flatMap { write($0, 512) }, answers: many.count)
+        #expect(told == [Array(many[..<8]), Array(many[8...])])
+        // Only what is whole, as the rest of it may never come.
+        let half = write(12288, 4096)
+        disk.expected.withLock { $0 = [] }
+        try await client.send(write(0, 512) + write(512, 512) + half[..<1000])
+        for _ in 0..<2 { #expect(try await client.reply().error == 0) }
+        #expect(disk.expected.value.map { $0.map(\.offset) } == [[0, 512]])
+        try await client.send(Array(half[1000...]))
+        #expect(try await client.reply().error == 0)
         try await test.stop()
     }
 

@@ -21,6 +21,23 @@ extension LiveAgent {
         }
     }
 
+    /// Mostly others come with a write. Here they go astray, and what they would have overwritten is saved all the same.
+    func expectWrites(_ range: ByteRange) {
+        let size = history.size
+        let ranges = sim.random { chance -> [ByteRange] in
+            guard chance.oneIn(2) else { return [] }
+            var ranges = (0..<chance.below(8)).map { _ in
+                let offset = chance.below(size / 512) * 512
+                return ByteRange(
+                    offset: offset, length: min(size - offset, chance.pick([512, 1024, 4096, 8192])))
+            }
+            ranges += [range, range.prefix(512)]
+            ranges.shuffle(using: &chance)
+            return ranges
+        }
+        drive.expectWrites { ranges }
+    }
+
     @discardableResult
     func noteStart(_ index: Int) -> LiveHistory.Request {
         history.state.withLock { state in

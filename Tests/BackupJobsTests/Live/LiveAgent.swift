@@ -371,6 +371,7 @@ final class LiveAgent: Sendable {
                     let start = (unit - request.units.lowerBound) * 512
                     DiskContent.fill(buffer[start..<start + 512].bytes, request.value, unit: unit)
                 }
+                expectWrites(range)
                 guard !drive.writeAtOnce(range, from: buffer.slice) else { break }
                 switch await beginWrite(index, range, buffer.slice) {
                 case .done: return

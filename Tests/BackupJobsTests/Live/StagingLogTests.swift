@@ -176,6 +176,48 @@ struct StagingLogTests {
         #expect(isDone)
     }
 
+    @Test("takes blocks that come together, over the end of a segment, up to one that cannot be read")
+    func together() throws {
+        let directory = try TemporaryDirectory()
+        let shape = StagingLog.Shape(blocksPerSegment: 4, buffers: 4, segments: 8)
+        let record = try MappedFile.create(
+            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let sim = SimEngine(seed: 1, limit: .seconds(60))
+        let size: UInt64 = 4 << 20
+        let isDone = sim.drive {
+            let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
+            let staging = Staging(on: SimDisk(size: size + shape.fileLength, engine: sim))
+            staging.use(log, driveSize: size)
+            /// Block 20 is zero, 30 cannot be read.
+            func save(_ blocks: [Int]) -> Int {
+                staging.saveInLog(blocks) { block, memory in
+                    #expect(memory.count == 4096)
+                    memory.bytes.initializeMemory(as: UInt8.self, repeating: block == 20 ? 0 : UInt8(block))
+                    return block != 30
+                }
+            }
+            func content(of block: Int) -> UInt8? {
+                guard case .memory(let slice) = log.place(of: block) else { return nil }
+                return slice.bytes.allSatisfy { $0 == slice.bytes[0] } ? slice.bytes[0] : nil
+            }
+            #expect(save([]) == 0 && staging.usage.used == 0)
+            let blocks = [9, 20, 3, 11, 5, 20, 7, 1]
+            #expect(save(blocks) == blocks.count)
+            #expect(save([12, 30, 13]) == 1)
+            #expect(save([30]) == 0)
+            #expect(save([14]) == 1)
+            for block in [9, 3, 11, 5, 7, 1, 12, 14] { #expect(content(of: block) == UInt8(block)) }
+            #expect(Set(log.blocks) == [9, 3, 11, 5, 7, 1, 12, 14])
+            // Two segments, whole.
+            #expect(staging.usage.used == 2 * shape.segmentLength)
+            #expect(staging.held(in: ByteRange(offset: 0, length: size)) == 8 * 4096)
+            // All memory is taken in the end.
+            #expect(save(Array(100..<200)) == 8)
+            #expect(save([201]) == 0)
+        }
+        #expect(isDone)
+    }
+
     @Test("takes words that mean nothing for nothing")
     func garbage() throws {
         let directory = try TemporaryDirectory()

@@ -1,14 +1,16 @@
-/* The floor of the nbd rows of tools/bench: what a server costs that does nothing. One thread answers reads with the
- * same page and drops writes; all requests that one receive brings are answered with one send.
+/* The floor of the nbd rows of tools/bench: what a server costs that does nothing, or no more than one system call a
+ * request. One thread answers reads with the same page and drops writes, or reads and writes FILE; all requests that one
+ * receive brings are answered with one send.
  *
- *     nbd-floor serve SOCKET           it sleeps while there is nothing to do
- *     nbd-floor serve-awake SOCKET     it never does
+ *     nbd-floor serve SOCKET [FILE [direct]]           it sleeps while there is nothing to do
+ *     nbd-floor serve-awake SOCKET [FILE [direct]]     it never does; `direct`: past the page cache
  *
  * It knows what fio's nbd engine asks for, and ends when it is asked for anything else.
  */
 #define _GNU_SOURCE
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +32,9 @@ struct client {
     char input[INPUT];
 };
 
+/* The file that is served; -1: none. */
+static int file = -1, is_direct;
+
 static void fail(const char *what) {
     fprintf(stderr, "nbd-floor: %s: %s\n", what, strerror(errno));
     exit(1);
@@ -39,6 +44,7 @@ static char *put16(char *to, uint16_t value) { value = htobe16(value); return me
 static char *put32(char *to, uint32_t value) { value = htobe32(value); return mempcpy(to, &value, 4); }
 static char *put64(char *to, uint64_t value) { value = htobe64(value); return mempcpy(to, &value, 8); }
 static uint16_t get16(const char *from) { uint16_t value; memcpy(&value, from, 2); return be16toh(value); }
+static uint64_t get64(const char *from) { uint64_t value; memcpy(&value, from, 8); return be64toh(value); }
 static uint32_t get32(const char *from) { uint32_t value; memcpy(&value, from, 4); return be32toh(value); }
 
 /* Reads `count` bytes; 0 at the end. */
@@ -110,7 +116,8 @@ static void send_all(int fd, struct iovec *parts, size_t count) {
 
 /* Answers what has arrived; 0 when the client leaves. */
 static int answer(struct client *client) {
-    static char page[LONGEST], headers[MOST * HEADER];
+    static _Alignas(LONGEST) char pages[MOST][LONGEST];
+    static char headers[MOST * HEADER];
     static struct iovec parts[2 * MOST];
     ssize_t some = recv(client->fd, client->input + client->held, INPUT - client->held, MSG_DONTWAIT);
     if (some < 0) return errno == EAGAIN;
@@ -125,6 +132,12 @@ static int answer(struct client *client) {
         if (type > CMD_FLUSH || length > LONGEST || answered == MOST) { errno = EPROTO; fail("a request"); }
         size_t whole = HEADER + (type == CMD_WRITE ? length : 0);
         if (client->held - used < whole) break;
+        char *page = pages[file < 0 ? 0 : answered];
+        const char *payload = request + HEADER;
+        off_t offset = get64(request + 16);
+        if (type == CMD_WRITE && is_direct) payload = memcpy(page, payload, length);
+        if (type == CMD_READ && file >= 0 && pread(file, page, length, offset) != length) fail("pread");
+        if (type == CMD_WRITE && file >= 0 && pwrite(file, payload, length, offset) != length) fail("pwrite");
         used += whole;
         char *reply = next;
         if (type == CMD_READ && client->structured) {
@@ -145,11 +158,13 @@ static int answer(struct client *client) {
 }
 
 int main(int count, char **words) {
-    int is_awake = count == 3 && !strcmp(words[1], "serve-awake");
-    if (!is_awake && (count != 3 || strcmp(words[1], "serve"))) {
-        fprintf(stderr, "usage: nbd-floor serve|serve-awake SOCKET\n");
+    int is_awake = count > 1 && !strcmp(words[1], "serve-awake");
+    if (count < 3 || count > 5 || (!is_awake && strcmp(words[1], "serve"))) {
+        fprintf(stderr, "usage: nbd-floor serve|serve-awake SOCKET [FILE [direct]]\n");
         return 64;
     }
+    is_direct = count == 5;
+    if (count > 3 && (file = open(words[3], O_RDWR | O_CLOEXEC | (is_direct ? O_DIRECT : 0))) < 0) fail(words[3]);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(words[2]) >= sizeof address.sun_path) { errno = ENAMETOOLONG; fail(words[2]); }
     strcpy(address.sun_path, words[2]);

@@ -90,7 +90,7 @@ package final class LiveDrive: BlockDevice {
         return true
     }
 
-    /// What they overwrite is saved together, before the first of them is made.
+    /// Blocks that they overwrite are saved together, before the first of them is made.
     package func expectWrites(_ ranges: () -> [ByteRange]) {
         guard let point = state.value.point, isClear else { return }
         point.saveAtOnce(together: ranges())

@@ -23,43 +23,36 @@ extension PointInTime {
         return true
     }
 
-    /// Saves what short writes that have come together overwrite: all of it is read, and noted, one behind the other. Each write
-    /// by itself takes a sixth longer, as what the thread needs for one is in no cache any more when it comes to the next.
+    /// Saves the old content of each block that one of these writes lies in, as far as the page cache has it: what is read, and what
+    /// is noted, one behind the other, as what the thread needs for the one is in no cache any more when it has done the other.
     func saveAtOnce(together ranges: [ByteRange]) {
-        guard !ranges.isEmpty, state.value.saves.isEmpty else { return }
-        for range in ranges where range.end <= drive.size {
-            record.bits.saved.fetch(Int(range.offset / JobRecord.blockSize))
-        }
+        // That of the drive's end may be shorter.
+        let whole = Int(drive.size / JobRecord.blockSize)
         var toSave: [Int] = []
         toSave.reserveCapacity(ranges.count)
-        for range in ranges {
-            guard let block = wholeBlock(of: range), isToSaveAtOnce(block), !toSave.contains(block) else {
-                continue
-            }
-            toSave.append(block)
+        for range in ranges where !range.isEmpty && range.end <= drive.size {
+            let blocks = blocks(of: range)
+            guard blocks.count == 1, blocks.lowerBound < whole else { continue }
+            record.bits.saved.fetch(blocks.lowerBound)
+            toSave.append(blocks.lowerBound)
         }
-        guard staging.room >= UInt64(toSave.count) * JobRecord.blockSize else { return }
-        let count = staging.saveInLog(toSave) { block, memory in
+        toSave.removeAll { !canSaveAtOnce($0) }
+        guard !toSave.isEmpty, staging.room >= UInt64(toSave.count) * JobRecord.blockSize else { return }
+        let saved = staging.saveSingly(toSave) { block, memory in
             drive.device.readAtOnce(bytes(ofBlocks: block..<block + 1), into: memory)
         }
-        guard count > 0 else { return }
-        for block in toSave.prefix(count) { setSaved(block..<block + 1) }
+        guard !saved.isEmpty else { return }
+        for block in saved { setSaved(block..<block + 1) }
         haveSaved()
         warnIfNearlyFull()
     }
 
-    /// The only block that `range` touches; nil where there are more, or that of the drive's end is none.
-    private func wholeBlock(of range: ByteRange) -> Int? {
-        let blocks = blocks(of: range)
-        return blocks.count == 1 && UInt64(blocks.upperBound) * JobRecord.blockSize <= drive.size
-            ? blocks.lowerBound : nil
-    }
-
-    private func isToSaveAtOnce(_ block: Int) -> Bool {
+    /// Whether the block is to be saved, and nobody is at it; then there is space for its bit.
+    private func canSaveAtOnce(_ block: Int) -> Bool {
         let cluster = block / blocksPerCluster
         return isProtected(cluster) && (options.sync != .top || record.bits.needKnown.isSet(cluster))
-            && !isSettled(block)
-            // As below.
+            && !isSettled(block) && !state.value.saves.contains { $0.blocks.contains(block) }
+            // An error is met again by `save`, which tells it.
             && (try? reserve(&record.bits.saved, block..<block + 1)) != nil
     }
 

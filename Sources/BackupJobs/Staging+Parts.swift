@@ -21,8 +21,4 @@ extension Staging {
         }
         return parts
     }
-
-    static func slice(of buffer: IOSlice, _ part: ByteRange, in range: ByteRange) -> IOSlice {
-        buffer[Int(part.offset - range.offset)..<Int(part.end - range.offset)]
-    }
 }

@@ -229,27 +229,32 @@ package final class Staging: Sendable {
         min(limit.load(ordering: .relaxed) / 4, log.length + min(room, .max / 2))
     }
 
-    /// Saves single blocks, each of which `read` reads into memory, or returns false, which is the end of it. How many, from the
-    /// first on.
-    func saveInLog(_ blocks: [Int], read: (Int, IOSlice) -> Bool) -> Int {
-        guard let log = state.value.log else { return 0 }
+    /// Saves blocks, each by itself; `read` fills memory with one, or returns false, and then that is left out. Returns those that are
+    /// saved: no more when the log has no room.
+    func saveSingly(_ blocks: [Int], read: (Int, IOSlice) -> Bool) -> [Int] {
+        guard let log = state.value.log else { return [] }
         let unit = Int(JobRecord.blockSize)
-        var (rest, isReadable) = (blocks[...], true)
-        while isReadable, !rest.isEmpty, let memory = log.room(forSome: rest.count, upTo: { most(log) }) {
+        var (next, saved): (Int, [Int]) = (0, [])
+        saved.reserveCapacity(blocks.count)
+        while next < blocks.count,
+            let memory = log.room(forSome: blocks.count - next, upTo: { most(log) })
+        {
             var taken: [Int] = []
-            taken.reserveCapacity(rest.count)
-            for block in rest.prefix(memory.count / unit) {
+            taken.reserveCapacity(blocks.count)
+            let end = next + memory.count / unit
+            for block in blocks[next..<end] {
                 let content = memory[taken.count * unit..<(taken.count + 1) * unit]
-                isReadable = read(block, content)
-                guard isReadable else { break }
-                rest.removeFirst()
+                // The second of two would be what the log does not need.
+                guard !saved.contains(block), read(block, content) else { continue }
+                saved.append(block)
                 if !ZeroDetection.isZero(content.bytes) { taken.append(block) }
             }
+            next = end
             log.take(taken)
             if log.shouldSettle { settle() }
             noteUsed()
         }
-        return blocks.count - rest.count
+        return saved
     }
 
     /// What the log has taken is found from now on: before anything is looked for.
@@ -337,6 +342,10 @@ package final class Staging: Sendable {
             return failure
         }
         if let failure { throw failure }
+    }
+
+    private static func slice(of buffer: IOSlice, _ part: ByteRange, in range: ByteRange) -> IOSlice {
+        buffer[Int(part.offset - range.offset)..<Int(part.end - range.offset)]
     }
 
     /// The log has so much in memory that `sendNext` should be called.

@@ -176,7 +176,7 @@ final class StagingLog: Sendable {
         }
     }
 
-    /// The same for as many of so many, at least one, as the segment has room for.
+    /// The same for as many of these as the segment has room for, one of them at least.
     func room(forSome blocks: Int, upTo most: () -> UInt64) -> IOSlice? {
         let left = shape.blocksPerSegment - (state.value.open?.filled ?? 0)
         return room(for: min(blocks, left > 0 ? left : shape.blocksPerSegment), upTo: most)

@@ -50,8 +50,9 @@ package protocol BlockDevice: AnyObject, Sendable {
     /// `write` tells, and any part of `range` may have been written.
     func writeAtOnce(_ range: ByteRange, from buffer: IOSlice) -> Bool
 
-    /// Writes of `ranges` have come, and most of them are made in this step: what they have in common can be done for all of them
-    /// together. It is asked only where that helps.
+    /// Short writes of `ranges` have come and are mostly made in this step: what has to be done before each of them can be done for
+    /// all of them together. They lie in the device, may overlap, and need not come after all. The closure is called only where
+    /// that is of use.
     func expectWrites(_ ranges: () -> [ByteRange])
 
     /// Begins what `write` does and calls `done` in a step of its own on the engine, when that is done, or is not: then any part of

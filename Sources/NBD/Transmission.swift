@@ -13,7 +13,8 @@ final class Transmission: Sendable {
     /// Requests whose replies have not left.
     static let maximumInFlight = 128
 
-    /// How many requests are looked at for what they have in common.
+    /// Of how many requests the device is told before they are served. With more of them the first are out of the processor's caches
+    /// before the last have come.
     private static let together = 8
 
     private static let payloadPiece = 1 << 20
@@ -184,6 +185,7 @@ final class Transmission: Sendable {
                 case .serve(let command) = judge(request), command == .read || request.hasShortPayload
             else { break }
             next += RequestHeader.byteCount + (command == .read ? 0 : Int(request.length))
+            // Only what is whole; and most of those that come alone are seen to be alone here.
             guard next <= bytes.count, next < bytes.count || !ranges.isEmpty else { break }
             guard command == .write else { continue }
             if ranges.isEmpty { ranges.reserveCapacity(Self.together) }

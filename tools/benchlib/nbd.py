@@ -22,9 +22,10 @@ ROWS = {
 RATE_GOALS = {1: 1.1, 16: 1.5, 64: 1.8}  # by depth
 CPU_GOALS = {"read": 0.6, "write": 0.8}
 LARGE_GOALS = {"read": 1.2, "write": 1.0}
-# A server that does nothing, asleep between requests or not. One that is slower may have a better rate of one connection with
-# many requests on their way: fio then sends more of them at a time.
-FLOORS = {"nbd-floor asleep": "serve", "nbd-floor awake": "serve-awake"}
+# A server that does nothing, or one system call a request, asleep between requests or not. One that is slower may have a better
+# rate of one connection with many requests on their way: fio then sends more of them at a time.
+NOTHING, ONE_CALL = "a server that does nothing", "a bare one with a pread or pwrite a request"
+WAYS = {"asleep": "serve", "awake": "serve-awake"}
 DISK_ENGINES = {"the disk, io_uring": "io_uring", "the disk, libaio": "libaio"}  # direct drives: the disk without a server
 
 
@@ -76,9 +77,9 @@ def nbdkit(directory, path):
 
 
 @contextlib.contextmanager
-def floor(bench, directory, way):
+def floor(bench, directory, way, *file):
     address = f"{directory}/nbd-floor.sock"
-    with process(address, built(bench, "nbd-floor", ".build-peer/nbd-floor"), way, address) as pid:
+    with process(address, built(bench, "nbd-floor", ".build-peer/nbd-floor"), way, address, *file) as pid:
         yield pid, f"nbd+unix:///bench?socket={address}"
 
 
@@ -124,12 +125,25 @@ def contestants(bench, row, cell, directory, path):
             servers[f"qemu-storage-daemon, {aio}"] = lambda aio=aio: storage_daemon(directory, path, cell, aio)
         if cell.form == "raw" and not cell.direct:
             servers["nbdkit file"] = lambda: nbdkit(directory, path)
-            if row.startswith("nbd-4k"):
-                servers |= {name: lambda way=way: floor(bench, directory, way) for name, way in FLOORS.items()}
+        if row.startswith("nbd-4k"):
+            for name, file in floors(row, cell, path).items():
+                servers |= {f"{name} ({way})": lambda way=way, file=file: floor(bench, directory, WAYS[way], *file)
+                            for way in WAYS}
     found = {name: lambda server=server: loaded(server, bench, row, cell, path) for name, server in servers.items()}
     if bench.options.peers and cell.form == "raw" and cell.direct:
         found |= {name: lambda engine=engine: load(bench, row, cell, path, disk_engine=engine)
                   for name, engine in DISK_ENGINES.items()}
+    return found
+
+
+def floors(row, cell, path):
+    """Those that say something of a cell, and the file that each uses."""
+    found = {}
+    if not cell.direct:
+        found[NOTHING] = []
+    # It waits for the disk, and what an image holds it does not know.
+    if cell.depth == 1 if cell.direct else cell.form == "raw" or row == "nbd-4k-read":
+        found[ONE_CALL] = [path, "direct"] if cell.direct else [path]
     return found
 
 
@@ -179,16 +193,21 @@ def measure(row, bench):
 
 
 def bounded(figure):
-    """The figure without the floors among its peers; where these are short of the goal, and better than us, that is said."""
-    floors = {name: statistics.median(values) for name in (*FLOORS, *DISK_ENGINES)
-              if (values := figure.peers.pop(name, None))}
-    if not floors:
-        return figure
-    floor = (min if LOWER_IS_BETTER[figure.unit] else max)(floors, key=floors.get)
-    what = "a server that does nothing" if floor in FLOORS else "fio on the disk, without a server"
-    figure.notes = [*figure.notes, f"{what}: {number(floors[floor])}"]
+    """The figure without the floors among its peers; where one is short of the goal, and better than us, that is said."""
+    found = {name: figure.peers.pop(name) for name in list(figure.peers)
+             if name.startswith((NOTHING, ONE_CALL)) or name in DISK_ENGINES}
     goal, peer = figure.goals[0], figure.peers.get(figure.best_peer)
-    is_better = floors[floor] <= figure.median if LOWER_IS_BETTER[figure.unit] else floors[floor] >= figure.median
-    if peer and is_better and figure.met is False and not goal.is_met(floors[floor] / statistics.median(peer)):
-        figure.limit = f"out of reach: the goal is {number(goal.value * statistics.median(peer))}"
+    best = min if LOWER_IS_BETTER[figure.unit] else max
+    kinds = {
+        NOTHING: [name for name in found if name.startswith(NOTHING)],
+        ONE_CALL: [name for name in found if name.startswith(ONE_CALL)],
+        "fio on the disk, without a server": list(DISK_ENGINES.keys() & found.keys())}
+    for what, names in kinds.items():
+        if not names:
+            continue
+        value = best(statistics.median(found[name]) for name in names)
+        figure.notes = [*figure.notes, f"{what}: {number(value)}"]
+        is_better = best(value, figure.median) == value
+        if peer and is_better and figure.met is False and not goal.is_met(value / statistics.median(peer)):
+            figure.limit = f"out of reach: the goal is {number(goal.value * statistics.median(peer))}"
     return figure

@@ -176,7 +176,7 @@ struct StagingLogTests {
         #expect(isDone)
     }
 
-    @Test("takes blocks that come together, over the end of a segment, up to one that cannot be read")
+    @Test("takes blocks that come together, over the end of a segment, without those that cannot be read")
     func together() throws {
         let directory = try TemporaryDirectory()
         let shape = StagingLog.Shape(blocksPerSegment: 4, buffers: 4, segments: 8)
@@ -189,8 +189,8 @@ struct StagingLogTests {
             let staging = Staging(on: SimDisk(size: size + shape.fileLength, engine: sim))
             staging.use(log, driveSize: size)
             /// Block 20 is zero, 30 cannot be read.
-            func save(_ blocks: [Int]) -> Int {
-                staging.saveInLog(blocks) { block, memory in
+            func save(_ blocks: [Int], _ staging: Staging) -> [Int] {
+                staging.saveSingly(blocks) { block, memory in
                     #expect(memory.count == 4096)
                     memory.bytes.initializeMemory(as: UInt8.self, repeating: block == 20 ? 0 : UInt8(block))
                     return block != 30
@@ -200,20 +200,22 @@ struct StagingLogTests {
                 guard case .memory(let slice) = log.place(of: block) else { return nil }
                 return slice.bytes.allSatisfy { $0 == slice.bytes[0] } ? slice.bytes[0] : nil
             }
-            #expect(save([]) == 0 && staging.usage.used == 0)
-            let blocks = [9, 20, 3, 11, 5, 20, 7, 1]
-            #expect(save(blocks) == blocks.count)
-            #expect(save([12, 30, 13]) == 1)
-            #expect(save([30]) == 0)
-            #expect(save([14]) == 1)
-            for block in [9, 3, 11, 5, 7, 1, 12, 14] { #expect(content(of: block) == UInt8(block)) }
-            #expect(Set(log.blocks) == [9, 3, 11, 5, 7, 1, 12, 14])
+            #expect(save([], staging) == [] && staging.usage.used == 0)
+            #expect(save([9, 20, 3, 11, 9, 5, 20, 30, 7, 1], staging) == [9, 20, 3, 11, 5, 7, 1])
+            #expect(save([12, 30, 14], staging) == [12, 14])
+            let held = [9, 3, 11, 5, 7, 1, 12, 14]
+            for block in held { #expect(content(of: block) == UInt8(block)) }
+            #expect(log.held == held.count && Set(log.blocks) == Set(held))
             // Two segments, whole.
             #expect(staging.usage.used == 2 * shape.segmentLength)
             #expect(staging.held(in: ByteRange(offset: 0, length: size)) == 8 * 4096)
-            // All memory is taken in the end.
-            #expect(save(Array(100..<200)) == 8)
-            #expect(save([201]) == 0)
+            // A quarter of the limit is the log's; else memory is its bound.
+            let small = Staging(
+                on: SimDisk(size: size + shape.fileLength, engine: sim), limit: 12 * shape.segmentLength)
+            small.use(log, driveSize: size)
+            #expect(save(Array(100..<110), small) == Array(100..<104))
+            #expect(save(Array(110..<130), staging) == Array(110..<114))
+            #expect(save([201], staging) == [])
         }
         #expect(isDone)
     }

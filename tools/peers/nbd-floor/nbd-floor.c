@@ -3,7 +3,7 @@
  * receive brings are answered with one send.
  *
  *     nbd-floor serve SOCKET [FILE [direct]]           it sleeps while there is nothing to do
- *     nbd-floor serve-awake SOCKET [FILE [direct]]     it never does; `direct`: past the page cache
+ *     nbd-floor serve-awake SOCKET [FILE [direct]]     it never does; `direct`: past the page cache, each waiting for the last
  *
  * It knows what fio's nbd engine asks for, and ends when it is asked for anything else.
  */
@@ -136,8 +136,8 @@ static int answer(struct client *client) {
         const char *payload = request + HEADER;
         off_t offset = get64(request + 16);
         if (type == CMD_WRITE && is_direct) payload = memcpy(page, payload, length);
-        if (type == CMD_READ && file >= 0 && pread(file, page, length, offset) != length) fail("pread");
-        if (type == CMD_WRITE && file >= 0 && pwrite(file, payload, length, offset) != length) fail("pwrite");
+        if (type == CMD_READ && file >= 0 && pread(file, page, length, offset) != length) fail("a pread, or it was short");
+        if (type == CMD_WRITE && file >= 0 && pwrite(file, payload, length, offset) != length) fail("a pwrite, or it was short");
         used += whole;
         char *reply = next;
         if (type == CMD_READ && client->structured) {
@@ -159,7 +159,8 @@ static int answer(struct client *client) {
 
 int main(int count, char **words) {
     int is_awake = count > 1 && !strcmp(words[1], "serve-awake");
-    if (count < 3 || count > 5 || (!is_awake && strcmp(words[1], "serve"))) {
+    if (count < 3 || count > 5 || (count == 5 && strcmp(words[4], "direct"))
+        || (!is_awake && strcmp(words[1], "serve"))) {
         fprintf(stderr, "usage: nbd-floor serve|serve-awake SOCKET [FILE [direct]]\n");
         return 64;
     }

@@ -81,7 +81,7 @@ struct ShortWriteTests {
         try await test.stop()
     }
 
-    @Test("are told of before they come, where there are more that will be served", arguments: EngineKind.allCases)
+    @Test("are told of before they come, if more than one will be served", arguments: EngineKind.allCases)
     func next(kind: EngineKind) async throws {
         let test = try await ServerUnderTest.start(kind)
         let disk = ExpectingDisk(SimDisk(size: UInt64(Self.size), engine: test.engine, name: "next"))

@@ -67,7 +67,7 @@ private final class CachedDisk: DiskAbove {
 
     @Test("what writes that come together overwrite is saved before the first of them")
     func together() {
-        let engine = SimEngine(seed: 1)
+        let engine = SimEngine(seed: 1, limit: .seconds(60))
         let disk = CachedDisk(SimDisk(size: 16 << 20 + 512, engine: engine))
         let drive = LiveDrive(disk)
         let target = SimTarget(size: disk.size, clusterSize: 65536, initially: 0xee, sim: nil)
@@ -85,7 +85,8 @@ private final class CachedDisk: DiskAbove {
             }
             // Once each; not what the cache has not, nor more than a block, nor a piece of one at the end, nor what is none.
             expect(
-                (0, 4096), (8192 + 512, 512), (CachedDisk.missing, 512), (100, 1), (12288, 8192), (7 * 4096, 0),
+                (0, 4096), (8192 + 512, 512), (CachedDisk.missing, 512), (100, 1), (12288, 8192),
+                (7 * 4096, 0),
                 (disk.size - 512, 512), (disk.size, 512), (.max - 512, 512), (9 * 4096, 4096))
             #expect(saved() == [0..<1, 2..<3, 9..<10])
             #expect(disk.reads.value.map(\.offset) == [0, 8192, CachedDisk.missing, 9 * 4096])

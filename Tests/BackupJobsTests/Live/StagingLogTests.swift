@@ -91,12 +91,31 @@ struct StagingLogTests {
         }
     }
 
-    @Test("finds what has come before it is in the index, and keeps the first where a block comes twice")
-    func settling() throws {
+    /// That of the drive whose staging it is, in bytes.
+    private static let size: UInt64 = 4 << 20
+
+    /// A small log, and an empty record that is nothing else; its file is gone.
+    private static func record(
+        blocksPerSegment: Int
+    ) throws -> (shape: StagingLog.Shape, record: MappedFile) {
         let directory = try TemporaryDirectory()
-        let shape = StagingLog.Shape(blocksPerSegment: 200, buffers: 4, segments: 8)
+        let shape = StagingLog.Shape(blocksPerSegment: blocksPerSegment, buffers: 4, segments: 8)
         let record = try MappedFile.create(
             directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        return (shape, record)
+    }
+
+    private static func staging(
+        with log: StagingLog, limit: UInt64? = nil, engine: SimEngine
+    ) -> Staging {
+        let staging = Staging(on: SimDisk(size: size + log.shape.fileLength, engine: engine), limit: limit)
+        staging.use(log, driveSize: size)
+        return staging
+    }
+
+    @Test("finds what has come before it is in the index, and keeps the first where a block comes twice")
+    func settling() throws {
+        let (shape, record) = try Self.record(blocksPerSegment: 200)
         let sim = SimEngine(seed: 1, limit: .seconds(60))
         let isDone = sim.drive {
             func successor() -> StagingLog {
@@ -151,16 +170,11 @@ struct StagingLogTests {
 
     @Test("is not left to take more and more while nothing is looked for")
     func settlingByItself() throws {
-        let directory = try TemporaryDirectory()
-        let shape = StagingLog.Shape(blocksPerSegment: 128, buffers: 4, segments: 8)
-        let record = try MappedFile.create(
-            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let (shape, record) = try Self.record(blocksPerSegment: 128)
         let sim = SimEngine(seed: 1, limit: .seconds(60))
-        let size: UInt64 = 4 << 20
         let isDone = sim.drive {
             let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
-            let staging = Staging(on: SimDisk(size: size + shape.fileLength, engine: sim))
-            staging.use(log, driveSize: size)
+            let staging = Self.staging(with: log, engine: sim)
             for block in 0..<UInt64(300) {
                 let range = ByteRange(offset: block * 4096, length: 4096)
                 let isSaved = staging.saveInLog(range) { memory in
@@ -170,7 +184,7 @@ struct StagingLogTests {
                 #expect(isSaved == true)
                 #expect(!log.shouldSettle)
             }
-            #expect(staging.held(in: ByteRange(offset: 0, length: size)) == 300 * 4096)
+            #expect(staging.held(in: ByteRange(offset: 0, length: Self.size)) == 300 * 4096)
             #expect(staging.usage.used == 3 * shape.segmentLength)
         }
         #expect(isDone)
@@ -178,16 +192,11 @@ struct StagingLogTests {
 
     @Test("takes blocks that come together, over the end of a segment, without those that cannot be read")
     func together() throws {
-        let directory = try TemporaryDirectory()
-        let shape = StagingLog.Shape(blocksPerSegment: 4, buffers: 4, segments: 8)
-        let record = try MappedFile.create(
-            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let (shape, record) = try Self.record(blocksPerSegment: 4)
         let sim = SimEngine(seed: 1, limit: .seconds(60))
-        let size: UInt64 = 4 << 20
         let isDone = sim.drive {
             let log = StagingLog(record, at: 0, shape: shape, space: [0..<record.length], engine: sim)
-            let staging = Staging(on: SimDisk(size: size + shape.fileLength, engine: sim))
-            staging.use(log, driveSize: size)
+            let staging = Self.staging(with: log, engine: sim)
             /// Block 20 is zero, 30 cannot be read.
             func save(_ blocks: [Int], _ staging: Staging) -> [Int] {
                 staging.saveSingly(blocks) { block, memory in
@@ -208,11 +217,9 @@ struct StagingLogTests {
             #expect(log.held == held.count && Set(log.blocks) == Set(held))
             // Two segments, whole.
             #expect(staging.usage.used == 2 * shape.segmentLength)
-            #expect(staging.held(in: ByteRange(offset: 0, length: size)) == 8 * 4096)
+            #expect(staging.held(in: ByteRange(offset: 0, length: Self.size)) == 8 * 4096)
             // A quarter of the limit is the log's; else memory is its bound.
-            let small = Staging(
-                on: SimDisk(size: size + shape.fileLength, engine: sim), limit: 12 * shape.segmentLength)
-            small.use(log, driveSize: size)
+            let small = Self.staging(with: log, limit: 12 * shape.segmentLength, engine: sim)
             #expect(save(Array(100..<110), small) == Array(100..<104))
             #expect(save(Array(110..<130), staging) == Array(110..<114))
             #expect(save([201], staging) == [])
@@ -222,10 +229,7 @@ struct StagingLogTests {
 
     @Test("takes words that mean nothing for nothing")
     func garbage() throws {
-        let directory = try TemporaryDirectory()
-        let shape = StagingLog.Shape(blocksPerSegment: 2, buffers: 4, segments: 8)
-        let record = try MappedFile.create(
-            directory.file("record"), length: shape.recordLength, allocated: shape.recordLength)
+        let (shape, record) = try Self.record(blocksPerSegment: 2)
         // Holders: of none, of a segment that has nothing, of one that holds something, and of the same again.
         let holders: [UInt64] = [.max, 7, 3, 3]
         for (buffer, word) in holders.enumerated() { record.store(word, at: buffer * 8) }
